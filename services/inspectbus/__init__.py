@@ -1,0 +1,1 @@
+"""InspectBus: visual inspection of manufactured parts."""

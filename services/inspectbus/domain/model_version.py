@@ -1,0 +1,104 @@
+"""A model version: an immutable folder whose card names every file by hash, and whose id is the card's own hash.
+
+<store>/<name>/<version>/model.json            this card
+                         weights.safetensors
+                         pinned/<n>.png        prepared images with the scores they must get
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from inspectbus.domain.names import Name
+from inspectbus.domain.preparation import Preparation
+
+PRODUCTION = "production"
+CARD_FILE = "model.json"
+WEIGHTS_FILE = "weights.safetensors"
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Unit = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+RelativeFile = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)?$")]
+"""One file of the version, at most one folder down; no way out of the folder can be spelt."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Architecture(_Part):
+    """What `networks.build` needs to make the empty network."""
+
+    backbone: str = Field(max_length=100)
+    """A timm or torchvision architecture name, 'timm/...' or 'torchvision/...' where both know it."""
+    dropout: Unit = 0.5
+
+
+class Normalisation(_Part):
+    """(pixel - mean) / std per RGB channel, on pixels 0 to 255; done inside the network."""
+
+    mean: tuple[Finite, Finite, Finite]
+    std: tuple[Finite, Finite, Finite]
+
+
+class Calibration(_Part):
+    """score = sigmoid(logit / temperature + bias)."""
+
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    bias: Finite = 0.0
+
+
+class DataFingerprint(_Part):
+    """What the version was trained on."""
+
+    name: str = Field(max_length=200)
+    sha256: Sha256
+    """Over every item's name, label and content hash, in order."""
+    train_good: int = Field(ge=0)
+    train_defective: int = Field(ge=0)
+    validation_good: int = Field(ge=0)
+    validation_defective: int = Field(ge=0)
+    split: str = Field(max_length=500)
+    """How train, validation and the held-out part were cut, in words."""
+
+
+class PinnedImage(_Part):
+    """A prepared image and the score it got when the version was made."""
+
+    file: RelativeFile
+    score: Unit
+
+
+class ModelCard(_Part):
+    """model.json."""
+
+    format: Literal[1] = 1
+    name: Name
+    architecture: Architecture
+    preparation: Preparation
+    normalisation: Normalisation
+    classes: tuple[Literal["good"], Literal["defective"]] = ("good", "defective")
+    calibration: Calibration = Calibration()
+    threshold: Unit
+    """A score at or above it is DEFECTIVE. Chosen on validation only."""
+    validation_scores: dict[str, Finite]
+    """precision, recall, f1, average_precision at `threshold` on the validation part."""
+    data: DataFingerprint
+    seed: int = Field(ge=0)
+    code_revision: str = Field(max_length=100)
+    created_at: str = Field(max_length=40)
+    """ISO 8601, UTC."""
+    files: dict[RelativeFile, Sha256]
+    """Every file of the folder but the card itself."""
+    pinned: tuple[PinnedImage, ...] = Field(min_length=1)
+    pinned_tolerance: Unit = 0.02
+    """How far a pinned image's score may lie from the recorded one; other processors round differently."""
+
+    @property
+    def version(self) -> str:
+        """First 16 hex digits of the sha256 of the card: whoever changes anything has made another version."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]

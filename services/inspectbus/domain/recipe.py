@@ -1,0 +1,127 @@
+"""A recipe: how one kind of station's images are corrected, when they are usable, and which model judges them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Annotated
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from inspectbus.domain.names import Name
+from inspectbus.errors import BadField
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Point = tuple[Finite, Finite]
+Row = tuple[Finite, Finite, Finite]
+
+MAX_YAML_CHARS = 64 * 1024
+"""A recipe is a page of numbers; anything longer is a mistake."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Lens(_Part):
+    """Camera matrix and distortion of a calibrated lens, as OpenCV's calibrateCamera gives them."""
+
+    camera_matrix: tuple[Row, Row, Row]
+    """Pixels, for images of `size`."""
+    distortion: tuple[Finite, ...] = Field(min_length=4, max_length=14)
+    """k1, k2, p1, p2 [, k3 [, k4, k5, k6 [, s1, s2, s3, s4 [, tx, ty]]]]."""
+
+    @model_validator(mode="after")
+    def _known_forms(self) -> Lens:
+        if len(self.distortion) not in (4, 5, 8, 12, 14):
+            raise ValueError("distortion takes 4, 5, 8, 12 or 14 coefficients")
+        if self.camera_matrix[0][0] <= 0 or self.camera_matrix[1][1] <= 0:
+            raise ValueError("camera_matrix needs positive focal lengths")
+        return self
+
+
+class Perspective(_Part):
+    """The quadrilateral of the image that becomes the whole picture."""
+
+    corners: tuple[Point, Point, Point, Point]
+    """Top left, top right, bottom right, bottom left, pixels of the undistorted image."""
+    width: int = Field(ge=8, le=16384)
+    height: int = Field(ge=8, le=16384)
+
+    @model_validator(mode="after")
+    def _convex(self) -> Perspective:
+        turns = []
+        for i in range(4):
+            (ax, ay), (bx, by), (cx, cy) = (self.corners[(i + k) % 4] for k in range(3))
+            turns.append((bx - ax) * (cy - by) - (by - ay) * (cx - bx))
+        if not all(turn > 0 for turn in turns):
+            raise ValueError("corners must go round a convex shape: top left, top right, bottom right, bottom left")
+        return self
+
+
+class Crop(_Part):
+    """The part of the corrected picture that is kept, pixels."""
+
+    x: int = Field(ge=0, le=16384)
+    y: int = Field(ge=0, le=16384)
+    width: int = Field(ge=1, le=16384)
+    height: int = Field(ge=1, le=16384)
+
+
+class Geometry(_Part):
+    """Order: lens, perspective, crop. Each may be absent."""
+
+    lens: Lens | None = None
+    perspective: Perspective | None = None
+    crop: Crop | None = None
+
+
+class QualityLimits(_Part):
+    """Beyond any of these an image is held as unusable. Measures as in QualityReport; None does not limit."""
+
+    min_sharpness: Finite | None = None
+    min_brightness: Finite | None = 10.0
+    max_brightness: Finite | None = 245.0
+    max_glare: Finite | None = 0.5
+    max_noise: Finite | None = None
+
+
+class Recipe(_Part):
+    """Everything a station's images need, by name."""
+
+    name: Name
+    description: str = Field(default="", max_length=500)
+    model: Name
+    model_alias: Name = "production"
+    geometry: Geometry = Geometry()
+    quality: QualityLimits = QualityLimits()
+    threshold: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    """Wins over the model version's threshold, and is recorded with each decision."""
+
+    def to_yaml(self) -> str:
+        """Canonical text, every default written out; `from_yaml` gives the same recipe back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+    @classmethod
+    def from_yaml(cls, text: str) -> Recipe:
+        """Raises BadField naming the entry at fault, such as 'geometry.crop.width'."""
+        if len(text) > MAX_YAML_CHARS:
+            raise BadField(f"a recipe has at most {MAX_YAML_CHARS} characters, this one has {len(text)}", field="yaml")
+        # Aliases let a few lines stand for gigabytes; a recipe needs none.
+        if re.search(r"(^|[\s\[{,:-])[&*][A-Za-z0-9_]", text):
+            raise BadField("a recipe may not use YAML anchors or aliases", field="yaml")
+        try:
+            return cls.model_validate(yaml.safe_load(text))
+        except yaml.YAMLError as error:
+            raise BadField(f"not valid YAML: {error}", field="yaml") from None
+        except RecursionError:
+            raise BadField("not a recipe: nested too deeply", field="yaml") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(step) for step in first["loc"]) or "yaml"
+            raise BadField(f"{field}: {first['msg']}", field=field) from None
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.to_yaml().encode()).hexdigest()

@@ -1,0 +1,109 @@
+"""Every error a caller can meet, on one page.
+
+Each kind carries what the wire needs: the gRPC status, whether trying again may help, and which field is at fault.
+`runtime/rpc_server.py` turns any of them into a rich status; `inspectbus_client` turns the status back by kind name.
+
+    InspectBusError
+    ├── BadField             the request, file or setting is wrong
+    │   └── UnreadableImage  the bytes are no image we accept
+    ├── NotFound             no such station, recipe, frame, job, model
+    ├── AlreadyRunning       the thing asked for is under way already
+    ├── NotPossibleNow       a precondition does not hold; the caller must change something first
+    │   └── CorruptModel     a model version's files do not fit its card
+    ├── NotAllowed           the caller may not do this
+    ├── QueueFull            at a limit; the same call may succeed later
+    ├── StorageFull          database or disk takes no more
+    ├── ModelNotReady        no model has been warmed up yet
+    ├── BusClosed            the bus is gone; what was not confirmed must be sent again
+    ├── TooLate              the answer did not come within the caller's deadline
+    └── Internal             a fault of ours
+"""
+
+from __future__ import annotations
+
+import grpc
+
+
+class InspectBusError(Exception):
+    """Base of all errors. `field` names the request field or file at fault, empty when none is."""
+
+    code: grpc.StatusCode = grpc.StatusCode.INTERNAL
+    retryable: bool = False
+
+    def __init__(self, message: str, *, field: str = "") -> None:
+        super().__init__(message)
+        self.field = field
+
+    @property
+    def message(self) -> str:
+        return str(self.args[0])
+
+
+class BadField(InspectBusError):
+    code = grpc.StatusCode.INVALID_ARGUMENT
+
+
+class UnreadableImage(BadField):
+    pass
+
+
+class NotFound(InspectBusError):
+    code = grpc.StatusCode.NOT_FOUND
+
+
+class AlreadyRunning(InspectBusError):
+    code = grpc.StatusCode.ALREADY_EXISTS
+
+
+class NotPossibleNow(InspectBusError):
+    code = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class CorruptModel(NotPossibleNow):
+    pass
+
+
+class NotAllowed(InspectBusError):
+    code = grpc.StatusCode.PERMISSION_DENIED
+
+
+class QueueFull(InspectBusError):
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    retryable = True
+
+
+class StorageFull(InspectBusError):
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    retryable = True
+
+
+class ModelNotReady(InspectBusError):
+    code = grpc.StatusCode.UNAVAILABLE
+    retryable = True
+
+
+class BusClosed(InspectBusError):
+    code = grpc.StatusCode.UNAVAILABLE
+    retryable = True
+
+
+class TooLate(InspectBusError):
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+    retryable = True
+
+
+class Internal(InspectBusError):
+    """A fault of ours. Worth a retry on the bus, where the attempts are counted; not worth one by a caller."""
+
+    code = grpc.StatusCode.INTERNAL
+
+
+def kinds() -> dict[str, type[InspectBusError]]:
+    """Every kind by its name, as the wire spells it."""
+    found: dict[str, type[InspectBusError]] = {}
+    waiting: list[type[InspectBusError]] = [InspectBusError]
+    while waiting:
+        kind = waiting.pop()
+        found[kind.__name__] = kind
+        waiting.extend(kind.__subclasses__())
+    return found

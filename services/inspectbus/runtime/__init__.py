@@ -1,0 +1,1 @@
+"""What every service stands on: settings, the gRPC server with its interceptor, identity, logs, metrics, signals."""

@@ -1,0 +1,1 @@
+"""Where bytes rest: evidence frames, model versions, data sets, the SQL database."""

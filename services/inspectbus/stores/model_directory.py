@@ -1,0 +1,95 @@
+"""Which version does an alias name? Asked of the ModelService, remembered on disk for when its owner is away.
+
+name@alias ─> GetModel (at most every `fresh_s`) ─> ModelCard
+               └─ unreachable: the last answer, from memory or the cache folder
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import grpc
+import structlog
+from pydantic import ValidationError
+
+from inspectbus.api.v1 import model_pb2, model_pb2_grpc
+from inspectbus.domain.model_version import ModelCard
+from inspectbus.domain.names import checked_name
+from inspectbus.errors import ModelNotReady
+
+log = structlog.get_logger(__name__)
+
+
+class ModelDirectory:
+    """Thread-safe. Close it to end its channel."""
+
+    def __init__(self, address: str, cache_dir: Path, *, fresh_s: float = 5.0, patience_s: float = 3.0) -> None:
+        self._channel = grpc.insecure_channel(address)
+        self._owner = model_pb2_grpc.ModelServiceStub(self._channel)
+        self._address = address
+        self._cache_dir = cache_dir
+        self._fresh_s = fresh_s
+        self._patience_s = patience_s
+        self._lock = threading.Lock()
+        self._known: dict[tuple[str, str], tuple[float, ModelCard | None]] = {}
+
+    def __enter__(self) -> ModelDirectory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._channel.close()
+
+    def resolve(self, name: str, alias: str) -> ModelCard:
+        """The card behind name@alias. Raises ModelNotReady when nobody knows one."""
+        key = (checked_name(name, "model"), checked_name(alias, "model_alias"))
+        with self._lock:
+            asked_at, card = self._known.get(key, (float("-inf"), None))
+            if time.monotonic() - asked_at >= self._fresh_s:
+                card = self._ask(key) or card or self._remembered(key)
+                self._known[key] = (time.monotonic(), card)
+        if card is None:
+            raise ModelNotReady(
+                f"no model version stands behind {name}@{alias} yet (asked {self._address})", field="model"
+            )
+        return card
+
+    def _ask(self, key: tuple[str, str]) -> ModelCard | None:
+        name, alias = key
+        request = model_pb2.GetModelRequest(name=name, alias=alias)
+        try:
+            answer = self._owner.GetModel(request, timeout=self._patience_s)
+            card = ModelCard.model_validate_json(answer.model.card_json)
+        except grpc.RpcError as error:
+            if error.code() != grpc.StatusCode.NOT_FOUND:
+                log.warning("model owner away, using the last answer", address=self._address, code=error.code().name)
+            return None
+        except ValidationError as error:
+            log.error("model owner sent a card we cannot read", model=name, error=str(error))
+            return None
+        self._remember(key, card)
+        return card
+
+    def _file(self, key: tuple[str, str]) -> Path:
+        return self._cache_dir / f"{key[0]}@{key[1]}.json"
+
+    def _remember(self, key: tuple[str, str], card: ModelCard) -> None:
+        file = self._file(key)
+        text = card.model_dump_json()
+        try:
+            if file.exists() and file.read_text() == text:
+                return
+            file.parent.mkdir(parents=True, exist_ok=True)
+            part = file.with_suffix(f".{os.getpid()}.part")
+            part.write_text(text)
+            part.replace(file)
+        except OSError as error:
+            log.warning("could not remember the model version", file=str(file), error=str(error))
+
+    def _remembered(self, key: tuple[str, str]) -> ModelCard | None:
+        try:
+            return ModelCard.model_validate_json(self._file(key).read_text())
+        except (OSError, ValidationError):
+            return None
