@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from inspectbus.domain.preparation import Preparation
 from inspectbus.imaging import Image
@@ -60,11 +61,13 @@ def _flattened(image: Image) -> Image:
         grey, (max(1, round(width * scale)), max(1, round(height * scale))), interpolation=cv2.INTER_AREA
     )
     wide = cv2.GaussianBlur(small, (0, 0), max(small.shape) / 8)
-    light = np.maximum(cv2.resize(wide, (width, height), interpolation=cv2.INTER_LINEAR), 1.0)
+    wide = cv2.resize(wide, (width, height), interpolation=cv2.INTER_LINEAR)
+    light: NDArray[np.float32] = np.maximum(wide, 1.0)
     # One gain for the three channels keeps colours; the second factor keeps the mean.
     flat_mean = float((grey / light).mean())
     gain = (float(grey.mean()) / flat_mean if flat_mean else 1.0) / light
-    return np.clip(np.rint(image * gain[:, :, None]), 0, 255).astype(np.uint8)
+    lit = np.rint(image * gain[:, :, None])
+    return np.clip(lit, 0, 255).astype(np.uint8)
 
 
 def _resized(image: Image, width: int, height: int) -> Image:
