@@ -49,25 +49,19 @@ def frames_prepared(
     drain_s: float,
 ) -> Iterator[None]:
     """Takes frames while entered. Leaving takes no more and finishes those in hand, for at most `drain_s`."""
-    station = _FrameDoor(bus, preparer, store, metrics)
+    door = _FrameDoor(bus, preparer, store, metrics)
     with ThreadPoolExecutor(workers, thread_name_prefix="preprocessing") as pool:
-        # The pool's own queue has no bound; prefetch is its bound.
-        subscription = bus.subscribe(
-            topics.FRAMES,
-            "preprocessing",
-            lambda delivery: _hand_over(pool, station, delivery),
-            prefetch=prefetch,
-            epitaph=station.epitaph,
-        )
+
+        def hand_over(delivery: Delivery) -> None:
+            # The pool's own queue has no bound; prefetch bounds it.
+            pool.submit(door.take, delivery)
+
+        subscription = bus.subscribe(topics.FRAMES, "preprocessing", hand_over, prefetch=prefetch, epitaph=door.epitaph)
         try:
             yield
         finally:
             subscription.close(drain_s)
             pool.shutdown(cancel_futures=True)
-
-
-def _hand_over(pool: ThreadPoolExecutor, door: _FrameDoor, delivery: Delivery) -> None:
-    pool.submit(door.take, delivery)
 
 
 class _FrameDoor:
