@@ -4,6 +4,7 @@ bytes ─> which format? ─> width, height, bit depth, and whether the file goe
 
 A decoder fills what a broken transfer cut off with grey or black and calls it a picture (libjpeg does, with a warning
 on standard error). A part must not be judged by such a picture, so each parser here walks its file to the end.
+What they cannot see is a changed byte inside the compressed pixels of a JPEG or TIFF, which carry no checksum.
 """
 
 from __future__ import annotations
