@@ -11,7 +11,6 @@ import cv2
 import grpc
 import numpy as np
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from inspectbus.api.v1 import preprocessing_pb2 as pb
 from inspectbus.api.v1.decision_pb2 import (
@@ -323,21 +322,18 @@ def test_leaving_the_service_finishes_what_is_in_hand_and_leaves_the_rest_on_the
     house = ExitStack()
     door = house.enter_context(open_service(settings, bus))
     with grpc.insecure_channel(door.address) as channel:
-        PreprocessingServiceStub(channel).PutRecipe(pb.PutRecipeRequest(yaml="{name: cells, model: cells}"))
-        # given a frame in a worker's hand, and the service asked to leave
-        first = bus.publish(topics.FRAMES, _message(a_frame()))
-        assert in_hand.wait(PATIENCE_S)
-        states = health_pb2_grpc.HealthStub(channel).Watch(  # type: ignore[attr-defined] # its stubs lack the calls
-            health_pb2.HealthCheckRequest(), timeout=PATIENCE_S
-        )
-        leaving = threading.Thread(target=house.close, name="leaving")
-        leaving.start()
-        for state in states:
-            if state.status == health_pb2.HealthCheckResponse.NOT_SERVING:
-                break
+        recipe = pb.PutRecipeRequest(yaml="{name: cells, model: cells}")
+        PreprocessingServiceStub(channel).PutRecipe(recipe, timeout=PATIENCE_S)
+    # given a frame in a worker's hand
+    first = bus.publish(topics.FRAMES, _message(a_frame()))
+    assert in_hand.wait(PATIENCE_S)
+
+    leaving = threading.Thread(target=house.close, name="leaving")
+    leaving.start()
+    leaving.join(1.0)
+    assert leaving.is_alive(), "the service left a frame behind"
     go_on.set()
     leaving.join(PATIENCE_S)
-
     second = bus.publish(topics.FRAMES, _message(a_frame()))
 
     first.result(PATIENCE_S)
@@ -373,6 +369,13 @@ def test_a_16_bit_tiff_arrives_as_its_pixels(line: Line) -> None:
     prepared = line.prepared.get(timeout=PATIENCE_S)[1]
     np.testing.assert_array_equal(from_pixels(prepared.pixels), prepare(decode(frame.image), PREPARATION))
     np.testing.assert_array_equal(from_pixels(prepared.pixels), prepare(textured(), PREPARATION))
+
+
+def test_the_settings_and_the_decoder_agree_on_what_is_too_large() -> None:
+    # settings are read where no OpenCV is installed, so they spell the numbers themselves
+    settings, limits = PreprocessingSettings.load(), DecodeLimits()
+
+    assert (settings.max_image_bytes, settings.max_image_pixels) == (limits.max_bytes, limits.max_pixels)
 
 
 def test_a_setting_without_an_address_is_refused() -> None:
