@@ -93,7 +93,7 @@ class TooLate(InspectBusError):
 
 
 class Internal(InspectBusError):
-    """A fault of ours. Worth a retry on the bus, where the attempts are counted; not worth one by a caller."""
+    """A fault of ours, whose details are in the log."""
 
     code = grpc.StatusCode.INTERNAL
 

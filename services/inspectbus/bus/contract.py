@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -46,6 +46,8 @@ class Message:
     """Deterministic where the sender can make it so; the receiver's idempotency does not rest on it."""
     time_s: float = field(default_factory=time.time)
     """When it was made, seconds since the epoch."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Extra words for whoever reads it; a dead letter carries "error", "attempts", "topic" and "group"."""
 
 
 class Delivery(Protocol):
