@@ -114,9 +114,13 @@ class AcquisitionRpc(acquisition_pb2_grpc.AcquisitionServiceServicer):
     ) -> acquisition_pb2.InspectResponse:
         patience_s = _patience_s(context, self._settings.inspect_patience_s)
         inspection = self._inspect(request, patience_s)
-        # A caller that has gone gives its place to another.
-        if not context.add_callback(lambda: inspection.cancel() and None):
+
+        def give_up() -> None:
             inspection.cancel()
+
+        # A caller that has gone gives its place to another.
+        if not context.add_callback(give_up):
+            give_up()
         try:
             # The deadline is kept by the inspection; ours is for a fault there.
             decision = inspection.result(patience_s + FAULT_S)

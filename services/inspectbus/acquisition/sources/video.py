@@ -65,5 +65,5 @@ class VideoFile:
             return Unreadable(item, "the picture could not be decoded")
         image = png.tobytes()
         if len(image) > self._max_image_bytes:
-            return Unreadable(item, f"larger than {self._max_image_bytes} bytes")
+            return Unreadable(item, f"the image is larger than {self._max_image_bytes} bytes")
         return Capture(item, image)
