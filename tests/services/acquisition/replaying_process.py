@@ -1,6 +1,6 @@
 """A process to be killed: replays a folder and appends a line per recorded frame. Arguments: images, state, ledger.
 
-Prints "finished" and ends when the station has finished.
+Writes "finished" and ends when the station has finished.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main(images: str, state: str, ledger: str) -> None:
             request = acquisition_pb2.GetStationRequest(line="line-1", station="top")
             while stub.GetStation(request, timeout=5).station.state != acquisition_pb2.STATION_STATE_FINISHED:
                 time.sleep(0.02)
-    print("finished", flush=True)
+    sys.stdout.write("finished\n")
 
 
 if __name__ == "__main__":
