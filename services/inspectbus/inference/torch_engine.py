@@ -20,7 +20,7 @@ from inspectbus.networks.classifier import Classifier, build
 
 class TorchEngine:
     def __init__(self, folder: Path, card: ModelCard, device: Literal["auto", "cpu", "cuda"], threads: int) -> None:
-        self._device = _chosen(device)
+        self._device = chosen_device(device)
         if threads:
             # For the whole process; each thread looks once, before its first computation.
             torch.set_num_threads(threads)
@@ -44,7 +44,8 @@ class TorchEngine:
         return scores
 
 
-def _chosen(device: Literal["auto", "cpu", "cuda"]) -> torch.device:
+def chosen_device(device: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    """The device that is meant. Raises NotPossibleNow when it is not there."""
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
@@ -61,7 +62,9 @@ def _network(folder: Path, card: ModelCard) -> Classifier:
         raise CorruptModel(f"the card's architecture is unknown here: {error.message}", field="backbone") from error
     except (SafetensorError, RuntimeError) as error:
         reason = str(error)[:500]
-        raise CorruptModel(f"{WEIGHTS_FILE} does not fit {card.architecture.backbone}: {reason}", field=WEIGHTS_FILE) from error
+        raise CorruptModel(
+            f"{WEIGHTS_FILE} does not fit {card.architecture.backbone}: {reason}", field=WEIGHTS_FILE
+        ) from error
     for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
             raise CorruptModel(f"{WEIGHTS_FILE} holds values that are no numbers, in {name}", field=WEIGHTS_FILE)
