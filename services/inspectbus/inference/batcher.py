@@ -173,9 +173,13 @@ class Batcher:
     def _forget(self, item: _Item) -> None:
         """A cancelled call gives its place back at once, and not only when its turn comes."""
         with self._changed:
-            if item in self._lanes[item.lane]:
+            # Who takes an item out of its lane tells its future, so none is told twice.
+            mine = item in self._lanes[item.lane]
+            if mine:
                 self._lanes[item.lane].remove(item)
                 self._show_waiting()
+        if mine:
+            item.future.set_running_or_notify_cancel()
         self._metrics.dropped.labels("cancelled").inc()
 
     def _count(self) -> int:
