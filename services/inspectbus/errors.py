@@ -13,6 +13,7 @@ Each kind carries what the wire needs: the gRPC status, whether trying again may
     ├── NotAllowed           the caller may not do this
     ├── QueueFull            at a limit; the same call may succeed later
     ├── StorageFull          database or disk takes no more
+    ├── StorageAway          database is locked, lost or restarting
     ├── ModelNotReady        no model has been warmed up yet
     ├── BusClosed            the bus is gone; what was not confirmed must be sent again
     ├── TooLate              the answer did not come within the caller's deadline
@@ -74,6 +75,11 @@ class QueueFull(InspectBusError):
 
 class StorageFull(InspectBusError):
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    retryable = True
+
+
+class StorageAway(InspectBusError):
+    code = grpc.StatusCode.UNAVAILABLE
     retryable = True
 
 
