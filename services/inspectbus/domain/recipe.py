@@ -29,6 +29,8 @@ class Lens(_Part):
 
     camera_matrix: tuple[Row, Row, Row]
     """Pixels, for images of `size`."""
+    size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
+    """Width and height the lens was calibrated at; images of another size are refused. None: not checked."""
     distortion: tuple[Finite, ...] = Field(min_length=4, max_length=14)
     """k1, k2, p1, p2 [, k3 [, k4, k5, k6 [, s1, s2, s3, s4 [, tx, ty]]]]."""
 
@@ -80,7 +82,8 @@ class Geometry(_Part):
 class QualityLimits(_Part):
     """Beyond any of these an image is held as unusable. Measures as in QualityReport; None does not limit."""
 
-    min_sharpness: Finite | None = None
+    min_sharpness: Finite | None = 3.0
+    """Rounding to 8 bits alone leaves up to 2.7 to a picture blurred past recognition; sharp ones begin at 3.2."""
     min_brightness: Finite | None = 10.0
     max_brightness: Finite | None = 245.0
     max_glare: Finite | None = 0.5
