@@ -5,8 +5,8 @@
                         │                   ├─ fail, bury ──────> FAILED
                         └─ cancel ──────────┴─ stopped ─────────> CANCELLED
 
-A running job belongs to one worker, which holds it by a lease it must renew. Every write of a worker asks for its lease:
-one that was taken for dead and comes back finds that it owns nothing.
+A running job belongs to one worker, which holds it by a lease it must renew. Every write of a worker asks for its
+lease: one that was taken for dead and comes back finds that it owns nothing.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from google.protobuf import json_format
 from sqlalchemy import ColumnElement, Connection, Engine, Row, Update, func, insert, select, update
 
-from inspectbus.api.v1.training_pb2 import Progress, TrainingPlan
 from inspectbus.errors import NotFound, QueueFull
 from inspectbus.stores.database import reading, writing
+from inspectbus.training.plan import Plan, Progress
 from inspectbus.training.tables import jobs as table
 from inspectbus.training.tables import now_us
 
@@ -52,8 +51,7 @@ class Job:
     job_id: str
     state: JobState
     revision: int
-    plan: TrainingPlan
-    """As checked, with every default filled in."""
+    plan: Plan
     progress: Progress
     error: str
     model: str
@@ -81,7 +79,7 @@ class Jobs:
 
     # --- for the door
 
-    def enqueue(self, plan: TrainingPlan, requested_by: str) -> Job:
+    def enqueue(self, plan: Plan, requested_by: str) -> Job:
         """Writes a job down. Raises QueueFull when as many wait as may."""
         job_id = str(uuid.uuid4())
         with writing(self._engine) as connection:
@@ -93,8 +91,8 @@ class Jobs:
                     job_id=job_id,
                     state=JobState.QUEUED,
                     revision=1,
-                    plan=json_format.MessageToJson(plan, indent=None),
-                    progress="{}",
+                    plan=plan.model_dump_json(),
+                    progress=Progress().model_dump_json(),
                     error="",
                     model="",
                     model_version="",
@@ -199,7 +197,7 @@ class Jobs:
     def report(self, job_id: str, worker: str, progress: Progress) -> None:
         """Writes down how far the job is. Raises LeaseLost."""
         with writing(self._engine) as connection:
-            self._by_holder(connection, job_id, worker, progress=json_format.MessageToJson(progress, indent=None))
+            self._by_holder(connection, job_id, worker, progress=progress.model_dump_json())
         self.announce()
 
     def succeed(self, connection: Connection, job_id: str, worker: str, model: str, version: str) -> None:
@@ -217,9 +215,7 @@ class Jobs:
     def end(self, job_id: str, worker: str, state: JobState, why: str) -> None:
         """FAILED or CANCELLED, with the reason in words. Raises LeaseLost."""
         with writing(self._engine) as connection:
-            self._by_holder(
-                connection, job_id, worker, state=state, error=why[:MAX_ERROR_CHARS], ended_at=now_us()
-            )
+            self._by_holder(connection, job_id, worker, state=state, error=why[:MAX_ERROR_CHARS], ended_at=now_us())
         self.announce()
 
     def bury(self) -> list[str]:
@@ -292,8 +288,8 @@ def _job(row: Row[Any]) -> Job:
         job_id=row.job_id,
         state=JobState(row.state),
         revision=row.revision,
-        plan=json_format.Parse(row.plan, TrainingPlan(), ignore_unknown_fields=True),
-        progress=json_format.Parse(row.progress, Progress(), ignore_unknown_fields=True),
+        plan=Plan.model_validate_json(row.plan),
+        progress=Progress.model_validate_json(row.progress),
         error=row.error,
         model=row.model,
         model_version=row.model_version,

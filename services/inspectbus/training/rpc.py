@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -14,7 +13,8 @@ from inspectbus.errors import BadField
 from inspectbus.runtime.identity import caller
 from inspectbus.training.jobs import Job, Jobs, JobState
 from inspectbus.training.registry import RegisteredModel, Registry
-from inspectbus.training.request import checked
+from inspectbus.training.request import to_plan
+from inspectbus.training.settings import TrainingSettings
 from inspectbus.training.worker import Worker
 
 DEFAULT_PAGE = 50
@@ -32,15 +32,15 @@ _STATES = {
 class TrainingRpc(training_pb2_grpc.TrainingServiceServicer):
     """Jobs."""
 
-    def __init__(self, jobs: Jobs, worker: Worker, data_root: Path) -> None:
+    def __init__(self, jobs: Jobs, worker: Worker, settings: TrainingSettings) -> None:
         self._jobs = jobs
         self._worker = worker
-        self._data_root = data_root
+        self._settings = settings
 
     def StartTraining(
         self, request: training_pb2.StartTrainingRequest, context: grpc.ServicerContext
     ) -> training_pb2.StartTrainingResponse:
-        plan = checked(request.plan, self._data_root)
+        plan = to_plan(request.plan, self._settings)
         return training_pb2.StartTrainingResponse(job=_job(self._jobs.enqueue(plan, caller.get().name)))
 
     def GetJob(self, request: training_pb2.GetJobRequest, context: grpc.ServicerContext) -> training_pb2.GetJobResponse:
@@ -114,8 +114,8 @@ def _job(job: Job) -> training_pb2.Job:
     return training_pb2.Job(
         job_id=job.job_id,
         state=_STATES[job.state],
-        plan=job.plan,
-        progress=job.progress,
+        plan=training_pb2.TrainingPlan(**job.plan.model_dump()),
+        progress=training_pb2.Progress(**job.progress.model_dump()),
         error=job.error,
         model=job.model,
         model_version=job.model_version,

@@ -27,6 +27,16 @@ class TrainingSettings(ServiceSettings):
     """MLflow tracking store; empty: a SQLite file in the state folder."""
     data_root: Path = Path()
     """Folder that training data must lie in; callers cannot make the service read images from anywhere else."""
+    backbone: str = Field(default="tf_efficientnet_lite0", min_length=1, max_length=100)
+    """A timm or torchvision architecture, for plans that name none."""
+    weights: Path | None = None
+    """Pretrained weights: a file, or a folder that may hold one called as the backbone; else a package or a hub."""
+    epochs: int = Field(default=8, ge=1, le=1000)
+    """For plans that name none; early stopping may end sooner."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """For plans that name none."""
+    input_size: int = Field(default=224, ge=32, le=2048)
+    """Side of the square input for plans that name none, pixels."""
     max_queued: PositiveInt = Field(default=20, le=10_000)
     """Jobs that may wait; one more is told RESOURCE_EXHAUSTED."""
     threads: NonNegativeInt = Field(default=0, le=1024)

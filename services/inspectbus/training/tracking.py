@@ -2,8 +2,8 @@
 
 worker ─> Run.log, Run.end ─> a bounded queue ─> one thread ─> MLflow's store
 
-A convenience and never the registry. MLflow is slow to import, slower to make its tables, and may fail: all that happens
-on a thread of its own, where a failure is logged and counted, and no training waits or fails because of it.
+A convenience and never the registry. MLflow is slow to import, slower to make its tables, and may fail: all that
+happens on a thread of its own, where a failure is logged and counted, and no training waits or fails because of it.
 """
 
 from __future__ import annotations
