@@ -20,8 +20,8 @@ TINY_BACKBONE = "test_efficientnet"
 def plate(seed: int, *, scratched: bool, width: int = 64, height: int = 64) -> NDArray[np.uint8]:
     """uint8 (height, width, 3) BGR."""
     rng = np.random.default_rng(seed)
-    image = rng.normal(90, 12, (height, width, 3)).clip(0, 255).astype(np.uint8)
-    image = cv2.GaussianBlur(image, (3, 3), 0)
+    noise = rng.normal(90, 12, (height, width, 3)).clip(0, 255).astype(np.uint8)
+    image: NDArray[np.uint8] = cv2.GaussianBlur(noise, (3, 3), 0)
     if scratched:
         x, y = rng.integers(8, width - 24), rng.integers(8, height - 24)
         end = (int(x + rng.integers(10, 20)), int(y + rng.integers(-4, 16)))
