@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import shutil
 import threading
 from pathlib import Path
 
@@ -20,7 +21,7 @@ class ScriptedTraining:
     def __init__(self) -> None:
         self.begun: queue.Queue[Plan] = queue.Queue()
         self.stopped: queue.Queue[Plan] = queue.Queue()
-        self.scratch: Path | None = None
+        self.out_dir: Path | None = None
         self._words: queue.Queue[str | Exception | Path] = queue.Queue()
         self._made = 0
 
@@ -39,8 +40,8 @@ class ScriptedTraining:
     def fail(self, error: Exception) -> None:
         self._words.put(error)
 
-    def __call__(self, plan: Plan, scratch: Path, on_progress: OnProgress, cancel: threading.Event) -> Path:
-        self.scratch = scratch
+    def __call__(self, plan: Plan, out_dir: Path, on_progress: OnProgress, cancel: threading.Event) -> None:
+        self.out_dir = out_dir
         self.begun.put(plan)
         on_progress(Progress(stage="reading", done=1, total=1))
         epochs = 0
@@ -53,10 +54,12 @@ class ScriptedTraining:
             elif isinstance(word, Exception):
                 raise word
             elif isinstance(word, Path):
-                return word
+                shutil.copytree(word, out_dir, dirs_exist_ok=True)
+                return
             else:
                 self._made += 1
-                return tiny_version(scratch, plan.model, seed=self._made)
+                tiny_version(out_dir.parent, plan.model, seed=self._made).rename(out_dir)
+                return
 
     def _next_word(self, plan: Plan, cancel: threading.Event) -> str | Exception | Path:
         for _ in range(int(PATIENCE_S / 0.05)):

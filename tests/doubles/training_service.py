@@ -12,6 +12,8 @@ from typing import Any
 import cv2
 import grpc
 import numpy as np
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 
 from inspectbus.api.v1 import model_pb2, model_pb2_grpc, training_pb2, training_pb2_grpc
 from inspectbus.bus import connect
@@ -95,3 +97,15 @@ def render_parts(folder: Path, count: int, side: int) -> None:
                 x, y = (int(at) for at in random.integers(side // 4, side // 2, 2))
                 cv2.line(image, (x, y), (x + side // 3, y + side // 4), (255, 255, 255), max(2, side // 12))
             cv2.imwrite(str(folder / label / f"{number}.png"), image)
+
+
+def named_fields(error: grpc.RpcError) -> list[str]:
+    """The request fields that a refused call's details name."""
+    status = rpc_status.from_call(error)
+    assert status is not None
+    fields = []
+    for detail in status.details:
+        request = error_details_pb2.BadRequest()
+        if detail.Unpack(request):
+            fields += [violation.field for violation in request.field_violations]
+    return fields

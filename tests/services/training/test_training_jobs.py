@@ -8,15 +8,13 @@ from pathlib import Path
 
 import grpc
 import pytest
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 
 from inspectbus.api.v1 import training_pb2 as pb
 from inspectbus.api.v1 import training_pb2_grpc
 from inspectbus.errors import CorruptModel
 from tests.doubles.scripted_training import ScriptedTraining
 from tests.doubles.tiny_model import tiny_version
-from tests.doubles.training_service import PATIENCE_S, Service, open_training_service
+from tests.doubles.training_service import PATIENCE_S, Service, named_fields, open_training_service
 
 
 def test_a_training_runs_to_a_registered_version(service: Service, training: ScriptedTraining) -> None:
@@ -174,8 +172,8 @@ def test_a_failed_training_says_why_leaves_no_version_and_the_next_one_runs(
     # then
     assert (failed.state, failed.error) == (pb.JOB_STATE_FAILED, "RuntimeError: the loss is not a number")
     assert service.list_models() == []
-    assert training.scratch is not None
-    assert not training.scratch.exists()
+    assert training.out_dir is not None
+    assert not training.out_dir.exists()
     training.succeed()
     assert service.outcome(service.start().job_id).state == pb.JOB_STATE_SUCCEEDED
 
@@ -305,17 +303,6 @@ def test_an_unknown_job_is_not_found_by_any_call(service: Service) -> None:
         with pytest.raises(grpc.RpcError) as refused:
             ask("no-such-job")
         assert refused.value.code() == grpc.StatusCode.NOT_FOUND
-
-
-def named_fields(error: grpc.RpcError) -> list[str]:
-    status = rpc_status.from_call(error)
-    assert status is not None
-    fields = []
-    for detail in status.details:
-        request = error_details_pb2.BadRequest()
-        if detail.Unpack(request):
-            fields += [violation.field for violation in request.field_violations]
-    return fields
 
 
 def _until_answered(service: Service, job_id: str) -> pb.Job:
