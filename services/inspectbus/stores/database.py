@@ -38,9 +38,8 @@ def open_database(url: str, owner: str) -> Engine:
     try:
         parsed = make_url(url)
     except ArgumentError:
-        raise BadField(
-            "not a database URL: use sqlite:///FILE or postgresql+psycopg://...", field="database_url"
-        ) from None
+        # Without the error's own text, which holds the URL and with it a password.
+        raise BadField("not a database URL such as sqlite:////var/lib/plant.db", field="database_url") from None
     if parsed.get_backend_name() not in ("sqlite", "postgresql"):
         raise BadField(f"no database {parsed.get_backend_name()!r}: use sqlite or postgresql", field="database_url")
     if parsed.get_backend_name() == "sqlite" and parsed.database:
