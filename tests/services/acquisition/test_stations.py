@@ -36,7 +36,9 @@ def folder(path: Path, name: str = "top", **settings: object) -> dict[str, objec
 
 
 def top(stub: AcquisitionServiceStub, station: str = "top") -> acquisition_pb2.Station:
-    return stub.GetStation(acquisition_pb2.GetStationRequest(line="line-1", station=station), timeout=PATIENCE_S).station
+    return stub.GetStation(
+        acquisition_pb2.GetStationRequest(line="line-1", station=station), timeout=PATIENCE_S
+    ).station
 
 
 def start(stub: AcquisitionServiceStub, station: str = "top") -> acquisition_pb2.Station:
@@ -292,9 +294,7 @@ def test_the_window_bounds_what_is_in_flight(acquisition: OpenAcquisition, line:
     assert until(stub, finished).accepted == 50
 
 
-def test_a_stop_lets_frames_in_flight_be_accepted(
-    acquisition: OpenAcquisition, line: SmallLine, images: Path
-) -> None:
+def test_a_stop_lets_frames_in_flight_be_accepted(acquisition: OpenAcquisition, line: SmallLine, images: Path) -> None:
     line.hold()
     stub = acquisition(folder(images, frames=50), window=4)
     line.wait_for_frames(4)
