@@ -13,6 +13,7 @@ Each kind carries what the wire needs: the gRPC status, whether trying again may
     ├── NotAllowed           the caller may not do this
     ├── QueueFull            at a limit; the same call may succeed later
     ├── StorageFull          database or disk takes no more
+    ├── StorageAway          database is locked, lost or restarting
     ├── ModelNotReady        no model has been warmed up yet
     ├── BusClosed            the bus is gone; what was not confirmed must be sent again
     ├── Unreachable          nobody answers at the service's address; made by the client, never sent
@@ -75,6 +76,11 @@ class QueueFull(InspectBusError):
 
 class StorageFull(InspectBusError):
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    retryable = True
+
+
+class StorageAway(InspectBusError):
+    code = grpc.StatusCode.UNAVAILABLE
     retryable = True
 
 

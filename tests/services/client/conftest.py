@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from doubles.plant import Plant, open_plant
+from tests.doubles.plant import Plant, open_plant
 from inspectbus_client import Client
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.plant import PNG, Plant, open_plant
+from tests.doubles.plant import PNG, Plant, open_plant
 from inspectbus.errors import (
     BadField,
     BusClosed,

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
-from doubles.plant import PNG, Plant, open_plant
+from tests.doubles.plant import PNG, Plant, open_plant
 from inspectbus.api.v1 import acquisition_pb2
 from inspectbus.errors import (
     AlreadyRunning,
