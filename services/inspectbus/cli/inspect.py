@@ -56,7 +56,7 @@ def inspect(
     as_csv: Annotated[bool, typer.Option("--csv", help="CSV, as the decisions fall.")] = False,
     recipe: Annotated[str, typer.Option(metavar="NAME", help="How to prepare and judge.")] = "",
     timeout: Annotated[float, typer.Option(metavar="SECONDS", min=0.1, help="How long each decision may take.")] = 30.0,
-    state_dir: Annotated[
+    state: Annotated[
         Path,
         typer.Option(envvar="INSPECTBUS_STATE_DIR", help="Where a line in this process keeps its models and records."),
     ] = Path(".inspectbus"),
@@ -74,7 +74,7 @@ def inspect(
             if context.obj is None:
                 # Services that come and go within one command are no news to whoever asked for verdicts.
                 logs.configure("warning")
-            client = stack.enter_context(Client.connect(stack.enter_context(private_line(state_dir))))
+            client = stack.enter_context(Client.connect(stack.enter_context(private_line(state))))
         else:
             client = stack.enter_context(client_of("acquisition", address))
         code = inspect_files(client, paths, form=form, recipe=recipe, timeout_s=timeout)
