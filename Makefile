@@ -1,13 +1,63 @@
-# Chores are verbs. `make run` and `make test` set everything up by themselves.
+# Chores are verbs. `make run` and `make test` set everything up by themselves: Python 3.11 or newer, pip and make suffice.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP_ARGS ?=
 GENERATED := services/inspectbus/api/v1
 
+FRAMES ?= 400
+FPS ?=
+DATA ?=
+RUN_ARGS ?=
+
+.PHONY: help
+help: ## List the chores
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: run
+run: $(VENV)/.run ## Train once, then inspect a replayed test part on four stations (FRAMES=, FPS=, DATA=)
+	$(BIN)/inspectbus run --frames $(FRAMES) $(if $(FPS),--fps $(FPS)) $(if $(DATA),--data "$(DATA)") $(RUN_ARGS)
+
+.PHONY: test
+test: $(VENV)/.test ## Lint, types, contracts and every test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	cd protos && ../$(BIN)/buf lint
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+.PHONY: lint
+lint: $(VENV)/.test ## Format, and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
 .PHONY: protos
-protos: ## Generate services/inspectbus/api/v1 from protos/
+protos: $(VENV)/.test ## Generate services/inspectbus/api/v1 from protos/
 	rm -f $(GENERATED)/*_pb2*.py $(GENERATED)/*_pb2*.pyi
-	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=services --mypy_out=quiet:services protos/inspectbus/api/v1/*.proto
-	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m grpc_tools.protoc -Iprotos --grpc_python_out=services --mypy_grpc_out=quiet:services $$(grep -l '^service ' protos/inspectbus/api/v1/*.proto)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=services --mypy_out=quiet:services protos/inspectbus/api/v1/*.proto
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iprotos --grpc_python_out=services --mypy_grpc_out=quiet:services $$(grep -l '^service ' protos/inspectbus/api/v1/*.proto)
+
+.PHONY: clean
+clean: ## Remove the environment and everything a run left behind
+	rm -rf $(VENV) .inspectbus .pytest_cache .mypy_cache .ruff_cache
+
+# Debian keeps `ensurepip` in a package of its own; as root we fetch it, otherwise the error of venv says what to do.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "InspectBus needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 1; }
+	@if ! $(PYTHON) -c 'import ensurepip' 2>/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "installing python3-venv, which this Python lacks"; apt-get update -q && apt-get install -y -q --no-install-recommends python3-venv; fi
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing InspectBus into $(VENV); the first time fetches about 1 GB and takes a few minutes"
+	$(BIN)/pip install -q $(PIP_ARGS) -c constraints.txt -e '.[all,demo]'
+	touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing InspectBus and its test tools into $(VENV)"
+	$(BIN)/pip install -q $(PIP_ARGS) -c constraints.txt -e '.[all,demo,test]'
+	touch $@ $(VENV)/.run

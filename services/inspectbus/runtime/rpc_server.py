@@ -77,15 +77,16 @@ def rpc_server(
     status = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(status, server)
     reflection.enable_server_reflection((*contracts, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    host = f"[{settings.host.strip('[]')}]" if ":" in settings.host else settings.host
     try:
-        port = server.add_insecure_port(f"{settings.host}:{settings.port}")
+        port = server.add_insecure_port(f"{host}:{settings.port}")
     except RuntimeError:
-        raise OSError(f"{service}: cannot listen on {settings.host}:{settings.port}; is the port taken?") from None
+        raise OSError(f"{service}: cannot listen on {host}:{settings.port}; is the port taken?") from None
     with metrics_server(registry, settings.host, settings.metrics_port) as metrics_port:
         server.start()
         for name in ("", *contracts):
             status.set(name, health_pb2.HealthCheckResponse.SERVING)
-        door = Door(service, f"{settings.host}:{port}", f"{settings.host}:{metrics_port}")
+        door = Door(service, f"{host}:{port}", f"{host}:{metrics_port}")
         log.info("serving", service=service, grpc=door.address, metrics=door.metrics_address)
         try:
             yield door

@@ -18,7 +18,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from inspectbus.errors import BadField, StorageAway, StorageFull
 
-_migrating = threading.Lock()
+migrating = threading.Lock()
 """Alembic keeps the migration under way in a module, so a process runs one at a time."""
 
 
@@ -52,7 +52,7 @@ def open_database(url: str, owner: str) -> Engine:
     config = Config()
     config.set_main_option("script_location", str(files(f"inspectbus.{owner}") / "migrations"))
     config.attributes["version_table"] = f"alembic_{owner}"
-    with _migrating, writing(engine) as connection:
+    with migrating, writing(engine) as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
     return engine

@@ -1,0 +1,32 @@
+"""Bodies on their way: which key and id each kind of message travels under."""
+
+from __future__ import annotations
+
+from inspectbus.api.v1.decision_pb2 import Decision, Verdict
+from inspectbus.api.v1.prepared_frame_pb2 import PreparedFrame
+from inspectbus.bus.contract import Lane, Message
+
+
+def prepared_message(prepared: PreparedFrame, source: str, lane: Lane) -> Message:
+    """For PREPARED, on the lane the frame came by."""
+    frame = prepared.frame
+    return Message(
+        body=prepared.SerializeToString(),
+        key=(frame.line, frame.station),
+        source=source,
+        subject=frame.frame_id,
+        lane=lane,
+        id=f"{frame.frame_id}:prepared",
+    )
+
+
+def decision_message(decision: Decision, source: str) -> Message:
+    """For DECISIONS; the key ends in the verdict: ("line-1", "top", "hold")."""
+    verdict = Verdict.Name(decision.verdict).removeprefix("VERDICT_").lower()
+    return Message(
+        body=decision.SerializeToString(),
+        key=(decision.line, decision.station, verdict),
+        source=source,
+        subject=decision.frame_id,
+        id=f"{decision.frame_id}:{verdict}",
+    )
