@@ -292,12 +292,18 @@ class Replay:
             self._journal.write(mark)
         except OSError as error:
             # No reason to stop the line: an old cursor repeats frames after a crash, and they are counted once.
-            self._trouble("journal", f"cannot write the cursor {self._journal.file}: {error.strerror}")
+            self._trouble("disk", f"cannot write the cursor {self._journal.file}: {error.strerror}")
+        else:
+            with self._changed:
+                self._troubles.pop("disk", None)
 
     def _trouble(self, about: str, text: str) -> None:
-        self._log.warning("station trouble", about=about, detail=text)
+        """Shows it in the station's detail until it is over."""
         with self._changed:
+            known = self._troubles.get(about) == text
             self._troubles[about] = text
+        if not known:
+            self._log.warning("station trouble", about=about, detail=text)
 
     @property
     def _marked(self) -> Cursor:
