@@ -95,7 +95,7 @@ class _LedgerDoor(results_pb2_grpc.ResultsServiceServicer):
     def __init__(self, line: SmallLine) -> None:
         self._line = line
 
-    def GetDecision(  # noqa: N802 - spelt by the contract
+    def GetDecision(
         self, request: results_pb2.GetDecisionRequest, context: grpc.ServicerContext
     ) -> results_pb2.GetDecisionResponse:
         decision = self._line.ledger.get(request.frame_id)

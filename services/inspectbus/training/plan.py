@@ -6,28 +6,31 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from inspectbus.domain.names import Name
+
 
 class Plan(BaseModel):
-    """A checked training plan, with every default filled in."""
+    """A training plan with every default filled in. Bounds as below; pydantic names the field beyond one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     data: str
     """"elpv", or a folder below the service's data root."""
-    model: str
+    model: Name
     """Name the version is registered under."""
-    backbone: str
+    backbone: str = Field(min_length=1, max_length=100)
     """A timm or torchvision architecture."""
-    epochs: int
-    seed: int
-    input_size: int
+    epochs: int = Field(ge=1, le=1000)
+    seed: int = Field(ge=0, lt=2**32)
+    input_size: int = Field(ge=32, le=2048)
     """Side of the square input, pixels."""
 
 
 class Progress(BaseModel):
     """How far a training is."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A loss that ran away is a figure too, and must survive being written down.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     stage: str = ""
     """"reading", "features", "training", "threshold", "registering"; empty before the first."""
