@@ -16,6 +16,7 @@ Each kind carries what the wire needs: the gRPC status, whether trying again may
     ├── StorageAway          database is locked, lost or restarting
     ├── ModelNotReady        no model has been warmed up yet
     ├── BusClosed            the bus is gone; what was not confirmed must be sent again
+    ├── Unreachable          nobody answers at the service's address; made by the client, never sent
     ├── TooLate              the answer did not come within the caller's deadline
     └── Internal             a fault of ours
 """
@@ -89,6 +90,11 @@ class ModelNotReady(InspectBusError):
 
 
 class BusClosed(InspectBusError):
+    code = grpc.StatusCode.UNAVAILABLE
+    retryable = True
+
+
+class Unreachable(InspectBusError):
     code = grpc.StatusCode.UNAVAILABLE
     retryable = True
 

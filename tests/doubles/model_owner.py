@@ -18,14 +18,12 @@ class ModelOwner(model_pb2_grpc.ModelServiceServicer):
         self.cards: dict[tuple[str, str], ModelCard] = {}
         """By name and alias."""
 
-    def ListModels(  # noqa: N802 - the contract's name
+    def ListModels(
         self, request: model_pb2.ListModelsRequest, context: grpc.ServicerContext
     ) -> model_pb2.ListModelsResponse:
         return model_pb2.ListModelsResponse(models=[_message(card) for card in self.cards.values()])
 
-    def GetModel(  # noqa: N802 - the contract's name
-        self, request: model_pb2.GetModelRequest, context: grpc.ServicerContext
-    ) -> model_pb2.GetModelResponse:
+    def GetModel(self, request: model_pb2.GetModelRequest, context: grpc.ServicerContext) -> model_pb2.GetModelResponse:
         card = self.cards.get((request.name, request.alias))
         if card is None:
             context.abort(grpc.StatusCode.NOT_FOUND, "no such model")

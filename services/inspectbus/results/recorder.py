@@ -82,43 +82,29 @@ class Recorder:
             return [self._inbox.popleft() for _ in range(min(len(self._inbox), self._max_batch_size))]
 
     def _record(self, batch: list[_Item]) -> None:
-        try:
-            recorded = self._commit(batch)
-        except Exception as error:  # one decision's fault must cost neither its neighbours nor this thread
-            if len(batch) > 1:
-                for item in batch:
-                    self._record([item])
-            else:
-                log.exception("could not record a decision", frame_id=batch[0].decision.frame_id)
-                batch[0].delivery.retry(error)
-            return
-        for item in batch:
-            if recorded:
-                item.delivery.done()
-            else:
-                item.delivery.retry(BusClosed("results stopped while the database took no decisions"))
-
-    def _commit(self, batch: list[_Item]) -> bool:
-        """Records the batch, however long the database takes none. False when told to stop before it did."""
         decisions = [item.decision for item in batch]
-        pause_s = FIRST_RETRY_S
-        while True:
-            begun = time.monotonic()
-            try:
-                outcomes = self._ledger.record(decisions)
-            except (StorageFull, StorageAway) as error:
-                self._metrics.blocked.set(1)
-                log.error("the ledger is blocked, decisions are held", held=len(batch), error=error.message)
-            else:
-                break
-            with self._changed:
-                if self._changed.wait_for(lambda: self._stopped, timeout=pause_s):
-                    return False
-            pause_s = min(2 * pause_s, LAST_RETRY_S)
-        if pause_s > FIRST_RETRY_S:
-            log.info("the ledger takes decisions again")
-        self._metrics.blocked.set(0)
+        begun = time.monotonic()
+        fault: Exception | None = None
+        outcomes: list[Outcome] | None = None
+        try:
+            outcomes = self._commit(decisions)
+        except Exception as error:  # one decision's fault must cost neither its neighbours nor this thread
+            fault = error
+        if fault is not None and len(batch) > 1:
+            for item in batch:
+                self._record([item])
+            return
+        if outcomes is None:
+            if fault is not None:
+                log.error("could not record a decision", frame_id=decisions[0].frame_id, error=repr(fault))
+            for item in batch:
+                item.delivery.retry(fault or BusClosed("results stopped while the database took no decisions"))
+            return
+        # Before the acknowledgements, so that whoever has his finds it counted.
         self._metrics.committed(decisions, outcomes, time.monotonic() - begun)
+        self._on_commit()
+        for item in batch:
+            item.delivery.done()
         for decision, outcome in zip(decisions, outcomes, strict=True):
             if outcome is Outcome.CONFLICT:
                 log.warning(
@@ -127,5 +113,22 @@ class Recorder:
                     verdict=Verdict.Name(decision.verdict),
                     model_version=decision.model_version,
                 )
-        self._on_commit()
-        return True
+
+    def _commit(self, decisions: list[Decision]) -> list[Outcome] | None:
+        """Records the batch, however long the database takes nothing. None when told to stop before it did."""
+        pause_s = FIRST_RETRY_S
+        while True:
+            try:
+                outcomes = self._ledger.record(decisions)
+            except (StorageFull, StorageAway) as error:
+                self._metrics.blocked.set(1)
+                log.error("the ledger is blocked, decisions are held", held=len(decisions), error=error.message)
+            else:
+                if pause_s > FIRST_RETRY_S:
+                    self._metrics.blocked.set(0)
+                    log.info("the ledger takes decisions again")
+                return outcomes
+            with self._changed:
+                if self._changed.wait_for(lambda: self._stopped, timeout=pause_s):
+                    return None
+            pause_s = min(2 * pause_s, LAST_RETRY_S)

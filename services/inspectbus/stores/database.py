@@ -18,7 +18,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from inspectbus.errors import BadField, StorageAway, StorageFull
 
-_migrating = threading.Lock()
+migrating = threading.Lock()
 """Alembic keeps the migration under way in a module, so a process runs one at a time."""
 
 
@@ -44,14 +44,15 @@ def open_database(url: str, owner: str) -> Engine:
         raise BadField(f"no database {parsed.get_backend_name()!r}: use sqlite or postgresql", field="database_url")
     if parsed.get_backend_name() == "sqlite" and parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(parsed, pool_pre_ping=True)
+    # Errors end in logs, and parameters may be whole messages.
+    engine = create_engine(parsed, pool_pre_ping=True, hide_parameters=True)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _sqlite_pragmas)
         event.listen(engine, "begin", _sqlite_begin)
     config = Config()
     config.set_main_option("script_location", str(files(f"inspectbus.{owner}") / "migrations"))
     config.attributes["version_table"] = f"alembic_{owner}"
-    with _migrating, writing(engine) as connection:
+    with migrating, writing(engine) as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
     return engine
@@ -59,7 +60,7 @@ def open_database(url: str, owner: str) -> Engine:
 
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
-    """One consistent look at the database. Keeps no writer waiting, and works while the disk is full."""
+    """Looks without keeping any writer waiting, also while the disk is full. On SQLite all statements see one state."""
     with translated(), engine.connect().execution_options(inspectbus_reads_only=True) as connection, connection.begin():
         yield connection
 

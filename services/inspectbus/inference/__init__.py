@@ -1,0 +1,1 @@
+"""Inference: prepared frames in, decisions out; one batcher between both doors and the network."""

@@ -1,0 +1,266 @@
+"""The batcher: frames from both doors wait here, and an idle engine takes what is there at once.
+
+    call ── refused when full ──> ┌ live    ┐
+    bus  ── never refused ──────> └ backlog ┘ ─> batch of at most max_batch_size ─> engine ─> each frame's future
+
+Work-conserving: while the engine computes, frames gather; when it is idle, nothing waits for company, unless
+`max_batch_wait_s` allows it, and then each frame counts from its own arrival. Every frame taken is answered exactly
+once: with its score, with the error that concerns it, or by its own cancellation.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from types import TracebackType
+
+import numpy as np
+import prometheus_client as prometheus
+import structlog
+
+from inspectbus.bus import Lane
+from inspectbus.errors import BadField, Internal, ModelNotReady, QueueFull, TooLate
+from inspectbus.imaging import Image
+from inspectbus.inference.engine import Engine
+
+log = structlog.get_logger(__name__)
+
+BACKLOG_SHARE = 8
+"""Every so many frames the backlog comes first, when it waits; the bus hands out its lanes by the same measure."""
+LOOK_S = 1.0
+"""How long the idle thread sleeps between looks: nothing depends on it, a lost wake-up would cost a second."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What the engine said of one image, and when. Wall clock, seconds since the epoch."""
+
+    score: float
+    """As the engine gave it; whoever makes a verdict of it checks that it is a number."""
+    queued_at_s: float
+    inferred_at_s: float
+
+
+class BatcherMetrics:
+    """Made once per registry; a batcher that follows another goes on counting."""
+
+    def __init__(self, registry: prometheus.CollectorRegistry, max_batch_size: int) -> None:
+        sizes = sorted({*(2**power for power in range(max_batch_size.bit_length())), max_batch_size})
+        self.batch_size = prometheus.Histogram(
+            "inspectbus_inference_batch_size", "Images per run of the engine.", buckets=sizes, registry=registry
+        )
+        self.queue_seconds = prometheus.Histogram(
+            "inspectbus_inference_queue_seconds", "From arrival to the engine.", ["lane"], registry=registry
+        )
+        self.compute_seconds = prometheus.Histogram(
+            "inspectbus_inference_compute_seconds", "One run of the engine.", registry=registry
+        )
+        self.waiting = prometheus.Gauge(
+            "inspectbus_inference_waiting", "Images that wait for the engine.", ["lane"], registry=registry
+        )
+        self.dropped = prometheus.Counter(
+            "inspectbus_inference_dropped", "Calls not computed, by reason.", ["reason"], registry=registry
+        )
+        self.engine_errors = prometheus.Counter(
+            "inspectbus_inference_engine_errors", "Runs of the engine that raised.", registry=registry
+        )
+        self.sizes = dict.fromkeys(range(1, max_batch_size + 1), 0)
+        """Runs by exact size, for GetEngine. Only the engine's thread writes, and never a new key."""
+
+
+@dataclass(eq=False)
+class _Item:
+    """One image that waits. `deadline_s` is on the monotonic clock; nobody waits for an answer after it."""
+
+    image: Image
+    lane: Lane
+    deadline_s: float
+    future: Future[Scored] = field(default_factory=Future)
+    arrived_s: float = field(default_factory=time.monotonic)
+    queued_at_s: float = field(default_factory=time.time)
+
+
+class Batcher:
+    """One engine, one thread, one bounded queue. Use as a context; leaving it computes what waits."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        height: int,
+        width: int,
+        metrics: BatcherMetrics,
+        *,
+        max_batch_size: int,
+        max_batch_wait_s: float,
+        queue_limit: int,
+        drain_s: float,
+    ) -> None:
+        self._engine = engine
+        self._metrics = metrics
+        self._max_batch_wait_s = max_batch_wait_s
+        self._queue_limit = queue_limit
+        self._drain_s = drain_s
+        self._slot = np.empty((max_batch_size, height, width, 3), np.uint8)
+        self._lanes: dict[Lane, deque[_Item]] = {lane: deque() for lane in Lane}
+        self._taken = 0
+        self._closing = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name="inference-batcher", daemon=True)
+
+    def __enter__(self) -> Batcher:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Takes nothing more, and computes what waits for at most `drain_s`; what is left then fails."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join(self._drain_s)
+        with self._changed:
+            waiting = [item for lane in self._lanes.values() for item in lane]
+            for lane in self._lanes.values():
+                lane.clear()
+            self._show_waiting()
+        left = [item for item in waiting if item.future.set_running_or_notify_cancel()]
+        _fail(left, ModelNotReady("the service stopped before this image's turn"))
+
+    def call(self, image: Image, deadline_s: float = math.inf) -> Future[Scored]:
+        """For a caller who waits. Raises QueueFull at the limit.
+
+        A call that is cancelled, or whose deadline (monotonic seconds) passes before its turn, is not computed: its
+        future is cancelled, or fails with TooLate.
+        """
+        return self._put(_Item(image, Lane.LIVE, deadline_s), refusable=True)
+
+    def deliver(self, image: Image, lane: Lane) -> Future[Scored]:
+        """For the bus, whose prefetch bounds what it brings. Never refused for want of room."""
+        return self._put(_Item(image, lane, math.inf), refusable=False)
+
+    @property
+    def waiting(self) -> int:
+        with self._changed:
+            return self._count()
+
+    def _put(self, item: _Item, *, refusable: bool) -> Future[Scored]:
+        if item.image.shape != self._slot.shape[1:]:
+            height, width, channels = item.image.shape
+            expected = f"{self._slot.shape[1]}x{self._slot.shape[2]}"
+            raise BadField(
+                f"pixels are {height}x{width} with {channels} channels; the model takes {expected} with 3",
+                field="pixels",
+            )
+        with self._changed:
+            if self._closing:
+                raise ModelNotReady("the service is stopping")
+            if refusable and self._count() >= self._queue_limit:
+                self._metrics.dropped.labels("queue_full").inc()
+                raise QueueFull(f"{self._queue_limit} images wait for the engine already; try again shortly")
+            self._lanes[item.lane].append(item)
+            self._show_waiting()
+            self._changed.notify_all()
+        # After the lock is left: a future that is cancelled at this very moment calls back from here.
+        item.future.add_done_callback(lambda future: self._forget(item) if future.cancelled() else None)
+        return item.future
+
+    def _forget(self, item: _Item) -> None:
+        """A cancelled call gives its place back at once, and not only when its turn comes."""
+        with self._changed:
+            # Who takes an item out of its lane tells its future, so none is told twice.
+            mine = item in self._lanes[item.lane]
+            if mine:
+                self._lanes[item.lane].remove(item)
+                self._show_waiting()
+        if mine:
+            item.future.set_running_or_notify_cancel()
+        self._metrics.dropped.labels("cancelled").inc()
+
+    def _count(self) -> int:
+        return sum(len(lane) for lane in self._lanes.values())
+
+    def _show_waiting(self) -> None:
+        for lane, items in self._lanes.items():
+            self._metrics.waiting.labels(lane.value).set(len(items))
+
+    def _work(self) -> None:
+        while self._wait():
+            batch, late = self._take()
+            self._metrics.dropped.labels("deadline").inc(len(late))
+            _fail(late, TooLate("the call's deadline passed before its turn"))
+            if batch:
+                self._judge(batch)
+
+    def _wait(self) -> bool:
+        """Until a batch is due. False when we are closing and nothing waits any more."""
+        with self._changed:
+            while True:
+                count = self._count()
+                if self._closing:
+                    return count > 0
+                if not count:
+                    self._changed.wait(LOOK_S)
+                    continue
+                oldest = min(lane[0].arrived_s for lane in self._lanes.values() if lane)
+                patience_s = oldest + self._max_batch_wait_s - time.monotonic()
+                if count >= len(self._slot) or patience_s <= 0:
+                    return True
+                self._changed.wait(min(patience_s, LOOK_S))
+
+    def _take(self) -> tuple[list[_Item], list[_Item]]:
+        """The next batch, and the calls before it whose deadline has passed."""
+        batch: list[_Item] = []
+        late: list[_Item] = []
+        now = time.monotonic()
+        with self._changed:
+            live, backlog = self._lanes[Lane.LIVE], self._lanes[Lane.BACKLOG]
+            while len(batch) < len(self._slot) and (live or backlog):
+                backlog_turn = backlog and (self._taken + 1) % BACKLOG_SHARE == 0
+                item = backlog.popleft() if backlog_turn or not live else live.popleft()
+                if not item.future.set_running_or_notify_cancel():
+                    continue
+                if item.deadline_s <= now:
+                    late.append(item)
+                    continue
+                self._taken += 1
+                self._metrics.queue_seconds.labels(item.lane.value).observe(now - item.arrived_s)
+                batch.append(item)
+            self._show_waiting()
+        return batch, late
+
+    def _judge(self, batch: list[_Item]) -> None:
+        for place, item in enumerate(batch):
+            np.copyto(self._slot[place], item.image)
+        begun = time.perf_counter()
+        try:
+            scores = self._engine.infer(self._slot[: len(batch)])
+            if scores.shape != (len(batch),):
+                raise Internal(f"the engine gave scores of shape {scores.shape} for {len(batch)} images")
+        except Exception as error:  # an engine may raise anything; it concerns these images and never the next
+            self._metrics.engine_errors.inc()
+            if len(batch) > 1:
+                log.warning("the engine failed on a batch, trying its images one by one", error=repr(error))
+                for item in batch:
+                    self._judge([item])
+                return
+            log.error("the engine failed on an image", error=repr(error))
+            _fail(batch, Internal(f"the engine failed on this image: {type(error).__name__}: {error}"[:500]))
+            return
+        self._metrics.compute_seconds.observe(time.perf_counter() - begun)
+        self._metrics.batch_size.observe(len(batch))
+        self._metrics.sizes[len(batch)] += 1
+        now = time.time()
+        for item, score in zip(batch, scores.tolist(), strict=True):
+            item.future.set_result(Scored(score, item.queued_at_s, now))
+
+
+def _fail(items: list[_Item], error: Exception) -> None:
+    """Answers items that are in the engine's hands, and so can no longer be cancelled, with an error."""
+    for item in items:
+        item.future.set_exception(error)

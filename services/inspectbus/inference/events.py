@@ -1,0 +1,185 @@
+"""The bus door: a prepared frame comes, its decision goes, and only then is the frame acknowledged.
+
+prepared ─> fits the model? ─> batcher ─> score ─> verdict ─> evidence ─> decisions
+                 └── no model, other preparation, broken pixels: HOLD with its reason ──┘
+
+The engine's thread hands each score to a small pool, so it never waits for a disk or a full bus.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+
+import prometheus_client as prometheus
+from google.protobuf.message import DecodeError
+
+from inspectbus.api.v1.decision_pb2 import HOLD_REASON_ERROR, HOLD_REASON_NO_MODEL, Decision, HoldReason, Verdict
+from inspectbus.api.v1.prepared_frame_pb2 import PreparedFrame
+from inspectbus.bus import Bus, Delivery, Lane, Message, topics
+from inspectbus.bus.messages import decision_message
+from inspectbus.domain.decision import decision_of, hold_decision
+from inspectbus.domain.frame import checked_frame
+from inspectbus.domain.model_version import ModelCard
+from inspectbus.errors import BadField, InspectBusError, Internal, ModelNotReady, NotPossibleNow
+from inspectbus.imaging.pixels import from_pixels
+from inspectbus.inference.batcher import Scored
+from inspectbus.inference.evidence import EvidenceKeeper
+from inspectbus.inference.loader import Loader, Serving
+from inspectbus.inference.settings import InferenceSettings
+from inspectbus.inference.verdict import verdict_of
+
+SOURCE = "inference"
+DECIDERS = 2
+"""Threads that keep evidence and publish: one writes while the other waits for its disk."""
+
+
+@contextmanager
+def subscribed(
+    bus: Bus,
+    loader: Loader,
+    evidence: EvidenceKeeper,
+    settings: InferenceSettings,
+    registry: prometheus.CollectorRegistry,
+) -> Iterator[None]:
+    """Judges prepared frames until left; leaving finishes those in hand and gives the rest back to the bus."""
+    with ThreadPoolExecutor(DECIDERS, thread_name_prefix="inference-decide") as pool:
+        door = _Door(bus, loader, evidence, settings, registry, pool)
+        subscription = bus.subscribe(
+            topics.PREPARED, "inference", door.judge, prefetch=settings.prefetch, epitaph=door.mourn
+        )
+        try:
+            yield
+        finally:
+            loader.stop_waiting()
+            subscription.close(settings.drain_s)
+
+
+class _Door:
+    def __init__(
+        self,
+        bus: Bus,
+        loader: Loader,
+        evidence: EvidenceKeeper,
+        settings: InferenceSettings,
+        registry: prometheus.CollectorRegistry,
+        pool: ThreadPoolExecutor,
+    ) -> None:
+        self._bus = bus
+        self._loader = loader
+        self._evidence = evidence
+        self._model_patience_s = settings.model_patience_s
+        self._pool = pool
+        self._decisions = prometheus.Counter(
+            "inspectbus_inference_decisions", "Decisions published.", ["verdict", "reason"], registry=registry
+        )
+
+    def judge(self, delivery: Delivery) -> None:
+        """Takes one prepared frame. Raises BadField for a body that is none: it is parked, and nobody can decide it."""
+        message = delivery.message
+        prepared = _parsed(message)
+        serving = self._loader.wait(_patience_left(message, self._model_patience_s))
+        try:
+            card, scored = self._admit(prepared, serving, message.lane)
+        except ModelNotReady as error:
+            if self._loader.closing:
+                raise  # not the frame's fault: whoever serves next judges it
+            hold = hold_decision(prepared.frame, HOLD_REASON_NO_MODEL, error.message)
+            self._pool.submit(self._settle, delivery, lambda: self._publish(prepared, hold))
+        except (BadField, NotPossibleNow) as error:
+            hold = hold_decision(prepared.frame, HOLD_REASON_ERROR, error.message)
+            self._pool.submit(self._settle, delivery, lambda: self._publish(prepared, hold))
+        else:
+            scored.add_done_callback(lambda _: self._scored(delivery, prepared, card, scored))
+
+    def mourn(self, message: Message, error: BaseException) -> Sequence[Future[None]]:
+        """The epitaph: a frame that is parked is decided all the same, as HOLD. One that cannot be read has none."""
+        try:
+            prepared = _parsed(message)
+        except BadField:
+            return ()
+        detail = error.message if isinstance(error, InspectBusError) else f"{type(error).__name__}: {error}"
+        return (self._publish(prepared, hold_decision(prepared.frame, HOLD_REASON_ERROR, detail)),)
+
+    def _admit(self, prepared: PreparedFrame, serving: Serving | None, lane: Lane) -> tuple[ModelCard, Future[Scored]]:
+        """Into the batcher. Raises ModelNotReady, NotPossibleNow or BadField for a frame that we cannot judge."""
+        if serving is None:
+            raise ModelNotReady(f"no model is loaded: {self._loader.detail}")
+        asked, ours = (prepared.model, prepared.model_alias), (serving.card.name, serving.alias)
+        if asked[0] != ours[0] or (ours[1] and asked[1] != ours[1]):
+            raise ModelNotReady(
+                f"recipe {prepared.recipe} asks for model {'@'.join(asked)}; loaded is {'@'.join(filter(None, ours))}"
+            )
+        serving.check_preparation(prepared.preparation_hash)
+        if prepared.HasField("threshold_override") and not 0 <= prepared.threshold_override <= 1:
+            raise BadField(
+                f"threshold_override is {prepared.threshold_override}; it lies between 0 and 1",
+                field="threshold_override",
+            )
+        return serving.card, serving.batcher.deliver(from_pixels(prepared.pixels), lane)
+
+    def _scored(self, delivery: Delivery, prepared: PreparedFrame, card: ModelCard, scored: Future[Scored]) -> None:
+        """On the engine's thread, which goes on at once."""
+        try:
+            self._pool.submit(self._settle, delivery, lambda: self._decide(prepared, card, scored.result()))
+        except RuntimeError as error:  # the pool is closed: the service ended before this score came
+            delivery.retry(error)
+
+    def _settle(self, delivery: Delivery, publish: Callable[[], Future[None]]) -> None:
+        try:
+            delivery.done(after=[publish()])
+        except Exception as error:  # nobody looks into a pool's futures: unsettled, the frame would be stuck for good
+            delivery.retry(error)
+
+    def _decide(self, prepared: PreparedFrame, card: ModelCard, scored: Scored) -> Future[None]:
+        threshold = prepared.threshold_override if prepared.HasField("threshold_override") else card.threshold
+        try:
+            verdict = verdict_of(scored.score, threshold)
+        except Internal as error:
+            decision = hold_decision(prepared.frame, HOLD_REASON_ERROR, error.message)
+        else:
+            decision = decision_of(prepared.frame)
+            decision.verdict = verdict
+            decision.score = scored.score
+            decision.timings.decided_at.GetCurrentTime()
+        decision.threshold = threshold
+        decision.model = card.name
+        decision.model_version = card.version
+        decision.timings.queued_at.FromNanoseconds(int(scored.queued_at_s * 1e9))
+        decision.timings.inferred_at.FromNanoseconds(int(scored.inferred_at_s * 1e9))
+        return self._publish(prepared, decision)
+
+    def _publish(self, prepared: PreparedFrame, decision: Decision) -> Future[None]:
+        """Adds what the prepared frame knows, keeps the evidence, and only then tells the decision."""
+        decision.model = decision.model or prepared.model
+        decision.recipe = prepared.recipe
+        decision.recipe_version = prepared.recipe_version
+        decision.preparation_hash = prepared.preparation_hash
+        if prepared.HasField("quality"):
+            decision.quality.CopyFrom(prepared.quality)
+        if prepared.HasField("received_at"):
+            decision.timings.preparing_at.CopyFrom(prepared.received_at)
+        if prepared.HasField("prepared_at"):
+            decision.timings.prepared_at.CopyFrom(prepared.prepared_at)
+        decision.evidence.CopyFrom(self._evidence.keep(prepared, decision))
+        published = self._bus.publish(topics.DECISIONS, decision_message(decision, SOURCE))
+        verdict = Verdict.Name(decision.verdict).removeprefix("VERDICT_").lower()
+        reason = HoldReason.Name(decision.hold.reason).removeprefix("HOLD_REASON_").lower()
+        self._decisions.labels(verdict, reason if decision.HasField("hold") else "").inc()
+        return published
+
+
+def _patience_left(message: Message, patience_s: float) -> float:
+    """Counted from the message's making, so that frames without a model are held after one patience, not one each."""
+    return min(patience_s, message.time_s + patience_s - time.time())
+
+
+def _parsed(message: Message) -> PreparedFrame:
+    try:
+        prepared = PreparedFrame.FromString(message.body)
+    except DecodeError as error:
+        raise BadField(f"the body is no PreparedFrame: {error}", field="body") from None
+    checked_frame(prepared.frame)
+    return prepared

@@ -1,0 +1,183 @@
+"""The gRPC door: prepared pixels in, a judgement out, through the same batcher as the bus. Makes no record."""
+
+from __future__ import annotations
+
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future
+from functools import partial
+from typing import NamedTuple
+
+import grpc
+
+from inspectbus.api.v1 import inference_pb2, inference_pb2_grpc
+from inspectbus.api.v1.inference_pb2 import InferRequest, InferStreamRequest, InferStreamResponse, Judgement
+from inspectbus.domain.model_version import ModelCard
+from inspectbus.errors import InspectBusError, ModelNotReady, TooLate
+from inspectbus.imaging.pixels import from_pixels
+from inspectbus.inference.batcher import Scored
+from inspectbus.inference.loader import Loader
+from inspectbus.inference.settings import InferenceSettings
+from inspectbus.inference.verdict import verdict_of
+from inspectbus.runtime.refusals import refusal
+
+LONGEST_DEADLINE_S = 24 * 3600
+"""gRPC reports a call without a deadline as one of centuries."""
+LOOK_S = 0.5
+"""How often a stream that has nothing to do looks whether its caller is still there."""
+
+
+class _Asked(NamedTuple):
+    card: ModelCard
+    scored: Future[Scored]
+
+
+class InferenceRpc(inference_pb2_grpc.InferenceServiceServicer):
+    def __init__(self, loader: Loader, settings: InferenceSettings) -> None:
+        self._loader = loader
+        self._settings = settings
+
+    def Infer(self, request: InferRequest, context: grpc.ServicerContext) -> inference_pb2.InferResponse:
+        patience_s = self._patience_s(context)
+        asked = self._ask(request, time.monotonic() + patience_s)
+
+        def hung_up() -> None:
+            asked.scored.cancel()  # its place goes to another
+
+        if not context.add_callback(hung_up):
+            hung_up()
+        try:
+            scored = asked.scored.result(timeout=patience_s)
+        except (TimeoutError, CancelledError):
+            asked.scored.cancel()
+            raise TooLate("the call ended before its image was judged") from None
+        return inference_pb2.InferResponse(judgement=_judgement(asked.card, scored))
+
+    def InferStream(
+        self, requests: Iterator[InferStreamRequest], context: grpc.ServicerContext
+    ) -> Iterator[InferStreamResponse]:
+        deadline_s = time.monotonic() + self._patience_s(context, default=math.inf)
+        stream = _Stream(requests, context, window=2 * self._settings.max_batch_size)
+        return stream.answers(lambda request: self._ask(request, deadline_s))
+
+    def GetEngine(
+        self, request: inference_pb2.GetEngineRequest, context: grpc.ServicerContext
+    ) -> inference_pb2.GetEngineResponse:
+        answer = inference_pb2.GetEngineResponse(
+            detail=self._loader.detail, batches=self._loader.batches, queue_limit=self._settings.queue_limit
+        )
+        serving = self._loader.serving
+        if serving is not None:
+            answer.ready = True
+            answer.engine = serving.engine.name
+            answer.device = serving.engine.device
+            answer.model = serving.card.name
+            answer.model_version = serving.card.version
+            answer.preparation_hash = serving.card.preparation.hash
+            answer.threshold = serving.card.threshold
+            answer.loaded_at.FromNanoseconds(int(serving.loaded_at_s * 1e9))
+            answer.waiting = serving.batcher.waiting
+        return answer
+
+    def _ask(self, request: InferRequest | InferStreamRequest, deadline_s: float) -> _Asked:
+        image = from_pixels(request.pixels)
+        serving = self._loader.serving
+        if serving is None:
+            raise ModelNotReady(f"no model is loaded: {self._loader.detail}", field="model")
+        if request.preparation_hash:
+            serving.check_preparation(request.preparation_hash)
+        return _Asked(serving.card, serving.batcher.call(image, deadline_s))
+
+    def _patience_s(self, context: grpc.ServicerContext, default: float | None = None) -> float:
+        left = context.time_remaining()
+        if left is not None and left < LONGEST_DEADLINE_S:
+            return float(left)
+        return self._settings.call_patience_s if default is None else default
+
+
+class _Stream:
+    """One InferStream: a thread of its own reads requests, while the call's thread gives answers as they come.
+
+    At most `window` requests are under way. Then reading pauses, and gRPC's flow control slows the sender.
+    """
+
+    def __init__(self, requests: Iterator[InferStreamRequest], context: grpc.ServicerContext, window: int) -> None:
+        self._requests = requests
+        self._context = context
+        self._places = threading.Semaphore(window)
+        # Bounded by the places. Its last entry is how many answers there are.
+        self._answers: queue.SimpleQueue[InferStreamResponse | int] = queue.SimpleQueue()
+        self._open: set[Future[Scored]] = set()
+        self._over = False
+
+    def answers(self, ask: Callable[[InferStreamRequest], _Asked]) -> Iterator[InferStreamResponse]:
+        reader = threading.Thread(target=self._read, args=(ask,), name="inference-stream", daemon=True)
+        reader.start()
+        given, total = 0, None
+        try:
+            while given != total:
+                try:
+                    answer = self._answers.get(timeout=LOOK_S)
+                except queue.Empty:
+                    if not self._context.is_active():
+                        return
+                    continue
+                if isinstance(answer, int):
+                    total = answer
+                    continue
+                yield answer
+                given += 1
+                self._places.release()
+        finally:
+            self._over = True
+            for future in list(self._open):
+                future.cancel()
+            reader.join(timeout=2 * LOOK_S)
+
+    def _read(self, ask: Callable[[InferStreamRequest], _Asked]) -> None:
+        position = 0
+        try:
+            for request in self._requests:
+                while not self._places.acquire(timeout=LOOK_S):
+                    if self._over:
+                        return
+                self._start(position, ask, request)
+                position += 1
+        except grpc.RpcError:
+            return  # the caller is gone, and with it everybody who could want an answer
+        self._answers.put(position)
+
+    def _start(self, position: int, ask: Callable[[InferStreamRequest], _Asked], request: InferStreamRequest) -> None:
+        try:
+            card, scored = ask(request)
+        except InspectBusError as error:
+            self._answers.put(InferStreamResponse(position=position, refusal=refusal(error)))
+            return
+        self._open.add(scored)
+        scored.add_done_callback(partial(self._answer, position, card))
+        if self._over:
+            scored.cancel()
+
+    def _answer(self, position: int, card: ModelCard, scored: Future[Scored]) -> None:
+        self._open.discard(scored)
+        if scored.cancelled():
+            return
+        try:
+            answer = InferStreamResponse(position=position, judgement=_judgement(card, scored.result()))
+        except InspectBusError as error:
+            answer = InferStreamResponse(position=position, refusal=refusal(error))
+        self._answers.put(answer)
+
+
+def _judgement(card: ModelCard, scored: Scored) -> Judgement:
+    """Raises Internal when the score is none."""
+    return Judgement(
+        score=scored.score,
+        threshold=card.threshold,
+        verdict=verdict_of(scored.score, card.threshold),
+        model=card.name,
+        model_version=card.version,
+    )

@@ -1,0 +1,44 @@
+"""The inference service: how its parts are joined.
+
+bus ─> events ─┐
+               ├─> batcher ─> engine          loader: finds the model version, and opens engine and batcher
+gRPC ─> rpc ───┘
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from prometheus_client import CollectorRegistry
+
+from inspectbus.api.v1 import inference_pb2, inference_pb2_grpc
+from inspectbus.bus import Bus
+from inspectbus.inference import torch_engine
+from inspectbus.inference.events import subscribed
+from inspectbus.inference.evidence import EvidenceKeeper
+from inspectbus.inference.loader import Loader
+from inspectbus.inference.rpc import InferenceRpc
+from inspectbus.inference.settings import InferenceSettings
+from inspectbus.runtime.rpc_server import Door, rpc_server
+from inspectbus.stores.frames import FrameStore
+
+_CONTRACT = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
+
+
+@contextmanager
+def open_service(settings: InferenceSettings, bus: Bus) -> Iterator[Door]:
+    """Serves at once; a model is loaded in the background, and until then calls are told UNAVAILABLE.
+
+    Raises NotPossibleNow when the device that was asked for is not there.
+    """
+    torch_engine.chosen_device(settings.device)
+    registry = CollectorRegistry()
+    store = FrameStore(settings.frame_store_url or f"file://{(settings.state_dir / 'frames').absolute()}")
+    evidence = EvidenceKeeper(store, registry, keep=settings.keep_evidence, qualified_share=settings.evidence_share)
+    with ExitStack() as house:
+        loader = house.enter_context(Loader(settings, registry))
+        house.enter_context(subscribed(bus, loader, evidence, settings, registry))
+        rpc = InferenceRpc(loader, settings)
+        contracts = {_CONTRACT: lambda server: inference_pb2_grpc.add_InferenceServiceServicer_to_server(rpc, server)}
+        yield house.enter_context(rpc_server("inference", settings, registry, contracts))

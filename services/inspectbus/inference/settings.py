@@ -1,0 +1,69 @@
+"""What the inference service may be told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic_settings import SettingsConfigDict
+
+from inspectbus.domain.model_version import PRODUCTION
+from inspectbus.domain.names import Name
+from inspectbus.runtime.settings import ServiceSettings
+
+Seconds = Annotated[NonNegativeFloat, Field(le=600, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class InferenceSettings(ServiceSettings):
+    model_config = SettingsConfigDict(env_prefix="INSPECTBUS_INFERENCE_")
+
+    port: NonNegativeInt = 50053
+    """gRPC port; 0 takes a free one."""
+    metrics_port: NonNegativeInt = 9103
+    """Prometheus port; 0 takes a free one."""
+
+    model: Name = "default"
+    """Name of the model this service judges with. Frames whose recipe asks for another are held: no model."""
+    model_alias: Name = PRODUCTION
+    """Which version of it: the one this alias names."""
+    model_dir: Path | None = None
+    """A version's folder, named by the version, to load instead of asking the model service."""
+    models_address: str = Field(default="127.0.0.1:50054", min_length=1)
+    """Where the model service says which version an alias names."""
+    model_store_url: str = ""
+    """Where model versions rest (file://, s3://); empty: the folder `models` in state_dir."""
+    model_retry_s: PositiveFloat = Field(default=2.0, le=600, allow_inf_nan=False)
+    """How often a service without a model looks for one."""
+    model_patience_s: Seconds = 10.0
+    """How long a frame from the bus may wait for a first model before it is held: services start in any order."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the network runs; auto takes CUDA where torch sees it."""
+    threads: NonNegativeInt = Field(default=0, le=256)
+    """Processor threads per forward pass; 0 leaves it to torch."""
+
+    max_batch_size: PositiveInt = Field(default=8, le=512)
+    """Frames per forward pass; bounded by GPU memory at the largest input size."""
+    max_batch_wait_s: Annotated[NonNegativeFloat, Field(le=1, allow_inf_nan=False)] = 0.0
+    """How long a frame may wait for company on an idle engine, counted from its own arrival; 0 never waits."""
+    queue_limit: PositiveInt = Field(default=128, le=65536)
+    """Frames that may wait for the engine; a call that would be one more is told RESOURCE_EXHAUSTED."""
+    prefetch: PositiveInt = Field(default=32, le=4096)
+    """Frames in hand from the bus. They are never refused, so it must be less than queue_limit."""
+    call_patience_s: PositiveFloat = Field(default=30.0, le=600, allow_inf_nan=False)
+    """How long a call that brings no deadline may wait for its answer."""
+
+    frame_store_url: str = ""
+    """Where evidence rests (file://, s3://); empty: the folder `frames` in state_dir."""
+    keep_evidence: bool = True
+    """Keep original and prepared image of every DEFECTIVE and HOLD frame."""
+    evidence_share: Share = 0.0
+    """Share of QUALIFIED frames whose images are kept too, chosen by frame id."""
+
+    @model_validator(mode="after")
+    def _calls_find_room(self) -> Self:
+        if self.prefetch >= self.queue_limit:
+            raise ValueError("prefetch must be less than queue_limit, or the bus alone could fill the queue")
+        return self

@@ -1,0 +1,327 @@
+"""The batcher: who is computed when, and that everybody is answered exactly once."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future, wait
+from contextlib import ExitStack
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+
+from inspectbus.bus import Lane
+from inspectbus.errors import BadField, Internal, ModelNotReady, QueueFull, TooLate
+from inspectbus.imaging import Image
+from inspectbus.inference.batcher import BACKLOG_SHARE, Batcher, BatcherMetrics, Scored
+from inspectbus.inference.engine import Engine, Images, Scores
+from tests.doubles.engines import PATIENCE_S, BrightnessEngine
+
+SIDE = 4
+
+Open = Callable[..., Batcher]
+
+
+def image(level: int) -> Image:
+    return np.full((SIDE, SIDE, 3), level, np.uint8)
+
+
+def make(
+    engine: Engine, *, size: int = 4, wait_s: float = 0.0, limit: int = 1000, drain_s: float = PATIENCE_S
+) -> Batcher:
+    metrics = BatcherMetrics(CollectorRegistry(), size)
+    return Batcher(
+        engine, SIDE, SIDE, metrics, max_batch_size=size, max_batch_wait_s=wait_s, queue_limit=limit, drain_s=drain_s
+    )
+
+
+def level_of(future: Future[Scored]) -> int:
+    return round(future.result(PATIENCE_S).score * 255)
+
+
+@pytest.fixture
+def engine() -> Iterator[BrightnessEngine]:
+    engine = BrightnessEngine()
+    yield engine
+    engine.release()
+
+
+@pytest.fixture
+def opened(engine: BrightnessEngine) -> Iterator[Open]:
+    """Opens batchers on `engine`; on leaving, the engine is released before they drain."""
+    with ExitStack() as house:
+
+        def open_one(**how: float) -> Batcher:
+            batcher = house.enter_context(make(engine, **how))  # type: ignore[arg-type]  # numbers by name
+            house.callback(engine.release)
+            return batcher
+
+        yield open_one
+
+
+def busy(batcher: Batcher, engine: BrightnessEngine) -> Future[Scored]:
+    """Holds the engine inside a batch of one, so that what follows gathers."""
+    engine.hold()
+    first = batcher.call(image(255))
+    engine.wait_entered()
+    return first
+
+
+def test_an_idle_engine_takes_a_lone_frame_at_once(engine: BrightnessEngine, opened: Open) -> None:
+    batcher = opened(size=4)
+    assert level_of(batcher.call(image(7))) == 7
+    assert engine.batches == [[7]]
+
+
+def test_frames_that_gathered_while_the_engine_was_busy_are_one_batch_of_at_most_the_largest_size(
+    engine: BrightnessEngine, opened: Open
+) -> None:
+    batcher = opened(size=4)
+    busy(batcher, engine)
+    gathered = [batcher.call(image(level)) for level in range(6)]
+    engine.release()
+    assert [level_of(future) for future in gathered] == list(range(6))
+    assert engine.batches == [[255], [0, 1, 2, 3], [4, 5]]
+
+
+def test_with_a_wait_frames_that_come_apart_share_a_batch_as_soon_as_it_is_full(
+    engine: BrightnessEngine, opened: Open
+) -> None:
+    batcher = opened(size=2, wait_s=PATIENCE_S * 2)
+    first = batcher.call(image(1))
+    assert not engine.entered.acquire(timeout=0.05), "the first frame did not wait for company"
+    second = batcher.call(image(2))
+    assert (level_of(first), level_of(second)) == (1, 2)
+    assert engine.batches == [[1, 2]]
+
+
+def test_with_a_wait_a_frame_nobody_joins_goes_alone_when_its_wait_is_over(
+    engine: BrightnessEngine, opened: Open
+) -> None:
+    batcher = opened(size=2, wait_s=0.1)
+    begun = time.monotonic()
+    assert level_of(batcher.call(image(1))) == 1
+    assert 0.09 <= time.monotonic() - begun < PATIENCE_S / 2
+
+
+def test_the_wait_counts_from_a_frames_own_arrival_and_not_from_when_the_engine_became_idle(
+    engine: BrightnessEngine, opened: Open
+) -> None:
+    # given a frame that has waited longer than its wait behind a busy engine
+    wait_s = 0.3
+    batcher = opened(size=2, wait_s=wait_s)
+    engine.hold()
+    pair = [batcher.call(image(255)), batcher.call(image(254))]  # a full batch, so it goes at once
+    engine.wait_entered()
+    waited = batcher.call(image(1))
+    assert not engine.entered.acquire(timeout=wait_s), "a second batch was begun while the first was held"
+    # when the engine becomes idle
+    engine.release()
+    idle_at = time.monotonic()
+    # then it goes now, without a second wait
+    assert level_of(waited) == 1
+    assert time.monotonic() - idle_at < wait_s
+    assert all(future.done() for future in pair)
+
+
+def test_a_call_beyond_the_limit_is_refused_and_the_bus_is_not(engine: BrightnessEngine, opened: Open) -> None:
+    batcher = opened(size=2, limit=3)
+    busy(batcher, engine)
+    taken = [batcher.call(image(level)) for level in range(3)]
+    with pytest.raises(QueueFull):
+        batcher.call(image(9))
+    delivered = batcher.deliver(image(10), Lane.LIVE)
+    engine.release()
+    assert [level_of(future) for future in (*taken, delivered)] == [0, 1, 2, 10]
+    assert all(9 not in batch for batch in engine.batches)
+
+
+def test_a_cancelled_call_gives_its_place_back_at_once_and_is_not_computed(
+    engine: BrightnessEngine, opened: Open
+) -> None:
+    batcher = opened(size=2, limit=1)
+    busy(batcher, engine)
+    gone = batcher.call(image(1))
+    assert gone.cancel()
+    assert batcher.waiting == 0
+    other = batcher.call(image(2))  # would be refused if the place were still taken
+    engine.release()
+    assert level_of(other) == 2
+    assert gone.cancelled()
+    assert engine.batches == [[255], [2]]
+
+
+def test_a_frame_in_the_engines_hands_cannot_be_cancelled_any_more(engine: BrightnessEngine, opened: Open) -> None:
+    batcher = opened()
+    first = busy(batcher, engine)
+    assert not first.cancel()
+    engine.release()
+    assert level_of(first) == 255
+
+
+def test_a_call_whose_deadline_has_passed_before_its_turn_is_not_computed(
+    engine: BrightnessEngine, opened: Open
+) -> None:
+    batcher = opened(size=4)
+    busy(batcher, engine)
+    late = batcher.call(image(1), deadline_s=time.monotonic() - 0.001)
+    in_time = batcher.call(image(2), deadline_s=time.monotonic() + PATIENCE_S)
+    engine.release()
+    assert level_of(in_time) == 2
+    with pytest.raises(TooLate):
+        late.result(PATIENCE_S)
+    assert engine.batches == [[255], [2]]
+
+
+def test_live_frames_come_first_and_the_backlog_keeps_its_share(engine: BrightnessEngine, opened: Open) -> None:
+    batcher = opened(size=1)
+    busy(batcher, engine)
+    backlog = [batcher.deliver(image(200 + n), Lane.BACKLOG) for n in range(4)]
+    live = [batcher.deliver(image(n), Lane.LIVE) for n in range(20)]
+    engine.release()
+    wait([*backlog, *live], PATIENCE_S)
+    order = [batch[0] for batch in engine.batches][1:]
+    # The first frame counted too: every eighth from it on is the backlog's, the rest live while there is any.
+    while_both_wait = order[:22]
+    assert [level for level in order if level < 200] == list(range(20))
+    assert [place + 2 for place, level in enumerate(while_both_wait) if level >= 200] == [
+        BACKLOG_SHARE,
+        2 * BACKLOG_SHARE,
+    ]
+    assert [level for level in order if level >= 200] == [200, 201, 202, 203]
+
+
+def test_an_idle_engine_takes_backlog_though_it_is_not_its_turn(engine: BrightnessEngine, opened: Open) -> None:
+    batcher = opened()
+    assert level_of(batcher.deliver(image(3), Lane.BACKLOG)) == 3
+
+
+def test_one_image_the_engine_cannot_compute_takes_no_other_down(engine: BrightnessEngine, opened: Open) -> None:
+    engine.poison = {13}
+    batcher = opened(size=4)
+    busy(batcher, engine)
+    futures = {level: batcher.call(image(level)) for level in (11, 12, 13, 14)}
+    engine.release()
+    assert [level_of(futures[level]) for level in (11, 12, 14)] == [11, 12, 14]
+    with pytest.raises(Internal, match="this image cannot be computed"):
+        futures[13].result(PATIENCE_S)
+    assert level_of(batcher.call(image(20))) == 20, "the batcher did not go on"
+
+
+def test_an_engine_that_forgets_a_score_is_an_error_and_no_mixed_up_answer() -> None:
+    class Forgetful(BrightnessEngine):
+        def infer(self, images: Images) -> Scores:
+            return super().infer(images)[1:]
+
+    with make(Forgetful()) as batcher, pytest.raises(Internal, match="shape"):
+        batcher.call(image(1)).result(PATIENCE_S)
+
+
+def test_pixels_of_another_size_are_refused_by_name(opened: Open) -> None:
+    with pytest.raises(BadField, match="5x4") as refused:
+        opened().call(np.zeros((5, 4, 3), np.uint8))
+    assert refused.value.field == "pixels"
+
+
+def test_closing_computes_what_waits_and_takes_nothing_more(engine: BrightnessEngine) -> None:
+    batcher = make(engine, size=2, wait_s=PATIENCE_S * 2)
+    with batcher:
+        waiting = [batcher.call(image(n)) for n in range(3)]  # the third would wait for company for long
+    assert [level_of(future) for future in waiting] == [0, 1, 2]
+    with pytest.raises(ModelNotReady):
+        batcher.call(image(9))
+    assert not any(thread.name == "inference-batcher" for thread in threading.enumerate())
+
+
+def test_closing_behind_a_stuck_engine_ends_in_time_and_answers_those_who_wait(engine: BrightnessEngine) -> None:
+    batcher = make(engine, size=1, drain_s=0.2)
+    with batcher:
+        stuck = busy(batcher, engine)
+        behind = batcher.call(image(1))
+    with pytest.raises(ModelNotReady):
+        behind.result(0)
+    engine.release()
+    assert level_of(stuck) == 255
+
+
+def test_what_was_done_is_counted(engine: BrightnessEngine) -> None:
+    registry = CollectorRegistry()
+    metrics = BatcherMetrics(registry, 4)
+    with Batcher(
+        engine, SIDE, SIDE, metrics, max_batch_size=4, max_batch_wait_s=0, queue_limit=3, drain_s=PATIENCE_S
+    ) as batcher:
+        busy(batcher, engine)
+        kept = [batcher.call(image(n)) for n in range(2)]
+        batcher.call(image(9)).cancel()
+        kept.append(batcher.deliver(image(3), Lane.BACKLOG))
+        with pytest.raises(QueueFull):
+            batcher.call(image(5))
+        assert registry.get_sample_value("inspectbus_inference_waiting", {"lane": "live"}) == 2
+        engine.release()
+        wait(kept, PATIENCE_S)
+    assert {size: count for size, count in metrics.sizes.items() if count} == {1: 1, 3: 1}
+    assert registry.get_sample_value("inspectbus_inference_batch_size_count") == 2
+    assert registry.get_sample_value("inspectbus_inference_queue_seconds_count", {"lane": "backlog"}) == 1
+    for reason in ("queue_full", "cancelled"):
+        assert registry.get_sample_value("inspectbus_inference_dropped_total", {"reason": reason}) == 1
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    size=st.integers(1, 5),
+    wait_s=st.sampled_from([0.0, 0.002]),
+    limit=st.integers(1, 12),
+    poison=st.sets(st.integers(0, 39), max_size=3),
+)
+def test_however_they_arrive_every_frame_is_answered_exactly_once(
+    seed: int, size: int, wait_s: float, limit: int, poison: set[int]
+) -> None:
+    engine = BrightnessEngine()
+    engine.poison = poison
+    answers: dict[int, list[str]] = {level: [] for level in range(40)}
+    futures: list[Future[Scored]] = []
+
+    def note(level: int, future: Future[Scored]) -> None:
+        try:
+            score = future.result(0).score
+            answers[level].append("score" if round(score * 255) == level else "somebody else's score")
+        except CancelledError:
+            answers[level].append("cancelled")
+        except Internal:
+            answers[level].append("engine error" if level in poison else "somebody else's error")
+        except TooLate:
+            answers[level].append("too late")
+
+    def arrive(levels: list[int], dice: random.Random) -> None:
+        for level in levels:
+            way = dice.choice(["call", "cancelled call", "late call", "live", "backlog"])
+            try:
+                if way == "live" or way == "backlog":
+                    future = batcher.deliver(image(level), Lane(way))
+                else:
+                    future = batcher.call(image(level), time.monotonic() + (0 if way == "late call" else PATIENCE_S))
+            except QueueFull:
+                answers[level].append("refused")
+                continue
+            futures.append(future)
+            future.add_done_callback(lambda done, level=level: note(level, done))  # type: ignore[misc]
+            if way == "cancelled call":
+                future.cancel()
+
+    with make(engine, size=size, wait_s=wait_s, limit=limit) as batcher:
+        senders = [
+            threading.Thread(target=arrive, args=(list(range(n, 40, 3)), random.Random(seed + n))) for n in range(3)
+        ]
+        for sender in senders:
+            sender.start()
+        for sender in senders:
+            sender.join(PATIENCE_S)
+    assert wait(futures, PATIENCE_S).not_done == set()
+    assert all(len(heard) == 1 and "somebody" not in heard[0] for heard in answers.values()), answers
+    assert max((len(batch) for batch in engine.batches), default=0) <= size
