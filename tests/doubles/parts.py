@@ -53,11 +53,16 @@ def write_set(root: Path, good: int = 24, defective: int = 16, sizes: Sequence[t
 
 
 def write_tiny_weights(file: Path, seed: int = 0) -> Path:
-    """Weights for the tiny backbone as a safetensors file; nobody has ever trained them."""
-    with torch.random.fork_rng(devices=[]):
+    """Weights for the tiny backbone as a safetensors file: never trained, but used to the look of plates."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         architecture = Architecture(backbone=TINY_BACKBONE)
-        network = build(architecture, Normalisation(mean=(127, 127, 127), std=(128, 128, 128)))
+        network = build(architecture, Normalisation(mean=(127, 127, 127), std=(128, 128, 128))).train()
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = None
+        plates = np.stack([plate(number, scratched=bool(number % 2)) for number in range(16)])
+        network(torch.from_numpy(plates))
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: value.contiguous() for name, value in network.backbone.state_dict().items()}, file)
     return file
