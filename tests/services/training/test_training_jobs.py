@@ -225,9 +225,7 @@ def test_more_waiting_jobs_than_allowed_are_refused(folder: Path, training: Scri
         assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-def test_a_service_that_stops_ends_its_training_and_tells_the_watcher(
-    folder: Path, training: ScriptedTraining
-) -> None:
+def test_a_service_that_stops_ends_its_training_and_tells_the_watcher(folder: Path, training: ScriptedTraining) -> None:
     # given a job that runs, with a watcher, and one that waits
     with ExitStack() as outer:
         with open_training_service(folder, training) as service:
