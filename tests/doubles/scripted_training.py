@@ -6,6 +6,7 @@ import queue
 import shutil
 import threading
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from inspectbus.training.plan import Cancelled, Plan, Progress
 from inspectbus.training.worker import OnProgress
@@ -58,7 +59,10 @@ class ScriptedTraining:
                 return
             else:
                 self._made += 1
-                tiny_version(out_dir.parent, plan.model, seed=self._made).rename(out_dir)
+                with TemporaryDirectory() as folder:
+                    shutil.copytree(
+                        tiny_version(Path(folder), plan.model, seed=self._made), out_dir, dirs_exist_ok=True
+                    )
                 return
 
     def _next_word(self, plan: Plan, cancel: threading.Event) -> str | Exception | Path:

@@ -101,6 +101,7 @@ def render_parts(folder: Path, count: int, side: int) -> None:
 
 def named_fields(error: grpc.RpcError) -> list[str]:
     """The request fields that a refused call's details name."""
+    assert isinstance(error, grpc.Call)
     status = rpc_status.from_call(error)
     assert status is not None
     fields = []

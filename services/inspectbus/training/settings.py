@@ -24,7 +24,7 @@ class TrainingSettings(ServiceSettings):
     model_store_url: str = ""
     """fsspec URL where model versions rest; empty: a folder in the state folder."""
     tracking_url: str = ""
-    """MLflow tracking store; empty: a SQLite file in the state folder."""
+    """MLflow's store, a SQLAlchemy URL or a tracking server's; empty: a SQLite file in the state folder."""
     data_root: Path = Path()
     """Folder that training data must lie in; callers cannot make the service read images from anywhere else."""
     backbone: str = Field(default="tf_efficientnet_lite0", min_length=1, max_length=100)

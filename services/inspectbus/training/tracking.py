@@ -8,6 +8,7 @@ happens on a thread of its own, where a failure is logged and counted, and no tr
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import threading
@@ -18,6 +19,8 @@ from typing import TYPE_CHECKING, Literal
 
 import structlog
 from prometheus_client import Counter
+from sqlalchemy import create_engine, make_url
+from sqlalchemy.pool import NullPool
 
 from inspectbus.stores.database import migrating
 
@@ -76,13 +79,15 @@ class Tracker:
     def client(self) -> MlflowClient:
         """MLflow's client; the first call imports the library and makes the tables. Tracker's thread only."""
         if self._client is None:
-            # It would report its use to its makers, and tell on standard error of every table it makes.
+            self._check_reachable()
+            # MLflow would report its use to its makers, and tell on standard error of the tables it makes.
             os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
             os.environ.setdefault("DO_NOT_TRACK", "true")
-            os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
             from mlflow import MlflowClient
 
+            logging.getLogger("mlflow").setLevel(logging.ERROR)
             client = MlflowClient(tracking_uri=self._url)
+            # Its tables are made by Alembic too.
             with migrating:
                 client.search_experiments(max_results=1)
             self._client = client
@@ -94,6 +99,17 @@ class Tracker:
         if found is not None:
             return str(found.experiment_id)
         return str(self.client().create_experiment(name, artifact_location=(self._artifacts / name).as_uri()))
+
+    def _check_reachable(self) -> None:
+        # MLflow asks a database that does not open for minutes, and we would hold the lock of all migrations meanwhile.
+        if self._url.startswith(("http://", "https://")):
+            return
+        url = make_url(self._url)
+        if url.get_backend_name() == "sqlite" and url.database:
+            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        engine = create_engine(url, poolclass=NullPool)
+        with engine.connect():
+            pass
 
     def _write(self) -> None:
         while (write := self._waiting.get()) is not None:

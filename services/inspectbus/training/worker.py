@@ -37,8 +37,8 @@ REPORT_EVERY_S = 0.5
 
 OnProgress = Callable[[Progress], None]
 Train = Callable[[Plan, Path, OnProgress, threading.Event], object]
-"""(plan, out_dir, on_progress, cancel) writes a whole version into the empty folder out_dir. Raises Cancelled soon after
-`cancel` is set, unless it was nearly done; any other exception is the job's failure."""
+"""(plan, out_dir, on_progress, cancel) writes a whole version into the empty folder out_dir. Raises Cancelled soon
+after `cancel` is set, unless it was nearly done; any other exception is the job's failure."""
 
 
 class Worker:
@@ -135,11 +135,10 @@ class Worker:
             params=job.plan.model_dump(),
             tags={"inspectbus.job_id": job.job_id, "mlflow.user": job.requested_by},
         )
-        scratch = self._scratch / job.job_id
         try:
             # Somebody may have cancelled between the claim and now, when nobody listened yet.
             self._renew(running)
-            card = self._train_and_register(running, scratch, record)
+            card = self._train_and_register(running, record)
             log.info("training done", job=job.job_id, model=card.name, version=card.version)
         except LeaseLost:
             record.end("FAILED")
@@ -156,13 +155,11 @@ class Worker:
         finally:
             with self._lock:
                 self._running = None
-            shutil.rmtree(scratch, ignore_errors=True)
 
-    def _train_and_register(self, running: _Running, scratch: Path, record: Run) -> ModelCard:
+    def _train_and_register(self, running: _Running, record: Run) -> ModelCard:
         job = running.job
         stopwatch = Stopwatch(self._metrics)
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
+        out_dir = self._scratch / job.job_id
 
         def on_progress(progress: Progress) -> None:
             stopwatch.see(progress)
@@ -173,14 +170,16 @@ class Worker:
         try:
             if running.cancelled.is_set():
                 raise Cancelled
-            self._train(job.plan, scratch, on_progress, running.cancelled)
-            card = self._registry.publish(scratch)
+            out_dir.mkdir(parents=True)
+            self._train(job.plan, out_dir, on_progress, running.cancelled)
+            card = self._registry.publish(out_dir)
             with writing(self._engine) as connection:
                 self._registry.record(connection, card, job.requested_by, reason=f"training {job.job_id}")
                 self._jobs.succeed(connection, job.job_id, self._name, card.name, card.version)
             self._jobs.announce()
         finally:
             stopwatch.stop()
+            shutil.rmtree(out_dir, ignore_errors=True)
         record.log({f"final_{name}": value for name, value in card.validation_scores.items()})
         record.log({"threshold": card.threshold})
         record.attach("model.json", card.model_dump_json(indent=2))

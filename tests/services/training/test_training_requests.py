@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import grpc
@@ -61,7 +62,7 @@ def test_a_folder_inside_the_data_root_may_be_named_relative_or_absolute(
     ],
 )
 def test_a_wrong_plan_is_refused_by_its_field_and_leaves_no_job(
-    folder: Path, service: Service, fields: dict[str, object], named: str
+    folder: Path, service: Service, fields: dict[str, Any], named: str
 ) -> None:
     unlabelled = folder / "data/unlabelled"
     unlabelled.mkdir()
@@ -94,7 +95,7 @@ def test_the_models_name_is_made_from_the_datas(folder: Path, service: Service) 
     assert service.start("My Parts_2", model="brackets").plan.model == "brackets"
 
 
-def _refusal(service: Service, **fields: object) -> grpc.RpcError:
+def _refusal(service: Service, **fields: Any) -> grpc.RpcError:
     with pytest.raises(grpc.RpcError) as refused:
         service.start(**fields)
     return refused.value

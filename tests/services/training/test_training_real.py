@@ -1,0 +1,91 @@
+"""The real training behind the door: rendered images in, a version that can be asked for and fetched out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save_file
+
+from inspectbus.api.v1 import training_pb2 as pb
+from inspectbus.domain.model_version import Architecture, ModelCard, Normalisation
+from inspectbus.networks.classifier import build
+from inspectbus.stores import models
+from tests.doubles.training_service import Service, open_training_service, render_parts
+
+BACKBONE = "test_efficientnet"
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A folder with weights for the backbone, in place of the hub's."""
+    network = build(Architecture(backbone=BACKBONE), Normalisation(mean=(127, 127, 127), std=(128, 128, 128)))
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    save_file(
+        {name: value.contiguous() for name, value in network.backbone.state_dict().items()},
+        folder / f"{BACKBONE}.safetensors",
+    )
+    return folder
+
+
+@pytest.fixture
+def real_service(folder: Path, weights: Path) -> Iterator[Service]:
+    render_parts(folder / "data/plates", count=24, side=64)
+    with open_training_service(folder, None, weights=weights, threads=1) as service:
+        yield service
+
+
+def test_a_real_training_gives_a_version_that_is_told_stored_and_recorded(real_service: Service) -> None:
+    # when
+    job = real_service.start("plates", backbone=BACKBONE, epochs=2, input_size=64, seed=3)
+    told = list(real_service.watch(job.job_id))
+
+    # then the watcher saw it train
+    assert told[-1].state == pb.JOB_STATE_SUCCEEDED, told[-1].error
+    stages = [each.progress.stage for each in told]
+    assert [stage for stage in dict.fromkeys(stages) if stage] == [
+        "reading",
+        "features",
+        "training",
+        "threshold",
+        "registering",
+    ]
+    assert any("train_loss" in each.progress.figures for each in told)
+
+    # and the registry names the version, whose bytes the store has whole
+    model = real_service.model("plates", alias="production")
+    assert model.version == told[-1].model_version
+    card = ModelCard.model_validate_json(model.card_json)
+    assert (card.version, card.seed, card.preparation.width) == (model.version, 3, 64)
+    state_dir = real_service.settings.state_dir
+    store = models.ModelStore(models.default_url(state_dir), state_dir / "fetched")
+    assert models.read_card(store.fetch("plates", model.version)) == card
+
+    # and nothing was learnt from the held-out quarter
+    counts = card.data
+    learnt = counts.train_good + counts.train_defective + counts.validation_good + counts.validation_defective
+    assert learnt == 36
+
+
+def test_a_real_training_can_be_cancelled_in_its_middle(real_service: Service) -> None:
+    job = real_service.start("plates", backbone=BACKBONE, epochs=1000, input_size=64)
+
+    for each in real_service.watch(job.job_id):
+        if each.progress.stage == "training" and each.state == pb.JOB_STATE_RUNNING:
+            real_service.cancel(job.job_id)
+    done = real_service.get(job.job_id)
+
+    assert done.state == pb.JOB_STATE_CANCELLED
+    assert real_service.list_models() == []
+
+
+def test_a_real_training_on_too_few_images_fails_in_words(real_service: Service) -> None:
+    render_parts(real_service.settings.data_root / "pair", count=1, side=32)
+
+    failed = real_service.outcome(real_service.start("pair", backbone=BACKBONE, epochs=1, input_size=32).job_id)
+
+    assert failed.state == pb.JOB_STATE_FAILED
+    assert "image" in failed.error
+    assert "Traceback" not in failed.error

@@ -1,0 +1,153 @@
+"""Which model versions exist, which one an alias names, and who set it when."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import grpc
+import pytest
+from sqlalchemy import select
+
+from inspectbus.api.v1 import model_pb2
+from inspectbus.api.v1 import training_pb2 as pb
+from inspectbus.domain.model_version import ModelCard
+from inspectbus.errors import ModelNotReady
+from inspectbus.stores.database import default_url, open_database, reading, writing
+from inspectbus.stores.model_directory import ModelDirectory
+from inspectbus.stores.models import ModelStore
+from inspectbus.training.jobs import LeaseLost
+from inspectbus.training.registry import Registry
+from inspectbus.training.tables import model_alias_history
+from tests.doubles.scripted_training import ScriptedTraining
+from tests.doubles.tiny_model import tiny_version
+from tests.doubles.training_service import PATIENCE_S, Service, named_fields
+
+
+def test_production_names_the_newest_training_and_older_versions_stay(
+    service: Service, training: ScriptedTraining
+) -> None:
+    older, newer = (_trained(service, training) for _ in range(2))
+
+    assert service.model("parts", alias="production").version == newer
+    assert service.model("parts", version=older).aliases == []
+    assert [(each.version, list(each.aliases)) for each in service.list_models()] == [
+        (newer, ["production"]),
+        (older, []),
+    ]
+
+
+def test_every_setting_of_an_alias_is_remembered_with_who_and_why(service: Service, training: ScriptedTraining) -> None:
+    versions = [_trained(service, training) for _ in range(2)]
+
+    engine = open_database(default_url(service.settings.state_dir), "training")
+    with reading(engine) as connection:
+        history = connection.execute(select(model_alias_history).order_by(model_alias_history.c.number)).all()
+    engine.dispose()
+    jobs = service.trainings.ListJobs(pb.ListJobsRequest(), timeout=PATIENCE_S).jobs
+    assert [(row.name, row.alias, row.version, row.by, row.reason) for row in history] == [
+        ("parts", "production", version, "local", f"training {job.job_id}")
+        for version, job in zip(versions, reversed(jobs), strict=True)
+    ]
+    assert history[0].set_at < history[1].set_at
+
+
+def test_models_are_listed_by_name(service: Service, training: ScriptedTraining) -> None:
+    _trained(service, training, model="one")
+    two = _trained(service, training, model="two")
+
+    assert [each.version for each in service.list_models("two")] == [two]
+    assert [each.name for each in service.list_models()] == ["two", "one"]
+    assert service.list_models("three") == []
+
+
+def test_the_card_is_told_as_it_was_registered(service: Service, training: ScriptedTraining) -> None:
+    version = _trained(service, training)
+
+    model = service.model("parts", version=version)
+
+    assert ModelCard.model_validate_json(model.card_json).version == version
+    assert model.registered_at.ToMicroseconds() > 0
+
+
+def test_other_services_resolve_the_alias_through_the_door(
+    service: Service, training: ScriptedTraining, tmp_path: Path
+) -> None:
+    with ModelDirectory(service.door.address, tmp_path / "directory", fresh_s=0) as directory:
+        with pytest.raises(ModelNotReady):
+            directory.resolve("parts", "production")
+        version = _trained(service, training)
+        assert directory.resolve("parts", "production").version == version
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        model_pb2.GetModelRequest(name="parts", alias="production"),
+        model_pb2.GetModelRequest(name="parts", version="0123456789abcdef"),
+        model_pb2.GetModelRequest(name="parts", version="x" * 10_000),
+    ],
+)
+def test_an_unknown_model_is_not_found(service: Service, request_: model_pb2.GetModelRequest) -> None:
+    with pytest.raises(grpc.RpcError) as refused:
+        service.models.GetModel(request_, timeout=PATIENCE_S)
+    assert refused.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        (model_pb2.GetModelRequest(alias="production"), "name"),
+        (model_pb2.GetModelRequest(name="a/b", alias="production"), "name"),
+        (model_pb2.GetModelRequest(name="parts", alias="Produktion"), "alias"),
+        (model_pb2.GetModelRequest(name="parts"), "which"),
+    ],
+)
+def test_a_wrong_question_is_refused_by_its_field(
+    service: Service, request_: model_pb2.GetModelRequest, field: str
+) -> None:
+    with pytest.raises(grpc.RpcError) as refused:
+        service.models.GetModel(request_, timeout=PATIENCE_S)
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert named_fields(refused.value) == [field]
+
+
+def test_a_version_recorded_twice_is_one_version(tmp_path: Path) -> None:
+    # given
+    engine = open_database(default_url(tmp_path), "training")
+    registry = Registry(engine, ModelStore(f"file://{tmp_path / 'store'}", tmp_path / "cache"))
+    card = registry.publish(tiny_version(tmp_path, "parts"))
+
+    # when
+    for reason in ("first", "again"):
+        with writing(engine) as connection:
+            registry.record(connection, card, by="a test", reason=reason)
+
+    # then
+    assert [each.version for each in registry.list_models()] == [card.version]
+    engine.dispose()
+
+
+def test_a_record_that_is_rolled_back_leaves_nothing(tmp_path: Path) -> None:
+    engine = open_database(default_url(tmp_path), "training")
+    registry = Registry(engine, ModelStore(f"file://{tmp_path / 'store'}", tmp_path / "cache"))
+    card = registry.publish(tiny_version(tmp_path, "parts"))
+
+    def record_and_break() -> None:
+        with writing(engine) as connection:
+            registry.record(connection, card, by="a test", reason="never")
+            raise LeaseLost
+
+    with pytest.raises(LeaseLost):
+        record_and_break()
+
+    assert registry.list_models() == []
+    with reading(engine) as connection:
+        assert connection.execute(select(model_alias_history)).first() is None
+    engine.dispose()
+
+
+def _trained(service: Service, training: ScriptedTraining, **fields: str) -> str:
+    training.succeed()
+    job = service.outcome(service.start(**fields).job_id)
+    assert job.state == pb.JOB_STATE_SUCCEEDED, job.error
+    return job.model_version
