@@ -26,7 +26,7 @@ is noticed without a timer for every request; frames of a minute are cheap to se
 GRACE_S = 10.0
 """How much longer than the patience for an answer its stream lives."""
 FIRST_CONTACT_S = 5.0
-"""Patience with an address where nobody has answered yet: more likely it is wrong than that a service restarts there."""
+"""Patience with an address where nobody has answered yet: it is more likely wrong than about to be served again."""
 GLANCE_S = 1.0
 """Longest wait before a thread looks again whether it is still wanted."""
 

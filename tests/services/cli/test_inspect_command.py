@@ -114,7 +114,6 @@ def test_a_service_that_goes_away_leaves_what_was_decided_and_one_line(
     judge: Inspectbus, plant: Plant, tmp_path: Path
 ) -> None:
     plant.break_stream("InspectStream", after=1)
-    plant.refuse("Nothing", BusClosed("never asked"))
     folder_of(tmp_path, "a.png", "b.png")
 
     original = plant.enter
