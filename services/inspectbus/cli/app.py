@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from inspectbus.cli import decisions, environment, inspect, models, recipes, scores, stations
+from inspectbus.cli import decisions, environment, inspect, models, recipes, run, scores, serve, stations, training
 from inspectbus.cli.printing import plain
 
 FAILED = 2
@@ -90,7 +90,11 @@ def begin(
     logs.configure(log_level or LogLevel.INFO, "json" if log_format is LogFormat.JSON else "text")
 
 
+app.command("run", epilog=run.EXAMPLES)(run.run)
+app.command("serve", epilog=serve.EXAMPLES)(serve.serve)
 app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
+app.command("train", epilog=training.TRAIN_EXAMPLES)(training.train)
+app.command("evaluate", epilog=training.EVALUATE_EXAMPLES)(training.evaluate)
 app.command("models", epilog=models.EXAMPLES)(models.models)
 app.command("scores", epilog=scores.EXAMPLES)(scores.scores)
 app.add_typer(recipes.app, name="recipes", epilog=recipes.EXAMPLES)

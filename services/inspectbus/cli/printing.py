@@ -49,6 +49,11 @@ def json_line(value: Any) -> None:
     sys.stdout.flush()
 
 
+def print_line(text: str) -> None:
+    """A sentence on standard output."""
+    console().print(Text(plain(text)))
+
+
 def console() -> Console:
     terminal = sys.stdout.isatty()
     return Console(file=sys.stdout, width=None if terminal else PIPE_COLUMNS, highlight=False)

@@ -84,19 +84,21 @@ class Recorder:
     def _record(self, batch: list[_Item]) -> None:
         decisions = [item.decision for item in batch]
         begun = time.monotonic()
+        fault: Exception | None = None
+        outcomes: list[Outcome] | None = None
         try:
             outcomes = self._commit(decisions)
         except Exception as error:  # one decision's fault must cost neither its neighbours nor this thread
-            if len(batch) > 1:
-                for item in batch:
-                    self._record([item])
-            else:
-                log.exception("could not record a decision", frame_id=decisions[0].frame_id)
-                batch[0].delivery.retry(error)
+            fault = error
+        if fault is not None and len(batch) > 1:
+            for item in batch:
+                self._record([item])
             return
         if outcomes is None:
+            if fault is not None:
+                log.error("could not record a decision", frame_id=decisions[0].frame_id, error=repr(fault))
             for item in batch:
-                item.delivery.retry(BusClosed("results stopped while the database took no decisions"))
+                item.delivery.retry(fault or BusClosed("results stopped while the database took no decisions"))
             return
         # Before the acknowledgements, so that whoever has his finds it counted.
         self._metrics.committed(decisions, outcomes, time.monotonic() - begun)

@@ -133,6 +133,19 @@ def test_an_error_of_ours_becomes_a_status_that_names_kind_and_field(scripted: S
     assert "RetryInfo" not in details
 
 
+@pytest.mark.parametrize("text", ["x" * 20_000, "\N{GRINNING FACE}" * 5000, "half a character: \ud83d"])
+def test_an_error_with_an_endless_or_broken_text_still_arrives_as_itself(
+    scripted: Scripted, stub: Stub, text: str
+) -> None:
+    scripted.on_call = raising(BadField(text, field="line"))
+
+    with pytest.raises(grpc.RpcError) as caught:
+        ask(stub)
+
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert details_of(caught.value)["ErrorInfo"].reason == "BadField"
+
+
 def test_an_error_that_may_pass_says_when_to_come_again(scripted: Scripted, stub: Stub) -> None:
     scripted.on_call = raising(ModelNotReady("warming up"))
 
