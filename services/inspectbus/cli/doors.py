@@ -9,6 +9,9 @@ import typer
 if TYPE_CHECKING:
     from inspectbus_client import Client
 
+TIMEOUT_S = 5.0
+"""Somebody waits at a terminal; what these commands ask is answered in milliseconds."""
+
 
 def _option(service: str, variable: str, port: int) -> object:
     text = f"The {service} service. Default: 127.0.0.1:{port}"
@@ -25,4 +28,4 @@ def client_of(service: str, address: str | None) -> Client:
     """A client whose service stands at the address, or at its default. Raises BadField for an address that is none."""
     from inspectbus_client import Client
 
-    return Client.connect({service: address} if address else {})
+    return Client.connect({service: address} if address else {}, timeout_s=TIMEOUT_S)
