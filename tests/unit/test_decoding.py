@@ -153,7 +153,7 @@ def test_bytes_after_the_end_do_no_harm(file: bytes) -> None:
         (encoded(textured(), ".png")[:8] + bytes(200), "damaged"),
         (b"\xff\xd8\xff\xd9", "holds no picture"),
     ],
-    ids=lambda value: value if isinstance(value, str) else "",
+    ids=lambda value: value if isinstance(value, str) else "file",
 )
 def test_what_is_no_usable_image_is_refused_in_words(image: bytes, words: str) -> None:
     with pytest.raises(UnreadableImage, match=words) as refused:

@@ -12,8 +12,6 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,7 +25,6 @@ from inspectbus.cli.training import train_and_watch
 from inspectbus.domain.model_version import PRODUCTION
 from inspectbus.domain.names import name_from
 from inspectbus.domain.recipe import Recipe
-from inspectbus.errors import ModelNotReady, NotFound
 from inspectbus_client import Client, Model, RecipeVersion, StationState
 
 if TYPE_CHECKING:
@@ -40,8 +37,6 @@ ELPV_NOTE = (
     "the data set does not say which cells come from one solar module, so cells of one module stand on both sides of "
     "this split: expect somewhat lower scores on new modules"
 )
-ENGINE_PATIENCE_S = 120.0
-"""Loading, checking and warming a model takes seconds; a machine under load more."""
 
 EXAMPLES = """
 Examples:
@@ -79,18 +74,22 @@ def run(
     retrain: Annotated[bool, typer.Option(help="Train even when there is a model of these images.")] = False,
 ) -> None:
     """Train once, then inspect a replayed test part on two lines of two stations, live."""
-    from inspectbus.line import sole_owner
+    from inspectbus.line import open_inspection, open_records, sole_owner, wait_for_engine
     from inspectbus.runtime.signals import stop_on_signals
 
     console = Console()
     with stop_on_signals() as stop, sole_owner(state):
         replay = _replay_of(data)
-        with _early_services(state, replay) as early:
-            with Client(training=early["training"]) as client:
+        root = Path() if data == ELPV else Path(data).resolve()
+        with open_records(state, root) as records:
+            with Client.connect(records) as client:
                 model = _model_for(console, client, replay, epochs, seed, retrain, stop)
-            with _whole_line(early, state, replay, model, frames, fps) as client:
+            with (
+                open_inspection(records, state, model.name, _lines(replay, frames, fps)) as addresses,
+                Client.connect(addresses) as client,
+            ):
                 _give_recipe(console, client, replay, model)
-                _wait_for_engine(client, model, stop)
+                wait_for_engine(client, stop)
                 begun = time.monotonic()
                 _replay(console, client, frames, stop)
                 summary = _report(console, client, replay, state, time.monotonic() - begun)
@@ -111,46 +110,6 @@ def _replay_of(spec: str) -> Replay:
         return Replay(spec, dataset.name, None, dataset)
     parts = split(dataset)
     return Replay(spec, dataset.name, parts.train, parts.held_out)
-
-
-@contextmanager
-def _early_services(state: Path, replay: Replay) -> Iterator[dict[str, str]]:
-    """Ledger and training, by address: the others open when it is known which model there is."""
-    from inspectbus.line import open_line
-
-    root = "." if replay.spec == ELPV else str(Path(replay.spec).resolve())
-    with open_line(("results", "training"), {"training": {"data_root": root}}, **_forced(state)) as doors:
-        yield {name: door.address for name, door in doors.items()}
-
-
-@contextmanager
-def _whole_line(
-    early: dict[str, str], state: Path, replay: Replay, model: Model, frames: int, fps: float
-) -> Iterator[Client]:
-    """The other three services, and a client of all five."""
-    from inspectbus.line import open_line
-
-    sections: dict[str, dict[str, Any]] = {
-        "acquisition": {"lines": _lines(replay, frames, fps)},
-        "inference": {"model": model.name},
-    }
-    rest = ("inference", "preprocessing", "acquisition")
-    addresses = {"models_address": early["training"], "results_address": early["results"]}
-    with (
-        open_line(rest, sections, **_forced(state), **addresses) as doors,
-        Client(
-            acquisition=doors["acquisition"].address,
-            preprocessing=doors["preprocessing"].address,
-            inference=doors["inference"].address,
-            training=early["training"],
-            results=early["results"],
-        ) as client,
-    ):
-        yield client
-
-
-def _forced(state: Path) -> dict[str, Any]:
-    return {"state_dir": state, "bus_url": "embedded://run", "port": 0, "metrics_port": 0}
 
 
 def _lines(replay: Replay, frames: int, fps: float) -> list[dict[str, Any]]:
@@ -178,10 +137,10 @@ def _model_for(
 
     For images without labels: the newest production version there is.
     """
+    from inspectbus.line import newest_in_production
+
     if replay.train is None:
-        if models := [model for model in client.models() if PRODUCTION in model.aliases]:
-            return models[0]
-        raise NotFound(f"{replay.spec} has no labels and there is no model yet: train one with `inspectbus train DATA`")
+        return newest_in_production(client)
     name = name_from(replay.name)
     if not retrain:
         from inspectbus.stores.datasets import fingerprint
@@ -210,17 +169,6 @@ def _give_recipe(console: Console, client: Client, replay: Replay, model: Model)
 
 def _asks_for(recipe: RecipeVersion, model: Model) -> bool:
     return Recipe.from_yaml(recipe.yaml).model == model.name
-
-
-def _wait_for_engine(client: Client, model: Model, stop: threading.Event) -> None:
-    deadline = time.monotonic() + ENGINE_PATIENCE_S
-    while not stop.is_set():
-        engine = client.engine()
-        if engine.ready:
-            return
-        if time.monotonic() > deadline:
-            raise ModelNotReady(f"inference did not load {model.name}/{model.version}: {engine.detail}")
-        stop.wait(0.1)
 
 
 def _replay(console: Console, client: Client, frames: int, stop: threading.Event) -> None:

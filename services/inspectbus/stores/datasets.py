@@ -1,6 +1,6 @@
 """Data sets: labelled images in folders, or a package of them, as items that know where their bytes are.
 
-"elpv" | folder ─> open_dataset ─> Dataset ─> split ─┬─> train ─────> training, whose validation part `cut` takes from it
+"elpv" | folder ─> open_dataset ─> Dataset ─> split ─┬─> train ─────> training, which takes its validation part by `cut`
                                                      └─> held_out ──> replay, evaluation
 
 A folder is one of
@@ -133,7 +133,7 @@ def open_dataset(spec: str) -> Dataset:
 
 
 def split(dataset: Dataset, share: float = HELD_OUT_SHARE, seed: int = SPLIT_SEED) -> Split:
-    """Holds a part out: the data set's own test half where it has halves, else `share`, by group where groups are known.
+    """Holds a part out: the data set's own test half if it has halves, else `share`, by group where groups are known.
 
     Both parts come mixed, so that a replay that ends early has met both classes. Raises BadField when a side would
     lack a class.
@@ -187,7 +187,7 @@ def fingerprint(entries: Iterable[tuple[Item, str]]) -> str:
 
 
 def _open_elpv() -> Dataset:
-    """2,624 solar cells, defective where at least as likely so as not. The package's files are read, its code is not run."""
+    """2,624 solar cells, defective where at least as likely so as not. Its files are read, its code is not run."""
     spec = importlib.util.find_spec("elpv_dataset")
     if spec is None or not spec.submodule_search_locations:
         raise BadField(

@@ -60,7 +60,8 @@ def data_source(data: str, data_root: Path) -> str:
         folder = (data_root / data).resolve()
         is_folder = folder.is_dir()
     except (ValueError, OSError, RuntimeError) as error:
-        raise BadField(f"{data[:200]!r} is no path: {error}", field="data") from None
+        reason = getattr(error, "strerror", None) or "no path"
+        raise BadField(f"{data[:200]!r} cannot be looked at: {reason}", field="data") from None
     if not folder.is_relative_to(data_root.resolve()):
         raise BadField(
             f"{data[:200]!r} lies outside {data_root}, the folder this service reads training data from", field="data"

@@ -5,23 +5,29 @@ StartTraining ─> job row ─> worker ─> trainer ─> model store, registry �
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
 
+import torch
 from prometheus_client import CollectorRegistry
 
 from inspectbus.api.v1 import model_pb2_grpc, training_pb2_grpc
 from inspectbus.bus import Bus
 from inspectbus.runtime.rpc_server import Door, rpc_server
 from inspectbus.stores import database, models
-from inspectbus.training import tracking
+from inspectbus.stores.datasets import open_dataset, split
+from inspectbus.training import tracking, trainer
 from inspectbus.training.jobs import Jobs
 from inspectbus.training.metrics import TrainingMetrics
+from inspectbus.training.plan import Plan
 from inspectbus.training.registry import Registry
+from inspectbus.training.request import data_source
 from inspectbus.training.rpc import ModelRpc, TrainingRpc
 from inspectbus.training.settings import TrainingSettings
-from inspectbus.training.worker import Train, Worker
+from inspectbus.training.worker import OnProgress, Train, Worker
 
 
 @contextmanager
@@ -80,3 +86,20 @@ def open_service(settings: TrainingSettings, bus: Bus, *, train: Train | None = 
         # Before the door closes: it waits for calls in hand, and whoever watches a job would stay till its end.
         house.callback(worker.stop)
         yield door
+
+
+def _train(
+    settings: TrainingSettings, plan: Plan, out_dir: Path, on_progress: OnProgress, cancel: threading.Event
+) -> None:
+    """Trains on the part of the data that a replay will not show."""
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    trainer.train(
+        plan,
+        split(open_dataset(data_source(plan.data, settings.data_root))).train,
+        out_dir,
+        on_progress=on_progress,
+        cancel=cancel,
+        cache_dir=settings.state_dir.absolute() / "features",
+        weights=settings.weights,
+    )

@@ -36,8 +36,8 @@ REPORT_EVERY_S = 0.5
 """Progress within a stage is written down at most this often: each report is a transaction on the disk."""
 
 OnProgress = Callable[[Progress], None]
-Train = Callable[[Plan, Path, OnProgress, threading.Event], Path]
-"""(plan, empty scratch folder, on_progress, cancel) -> the finished version's folder. Raises Cancelled soon after
+Train = Callable[[Plan, Path, OnProgress, threading.Event], object]
+"""(plan, out_dir, on_progress, cancel) writes a whole version into the empty folder out_dir. Raises Cancelled soon after
 `cancel` is set, unless it was nearly done; any other exception is the job's failure."""
 
 
@@ -166,16 +166,15 @@ class Worker:
 
         def on_progress(progress: Progress) -> None:
             stopwatch.see(progress)
-            if progress.figures and progress.figures != running.told.figures:
-                record.log(progress.figures, step=int(progress.figures.get("epoch", progress.done)))
+            if progress.stage == "training" and progress.figures != running.told.figures:
+                record.log(progress.figures, step=progress.done)
             self._report(running, progress)
 
         try:
             if running.cancelled.is_set():
                 raise Cancelled
-            folder = self._train(job.plan, scratch, on_progress, running.cancelled)
-            on_progress(Progress(stage="registering", done=0, total=1))
-            card = self._registry.publish(folder)
+            self._train(job.plan, scratch, on_progress, running.cancelled)
+            card = self._registry.publish(scratch)
             with writing(self._engine) as connection:
                 self._registry.record(connection, card, job.requested_by, reason=f"training {job.job_id}")
                 self._jobs.succeed(connection, job.job_id, self._name, card.name, card.version)
