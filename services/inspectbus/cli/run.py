@@ -12,6 +12,8 @@ import hashlib
 import json
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,12 +22,13 @@ import typer
 from rich.console import Console
 
 from inspectbus.cli.live import follow_stations
+from inspectbus.cli.printing import console as results_console
 from inspectbus.cli.report import Tally, print_report, report
 from inspectbus.cli.training import train_and_watch
 from inspectbus.domain.model_version import PRODUCTION
 from inspectbus.domain.names import name_from
 from inspectbus.domain.recipe import Recipe
-from inspectbus_client import Client, Model, RecipeVersion, StationState
+from inspectbus_client import Client, Model, RecipeVersion, Station, StationState
 
 if TYPE_CHECKING:
     from inspectbus.stores.datasets import Dataset
@@ -49,6 +52,10 @@ Examples:
 
     inspectbus run --fps 0 --report out.json          as fast as the machine goes, figures as JSON
 """
+
+
+class _Interrupted(Exception):
+    """Told to stop before the stations had ended."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ def run(
     from inspectbus.line import open_inspection, open_records, sole_owner, wait_for_engine
     from inspectbus.runtime.signals import stop_on_signals
 
-    console = Console()
+    console = results_console()
     with stop_on_signals() as stop, sole_owner(state):
         replay = _replay_of(data)
         root = Path() if data == ELPV else Path(data).resolve()
@@ -91,7 +98,8 @@ def run(
                 _give_recipe(console, client, replay, model)
                 wait_for_engine(client, stop)
                 begun = time.monotonic()
-                _replay(console, client, frames, stop)
+                with suppress(_Interrupted):
+                    _replay(console, client, replay, frames, state, stop)
                 summary = _report(console, client, replay, state, time.monotonic() - begun)
     if report_file:
         report_file.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
@@ -171,19 +179,53 @@ def _asks_for(recipe: RecipeVersion, model: Model) -> bool:
     return Recipe.from_yaml(recipe.yaml).model == model.name
 
 
-def _replay(console: Console, client: Client, frames: int, stop: threading.Event) -> None:
-    for line, station in STATIONS:
-        if not stop.is_set():
-            client.start_station(line, station)
-    follow_stations(console, client, frames, client.stations, stop)
-    if stop.is_set():
-        console.print("stopping: frames in hand are finished first")
-        for line, station in STATIONS:
-            client.stop_station(line, station)
+def _replay(console: Console, client: Client, replay: Replay, frames: int, state: Path, stop: threading.Event) -> None:
+    with _run_marker(state, replay, frames, client) as before:
+        for station in _stations(client):
+            # Finished in this very run, before it was interrupted: starting it would begin another.
+            done = station.state is StationState.FINISHED and station.run_id != before.get(_name(station))
+            if not done and not stop.is_set():
+                client.start_station(station.line, station.station)
+        follow_stations(console, frames, client, lambda: _stations(client), stop)
+        if stop.is_set():
+            console.print("stopping: frames in hand are finished first")
+            for line, station_name in STATIONS:
+                client.stop_station(line, station_name)
+            raise _Interrupted
+
+
+@contextmanager
+def _run_marker(state: Path, replay: Replay, frames: int, client: Client) -> Iterator[dict[str, str]]:
+    """Yields each station's run before this one. The marker outlives an interruption, so the run that goes on knows
+    which stations had finished in it and which have yet to begin."""
+    marker = state / "run.json"
+    plan = {"data": replay.spec, "frames": frames}
+    try:
+        found = json.loads(marker.read_text(encoding="utf-8"))
+        known = found["plan"] == plan
+    except (OSError, ValueError, KeyError, TypeError):
+        known = False
+    if not known:
+        found = {"plan": plan, "before": {_name(each): each.run_id for each in _stations(client)}}
+        part = marker.with_suffix(".part")
+        part.write_text(json.dumps(found), encoding="utf-8")
+        part.replace(marker)
+    before: dict[str, str] = found["before"]
+    yield before
+    marker.unlink(missing_ok=True)
+
+
+def _stations(client: Client) -> list[Station]:
+    """The run's own; the service has one more, for inspections."""
+    return [station for station in client.stations() if (station.line, station.station) in STATIONS]
+
+
+def _name(station: Station) -> str:
+    return f"{station.line}/{station.station}"
 
 
 def _report(console: Console, client: Client, replay: Replay, state: Path, seconds: float) -> dict[str, Any]:
-    stations = [station for station in client.stations() if (station.line, station.station) in STATIONS]
+    stations = _stations(client)
     tally, lines = Tally(), {line: Tally() for line, _ in STATIONS}
     for station in stations:
         for record in client.decisions(run_id=station.run_id) if station.run_id else ():
@@ -199,8 +241,8 @@ def _report(console: Console, client: Client, replay: Replay, state: Path, secon
         "notes": notes,
         "seconds": round(seconds, 3),
         "unreadable": sum(station.unreadable for station in stations),
-        "failed_stations": {f"{each.line}/{each.station}": each.detail for each in failed},
-        "run_ids": {f"{each.line}/{each.station}": each.run_id for each in stations},
+        "failed_stations": {_name(each): each.detail for each in failed},
+        "run_ids": {_name(each): each.run_id for each in stations},
         "ledger": str(state / "inspectbus.db"),
         "evidence": str(state / "frames"),
         "models": str(state / "models"),
@@ -211,6 +253,6 @@ def _report(console: Console, client: Client, replay: Replay, state: Path, secon
     for note in notes:
         console.print(f"note: {note}")
     for each in failed:
-        console.print(f"[red]station {each.line}/{each.station} failed:[/red] {each.detail}")
+        console.print(f"[red]station {_name(each)} failed:[/red] {each.detail}")
     console.print(f"records: {facts['ledger']}   evidence: {facts['evidence']}   model: {facts['model']}")
     return summary

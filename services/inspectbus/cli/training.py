@@ -13,6 +13,7 @@ from rich.console import Console
 
 from inspectbus.cli.live import ended_by, stage_bar
 from inspectbus.cli.printing import AsJson, json_line, print_line, table
+from inspectbus.cli.printing import console as results_console
 from inspectbus.domain.model_version import PRODUCTION
 from inspectbus.domain.names import name_from
 from inspectbus.errors import NotPossibleNow
@@ -54,7 +55,7 @@ def train(
     """Train a model version and put it into production."""
     from inspectbus.runtime.signals import stop_on_signals
 
-    console = Console()
+    console = results_console()
     with stop_on_signals() as stop, _training_door(state, data, address) as client:
         train_and_watch(
             console,
