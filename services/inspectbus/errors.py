@@ -13,8 +13,10 @@ Each kind carries what the wire needs: the gRPC status, whether trying again may
     ├── NotAllowed           the caller may not do this
     ├── QueueFull            at a limit; the same call may succeed later
     ├── StorageFull          database or disk takes no more
+    ├── StorageAway          database is locked, lost or restarting
     ├── ModelNotReady        no model has been warmed up yet
     ├── BusClosed            the bus is gone; what was not confirmed must be sent again
+    ├── Unreachable          nobody answers at the service's address; made by the client, never sent
     ├── TooLate              the answer did not come within the caller's deadline
     └── Internal             a fault of ours
 """
@@ -77,12 +79,22 @@ class StorageFull(InspectBusError):
     retryable = True
 
 
+class StorageAway(InspectBusError):
+    code = grpc.StatusCode.UNAVAILABLE
+    retryable = True
+
+
 class ModelNotReady(InspectBusError):
     code = grpc.StatusCode.UNAVAILABLE
     retryable = True
 
 
 class BusClosed(InspectBusError):
+    code = grpc.StatusCode.UNAVAILABLE
+    retryable = True
+
+
+class Unreachable(InspectBusError):
     code = grpc.StatusCode.UNAVAILABLE
     retryable = True
 

@@ -10,9 +10,11 @@ from sklearn.metrics import average_precision_score, confusion_matrix, precision
 
 from inspectbus.api.v1 import decision_pb2, frame_pb2, results_pb2
 from inspectbus.cli.report import Tally, percentile, report
+from inspectbus_client import Record
+from inspectbus_client.values import read
 
 
-def record(defective: bool | None, score: float | None, verdict: decision_pb2.Verdict.ValueType) -> results_pb2.Record:
+def record(defective: bool | None, score: float | None, verdict: decision_pb2.Verdict.ValueType) -> Record:
     decision = decision_pb2.Decision(verdict=verdict, line="line-1", model="m", model_version="v")
     if score is not None:
         decision.score = score
@@ -21,7 +23,7 @@ def record(defective: bool | None, score: float | None, verdict: decision_pb2.Ve
     decision.timings.captured_at.FromMilliseconds(1_000)
     decision.timings.decided_at.FromMilliseconds(1_025)
     truth = {None: frame_pb2.LABEL_UNSPECIFIED, True: frame_pb2.LABEL_DEFECTIVE, False: frame_pb2.LABEL_GOOD}[defective]
-    return results_pb2.Record(decision=decision, truth=truth)
+    return read(Record, results_pb2.Record(decision=decision, truth=truth))
 
 
 def test_scores_are_those_of_scikit_learn() -> None:

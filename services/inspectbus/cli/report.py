@@ -15,10 +15,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from inspectbus.api.v1 import decision_pb2, frame_pb2, results_pb2
 from inspectbus.domain.scores import Confusion
-
-_TRUTH = {frame_pb2.LABEL_DEFECTIVE: True, frame_pb2.LABEL_GOOD: False}
+from inspectbus_client import Label, Record, Verdict
 
 
 @dataclass
@@ -35,23 +33,23 @@ class Tally:
     labelled_scores: list[tuple[bool, float]] = field(default_factory=list)
     versions: Counter[str] = field(default_factory=Counter)
 
-    def add(self, record: results_pb2.Record) -> None:
+    def add(self, record: Record) -> None:
         decision = record.decision
         self.recorded += 1
         self.duplicates += record.duplicates
         self.conflicts += record.conflicts
-        self.verdicts[verdict_name(decision.verdict)] += 1
-        if decision.HasField("hold"):
-            self.holds[hold_name(decision.hold.reason)] += 1
-        if decision.timings.HasField("captured_at") and decision.timings.HasField("decided_at"):
-            self.latencies_ms.append(latency_ms(decision))
+        self.verdicts[decision.verdict.lower()] += 1
+        if decision.hold:
+            self.holds[decision.hold.reason.lower()] += 1
+        if decision.latency_s is not None:
+            self.latencies_ms.append(decision.latency_s * 1000)
         if decision.model_version:
             self.versions[f"{decision.model}/{decision.model_version}"] += 1
-        truth = _TRUTH.get(record.truth)
-        if truth is not None:
-            self.confusion += _outcome(truth, decision.verdict)
-            if decision.HasField("score"):
-                self.labelled_scores.append((truth, decision.score))
+        if record.truth in (Label.GOOD, Label.DEFECTIVE):
+            defective = record.truth is Label.DEFECTIVE
+            self.confusion += _outcome(defective, decision.verdict)
+            if decision.score is not None:
+                self.labelled_scores.append((defective, decision.score))
 
     def average_precision(self) -> float | None:
         """Area under the precision-recall steps over the scored frames; None unless both classes are there."""
@@ -75,22 +73,6 @@ class Tally:
             "overkill": confusion.overkill,
             "confusion": dict(vars(confusion)),
         }
-
-
-def verdict_name(verdict: decision_pb2.Verdict.ValueType) -> str:
-    """'qualified', 'defective' or 'hold'."""
-    return decision_pb2.Verdict.Name(verdict).removeprefix("VERDICT_").lower()
-
-
-def hold_name(reason: decision_pb2.HoldReason.ValueType) -> str:
-    """'unusable_image', 'error', ..."""
-    return decision_pb2.HoldReason.Name(reason).removeprefix("HOLD_REASON_").lower()
-
-
-def latency_ms(decision: decision_pb2.Decision) -> float:
-    """From capture to decision, milliseconds."""
-    timings = decision.timings
-    return (timings.decided_at.ToNanoseconds() - timings.captured_at.ToNanoseconds()) / 1e6
 
 
 def percentile(values: Iterable[float], share: float) -> float | None:
@@ -158,9 +140,9 @@ def _verdict_table(rows: Sequence[tuple[str, Tally]]) -> Table:
     return table
 
 
-def _outcome(truth: bool, verdict: decision_pb2.Verdict.ValueType) -> Confusion:
-    if verdict == decision_pb2.VERDICT_HOLD:
-        return Confusion(held_defective=1) if truth else Confusion(held_good=1)
-    if verdict == decision_pb2.VERDICT_DEFECTIVE:
-        return Confusion(true_positives=1) if truth else Confusion(false_positives=1)
-    return Confusion(false_negatives=1) if truth else Confusion(true_negatives=1)
+def _outcome(defective: bool, verdict: Verdict) -> Confusion:
+    if verdict is Verdict.DEFECTIVE:
+        return Confusion(true_positives=1) if defective else Confusion(false_positives=1)
+    if verdict is Verdict.QUALIFIED:
+        return Confusion(false_negatives=1) if defective else Confusion(true_negatives=1)
+    return Confusion(held_defective=1) if defective else Confusion(held_good=1)

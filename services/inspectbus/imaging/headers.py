@@ -4,6 +4,7 @@ bytes ─> which format? ─> width, height, bit depth, and whether the file goe
 
 A decoder fills what a broken transfer cut off with grey or black and calls it a picture (libjpeg does, with a warning
 on standard error). A part must not be judged by such a picture, so each parser here walks its file to the end.
+What they cannot see is a changed byte inside the compressed pixels of a JPEG or TIFF, which carry no checksum.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Header:
 
 def read_header(image: bytes) -> Header:
     """Raises UnreadableImage for another format, a file cut short, and a file of several pictures."""
-    for magic, parse in _PARSERS:
+    for magic, parse, _ in _FORMATS:
         if image.startswith(magic):
             try:
                 return parse(image)
@@ -42,6 +43,11 @@ def read_header(image: bytes) -> Header:
     if not image:
         raise UnreadableImage("the image is empty: it has 0 bytes", field=FIELD)
     raise UnreadableImage(f"not a PNG, JPEG, BMP or TIFF image: it begins with {image[:12]!r}", field=FIELD)
+
+
+def file_suffix(image: bytes) -> str:
+    """ "png", "jpg", "bmp" or "tif" by the first bytes, which may be all there is; "bin" for anything else."""
+    return next((suffix for magic, _, suffix in _FORMATS if image.startswith(magic)), "bin")
 
 
 def _cut_short(kind: str) -> UnreadableImage:
@@ -152,10 +158,10 @@ def _tiff(image: bytes) -> Header:
     return Header("TIFF", width, height, max(tags.get(_BITS, (1,)), default=1))
 
 
-_PARSERS = (
-    (b"\x89PNG\r\n\x1a\n", _png),
-    (b"\xff\xd8\xff", _jpeg),
-    (b"BM", _bmp),
-    (b"II*\x00", _tiff),
-    (b"MM\x00*", _tiff),
+_FORMATS = (
+    (b"\x89PNG\r\n\x1a\n", _png, "png"),
+    (b"\xff\xd8\xff", _jpeg, "jpg"),
+    (b"BM", _bmp, "bmp"),
+    (b"II*\x00", _tiff, "tif"),
+    (b"MM\x00*", _tiff, "tif"),
 )

@@ -35,6 +35,8 @@ log = structlog.get_logger(__name__)
 _RESPONSE_UNARY = {False: grpc.unary_unary_rpc_method_handler, True: grpc.stream_unary_rpc_method_handler}
 _RESPONSE_STREAM = {False: grpc.unary_stream_rpc_method_handler, True: grpc.stream_stream_rpc_method_handler}
 
+MAX_MESSAGE_BYTES = 1000
+"""Of an error. Its text travels several times in the trailers, and gRPC drops trailers beyond 8 KiB, status and all."""
 RETRY_HINT_S = 0.2
 """Told to callers of retryable errors: long enough for a batch to pass, short enough for a line."""
 
@@ -77,15 +79,16 @@ def rpc_server(
     status = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(status, server)
     reflection.enable_server_reflection((*contracts, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    host = f"[{settings.host.strip('[]')}]" if ":" in settings.host else settings.host
     try:
-        port = server.add_insecure_port(f"{settings.host}:{settings.port}")
+        port = server.add_insecure_port(f"{host}:{settings.port}")
     except RuntimeError:
-        raise OSError(f"{service}: cannot listen on {settings.host}:{settings.port}; is the port taken?") from None
+        raise OSError(f"{service}: cannot listen on {host}:{settings.port}; is the port taken?") from None
     with metrics_server(registry, settings.host, settings.metrics_port) as metrics_port:
         server.start()
         for name in ("", *contracts):
             status.set(name, health_pb2.HealthCheckResponse.SERVING)
-        door = Door(service, f"{settings.host}:{port}", f"{settings.host}:{metrics_port}")
+        door = Door(service, f"{host}:{port}", f"{host}:{metrics_port}")
         log.info("serving", service=service, grpc=door.address, metrics=door.metrics_address)
         try:
             yield door
@@ -167,9 +170,11 @@ def abort(context: grpc.ServicerContext, error: InspectBusError) -> NoReturn:
 
 def to_status(error: InspectBusError) -> status_pb2.Status:
     """The rich status: ErrorInfo names the kind, BadRequest the field, RetryInfo says when to try again."""
+    # What a caller sent may stand in the text, at any length and with halves of characters.
+    text = error.message.encode(errors="replace")[:MAX_MESSAGE_BYTES].decode(errors="ignore")
     details: list[ProtoMessage] = [error_details_pb2.ErrorInfo(reason=type(error).__name__, domain="inspectbus")]
     if error.field:
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.message)
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=text)
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if error.retryable:
         delay = duration_pb2.Duration(nanos=int(RETRY_HINT_S * 1e9))
@@ -179,4 +184,4 @@ def to_status(error: InspectBusError) -> status_pb2.Status:
         any_detail = any_pb2.Any()
         any_detail.Pack(detail)
         packed.append(any_detail)
-    return status_pb2.Status(code=error.code.value[0], message=error.message, details=packed)
+    return status_pb2.Status(code=error.code.value[0], message=text, details=packed)

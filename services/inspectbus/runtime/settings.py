@@ -24,8 +24,15 @@ from inspectbus.errors import BadField
 PREFIX = "INSPECTBUS_"
 SHARED_FIELDS = ("bus_url", "database_url", "state_dir", "models_address", "results_address")
 """Fields several services have, which one INSPECTBUS_<FIELD> variable may set for all of them."""
-PROCESS_VARIABLES = ("INSPECTBUS_LOG_LEVEL", "INSPECTBUS_LOG_FORMAT", "INSPECTBUS_PLANT")
-"""Read by the command line itself."""
+PROCESS_VARIABLES = (
+    "INSPECTBUS_LOG_LEVEL",
+    "INSPECTBUS_LOG_FORMAT",
+    "INSPECTBUS_PLANT",
+    "INSPECTBUS_ACQUISITION_ADDRESS",
+    "INSPECTBUS_PREPROCESSING_ADDRESS",
+    "INSPECTBUS_INFERENCE_ADDRESS",
+)
+"""Read by the command line itself; the addresses are those its commands call."""
 
 
 class ServiceSettings(BaseSettings):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
@@ -9,11 +11,15 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Engine, create_engine, event, make_url
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from inspectbus.errors import StorageFull
+from inspectbus.errors import BadField, StorageAway, StorageFull
+
+migrating = threading.Lock()
+"""Alembic keeps the migration under way in a module, so a process runs one at a time."""
 
 
 def default_url(state_dir: Path) -> str:
@@ -26,47 +32,107 @@ def open_database(url: str, owner: str) -> Engine:
 
     `owner` is a service's package: its `migrations` folder holds env.py and versions/, its tables are versioned in
     `alembic_<owner>`. Several services and processes may open the same database at once.
+
+    Raises BadField when the URL names no SQLite or PostgreSQL, StorageFull or StorageAway when the database fails.
     """
-    parsed = make_url(url)
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        # Without the error's own text, which holds the URL and with it a password.
+        raise BadField("not a database URL such as sqlite:////var/lib/plant.db", field="database_url") from None
+    if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+        raise BadField(f"no database {parsed.get_backend_name()!r}: use sqlite or postgresql", field="database_url")
     if parsed.get_backend_name() == "sqlite" and parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(parsed, pool_pre_ping=True)
+    # Errors end in logs, and parameters may be whole messages.
+    engine = create_engine(parsed, pool_pre_ping=True, hide_parameters=True)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _sqlite_pragmas)
         event.listen(engine, "begin", _sqlite_begin)
     config = Config()
     config.set_main_option("script_location", str(files(f"inspectbus.{owner}") / "migrations"))
     config.attributes["version_table"] = f"alembic_{owner}"
-    with engine.begin() as connection:
+    with migrating, writing(engine) as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
     return engine
 
 
 @contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """Looks without keeping any writer waiting, also while the disk is full. On SQLite all statements see one state."""
+    with translated(), engine.connect().execution_options(inspectbus_reads_only=True) as connection, connection.begin():
+        yield connection
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """One transaction: committed when the block ends well, rolled back when it raises."""
+    with translated(), engine.begin() as connection:
+        yield connection
+
+
+@contextmanager
 def translated() -> Iterator[None]:
-    """A full disk or database is the operator's to mend, so it is told apart from our own faults."""
+    """A full disk, a lock or a lost database is the operator's matter, so it is told apart from our own faults.
+
+    Raises StorageFull or StorageAway; any other exception passes.
+    """
     try:
         yield
-    except OperationalError as error:
-        text = str(error.orig).lower()
-        if "full" in text or "no space" in text:
+    except DBAPIError as error:
+        if _is_full(error.orig):
             raise StorageFull(f"the database takes no more: {error.orig}; free space or raise its limit") from error
+        if _is_away(error.orig):
+            raise StorageAway(f"the database does not answer: {error.orig}") from error
         raise
+    except PoolTimeout as error:
+        raise StorageAway(f"no free connection to the database: {error}") from error
+
+
+def _is_full(error: object) -> bool:
+    if isinstance(error, sqlite3.Error):
+        return _primary_code(error) == sqlite3.SQLITE_FULL
+    return getattr(error, "sqlstate", None) == "53100"  # disk_full, as PostgreSQL numbers it
+
+
+def _is_away(error: object) -> bool:
+    if isinstance(error, sqlite3.Error):
+        # SQLite calls a wrong statement an OperationalError too, so only the code tells.
+        return _primary_code(error) in _SQLITE_AWAY
+    return type(error).__name__ in ("OperationalError", "InterfaceError")
+
+
+def _primary_code(error: sqlite3.Error) -> int | None:
+    # The low byte; the rest says where in SQLite it happened. Errors of Python's module itself have no code.
+    code = getattr(error, "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF
+
+
+_SQLITE_AWAY = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_PROTOCOL,
+}
 
 
 def _sqlite_pragmas(connection: object, _entry: ConnectionPoolEntry) -> None:
     # Autocommit mode of the driver: SQLAlchemy's own BEGIN (below) decides where a transaction starts.
     connection.isolation_level = None  # type: ignore[attr-defined]
     cursor = connection.cursor()  # type: ignore[attr-defined]
+    # First, because whoever opens the file beside us may hold the lock that the switch to WAL wants.
+    cursor.execute("PRAGMA busy_timeout=15000")
     cursor.execute("PRAGMA journal_mode=WAL")
     # FULL: a decision that was acknowledged survives a power cut.
     cursor.execute("PRAGMA synchronous=FULL")
-    cursor.execute("PRAGMA busy_timeout=15000")
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.close()
 
 
-def _sqlite_begin(connection: object) -> None:
+def _sqlite_begin(connection: Connection) -> None:
     # IMMEDIATE takes the write lock at once; a transaction that reads first and writes later could not wait for it.
-    connection.exec_driver_sql("BEGIN IMMEDIATE")  # type: ignore[attr-defined]
+    reads_only = connection.get_execution_options().get("inspectbus_reads_only", False)
+    connection.exec_driver_sql("BEGIN" if reads_only else "BEGIN IMMEDIATE")

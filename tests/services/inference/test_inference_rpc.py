@@ -89,9 +89,9 @@ def test_calls_before_a_model_are_told_to_come_back_while_the_service_is_healthy
 
 
 def test_a_model_that_is_registered_later_is_picked_up(start: Open, version: Path, tmp_path: Path) -> None:
-    with model_owner() as owner:
+    with model_owner() as (owner, address):
         # given a service whose model does not exist yet, and a frame that waits for it
-        line = start(model="tiny", models_address=owner.address, model_patience_s=PATIENCE_S)
+        line = start(model="tiny", models_address=address, model_patience_s=PATIENCE_S)
         frame = prepared_frame(BRIGHT)
         published = line.bus.publish(topics.PREPARED, prepared_message(frame, "test", Lane.LIVE))
         assert not line.engine().ready
@@ -103,7 +103,7 @@ def test_a_model_that_is_registered_later_is_picked_up(start: Open, version: Pat
         assert line.decided.get(timeout=PATIENCE_S).model_version == version.name
     # and a service that starts while owner and store are away serves it from what this machine remembers
     (tmp_path / "state/models").rename(tmp_path / "state/away")
-    assert start(model="tiny", models_address=owner.address).wait_ready().model_version == version.name
+    assert start(model="tiny", models_address=address).wait_ready().model_version == version.name
 
 
 @pytest.mark.parametrize(

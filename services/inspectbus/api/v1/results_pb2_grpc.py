@@ -81,7 +81,8 @@ class ResultsServiceServicer:
 
     def WatchDecisions(self, request, context):
         """Every decision recorded from now on, or after the given cursor, until the caller goes. None is skipped: a slow
-        reader is fed from the ledger.
+        reader is fed from the ledger. The initial metadata `inspectbus-cursor`, sent at once, is the cursor the watch
+        begins after, so that one that breaks before its first decision can go on from there.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -38,7 +38,8 @@ class ResultsServiceStub:
     """In the order they were recorded."""
     WatchDecisions: _grpc.UnaryStreamMultiCallable[_results_pb2.WatchDecisionsRequest, _results_pb2.WatchDecisionsResponse]
     """Every decision recorded from now on, or after the given cursor, until the caller goes. None is skipped: a slow
-    reader is fed from the ledger.
+    reader is fed from the ledger. The initial metadata `inspectbus-cursor`, sent at once, is the cursor the watch
+    begins after, so that one that breaks before its first decision can go on from there.
     """
     SubmitLabels: _grpc.UnaryUnaryMultiCallable[_results_pb2.SubmitLabelsRequest, _results_pb2.SubmitLabelsResponse]
     """What parts really were. The newest label of a frame counts. Labels for unknown frames are refused together."""
@@ -55,7 +56,8 @@ class ResultsServiceAsyncStub(ResultsServiceStub):
     """In the order they were recorded."""
     WatchDecisions: _aio.UnaryStreamMultiCallable[_results_pb2.WatchDecisionsRequest, _results_pb2.WatchDecisionsResponse]  # type: ignore[assignment]
     """Every decision recorded from now on, or after the given cursor, until the caller goes. None is skipped: a slow
-    reader is fed from the ledger.
+    reader is fed from the ledger. The initial metadata `inspectbus-cursor`, sent at once, is the cursor the watch
+    begins after, so that one that breaks before its first decision can go on from there.
     """
     SubmitLabels: _aio.UnaryUnaryMultiCallable[_results_pb2.SubmitLabelsRequest, _results_pb2.SubmitLabelsResponse]  # type: ignore[assignment]
     """What parts really were. The newest label of a frame counts. Labels for unknown frames are refused together."""
@@ -87,7 +89,8 @@ class ResultsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_results_pb2.WatchDecisionsResponse], _abc.AsyncIterator[_results_pb2.WatchDecisionsResponse]]:
         """Every decision recorded from now on, or after the given cursor, until the caller goes. None is skipped: a slow
-        reader is fed from the ledger.
+        reader is fed from the ledger. The initial metadata `inspectbus-cursor`, sent at once, is the cursor the watch
+        begins after, so that one that breaks before its first decision can go on from there.
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,91 @@
+"""Training jobs: started, followed, cancelled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+from inspectbus.api.v1 import training_pb2, training_pb2_grpc
+from inspectbus_client.values import Job, read
+from inspectbus_client.watch import Watch
+from inspectbus_client.wire import Stream, Wire
+
+
+class Jobs:
+    """The part of the client that trains."""
+
+    _wire: Wire
+
+    def train(
+        self,
+        data: str,
+        *,
+        model: str = "",
+        backbone: str = "",
+        epochs: int = 0,
+        seed: int | None = None,
+        input_size: int = 0,
+        timeout_s: float | None = None,
+    ) -> Job:
+        """Starts a training and answers at once; `watch_job` follows it. Zero and empty take the service's defaults.
+
+        Not tried again by itself: a job whose answer was lost may be running.
+        """
+        plan = training_pb2.TrainingPlan(
+            data=data, model=model, backbone=backbone, epochs=epochs, seed=seed, input_size=input_size
+        )
+        request = training_pb2.StartTrainingRequest(plan=plan)
+        answer = self._wire.ask("training", self._training.StartTraining, request, timeout_s=timeout_s)
+        return read(Job, answer.job)
+
+    def job(self, job_id: str, *, timeout_s: float | None = None) -> Job:
+        request = training_pb2.GetJobRequest(job_id=job_id)
+        answer = self._wire.ask("training", self._training.GetJob, request, timeout_s=timeout_s, repeatable=True)
+        return read(Job, answer.job)
+
+    def jobs(self, *, page_size: int = 50, timeout_s: float | None = None) -> Iterator[Job]:
+        """Newest first. Pages are fetched as they are needed; the deadline is each page's."""
+        request = training_pb2.ListJobsRequest(page_size=page_size)
+        while True:
+            page = self._wire.ask("training", self._training.ListJobs, request, timeout_s=timeout_s, repeatable=True)
+            yield from (read(Job, job) for job in page.jobs)
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    def watch_job(self, job_id: str, *, patience_s: float = 60.0) -> Watch[Job]:
+        """The job's present state, then every change; ends when the job has ended."""
+        return _JobWatch(self._wire, self._training, job_id, patience_s)
+
+    def cancel_job(self, job_id: str, *, timeout_s: float | None = None) -> Job:
+        """Stops the job at its next step. It may still succeed if it was nearly done."""
+        request = training_pb2.CancelJobRequest(job_id=job_id)
+        answer = self._wire.ask("training", self._training.CancelJob, request, timeout_s=timeout_s)
+        return read(Job, answer.job)
+
+    @cached_property
+    def _training(self) -> training_pb2_grpc.TrainingServiceStub:
+        return training_pb2_grpc.TrainingServiceStub(self._wire.channel("training"))
+
+
+class _JobWatch(Watch[Job]):
+    def __init__(self, wire: Wire, stub: training_pb2_grpc.TrainingServiceStub, job_id: str, patience_s: float) -> None:
+        self._stub = stub
+        self._job_id = job_id
+        self._last: Job | None = None
+        super().__init__(wire, "training", patience_s)
+
+    def _open(self, timeout_s: float) -> Stream[Any]:
+        return self._stub.WatchJob(training_pb2.WatchJobRequest(job_id=self._job_id), timeout=timeout_s)
+
+    def _take(self, answer: training_pb2.WatchJobResponse) -> Job | None:
+        job = read(Job, answer.job)
+        # A stream that was opened again begins with the present state, which may have been given already.
+        if job == self._last:
+            return None
+        self._last = job
+        return job
+
+    def _complete(self) -> bool:
+        return self._last is not None and self._last.state.ended

@@ -1,0 +1,64 @@
+"""Model versions, the engine that has one loaded, and the judgement of prepared pixels."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from inspectbus.api.v1 import inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc, prepared_frame_pb2
+from inspectbus_client.values import Engine, Judgement, Model, Pixels, Prepared, read
+from inspectbus_client.wire import Wire
+
+
+class Models:
+    """The part of the client that asks about models."""
+
+    _wire: Wire
+
+    def models(self, name: str = "", *, timeout_s: float | None = None) -> list[Model]:
+        """Every version, newest first; of one name if given."""
+        request = model_pb2.ListModelsRequest(name=name)
+        answer = self._wire.ask("training", self._model_door.ListModels, request, timeout_s=timeout_s, repeatable=True)
+        return [read(Model, model) for model in answer.models]
+
+    def model(
+        self, name: str, *, version: str = "", alias: str = "production", timeout_s: float | None = None
+    ) -> Model:
+        """One version, by its id if given, else by alias."""
+        request = model_pb2.GetModelRequest(name=name)
+        if version:
+            request.version = version
+        else:
+            request.alias = alias
+        answer = self._wire.ask("training", self._model_door.GetModel, request, timeout_s=timeout_s, repeatable=True)
+        return read(Model, answer.model)
+
+    def engine(self, *, timeout_s: float | None = None) -> Engine:
+        """What inference has loaded, since when, and the batches it ran."""
+        request = inference_pb2.GetEngineRequest()
+        answer = self._wire.ask("inference", self._inference.GetEngine, request, timeout_s=timeout_s, repeatable=True)
+        return read(Engine, answer)
+
+    def infer(
+        self, pixels: Prepared | Pixels, *, preparation_hash: str = "", timeout_s: float | None = None
+    ) -> Judgement:
+        """What the network says of prepared pixels. Makes no record.
+
+        Bare pixels without a hash are taken on your word that they were prepared as the model expects.
+        """
+        if isinstance(pixels, Prepared):
+            preparation_hash = preparation_hash or pixels.preparation_hash
+            pixels = pixels.pixels
+        message = prepared_frame_pb2.Pixels(
+            height=pixels.height, width=pixels.width, channels=pixels.channels, data=pixels.data
+        )
+        request = inference_pb2.InferRequest(pixels=message, preparation_hash=preparation_hash)
+        answer = self._wire.ask("inference", self._inference.Infer, request, timeout_s=timeout_s, repeatable=True)
+        return read(Judgement, answer.judgement)
+
+    @cached_property
+    def _model_door(self) -> model_pb2_grpc.ModelServiceStub:
+        return model_pb2_grpc.ModelServiceStub(self._wire.channel("training"))
+
+    @cached_property
+    def _inference(self) -> inference_pb2_grpc.InferenceServiceStub:
+        return inference_pb2_grpc.InferenceServiceStub(self._wire.channel("inference"))

@@ -1,0 +1,158 @@
+"""A station: one camera position, read by a replay of its source or fed by pushed frames.
+
+stopped ── start ──> running ──> finished      the source has been read to its end
+   ^                    │  └───> failed        start tries again
+   └────── stop ────────┘
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from concurrent.futures import Future
+
+import structlog
+
+from inspectbus.acquisition.cursor import Journal, Mark
+from inspectbus.acquisition.metrics import AcquisitionMetrics
+from inspectbus.acquisition.outlet import Outlet
+from inspectbus.acquisition.replay import FAILED, FINISHED, STOPPED, Replay, new_run_id
+from inspectbus.acquisition.settings import AcquisitionSettings, StationSettings
+from inspectbus.api.v1 import acquisition_pb2, frame_pb2
+from inspectbus.bus import Bus
+from inspectbus.domain.frame import frame_id
+from inspectbus.errors import BadField, NotPossibleNow
+
+log = structlog.get_logger(__name__)
+
+OPENING_PATIENCE_S = 10.0
+"""How long StartStation waits to say whether the source opened; a slower one shows its state later."""
+
+
+class Station:
+    """Thread-safe."""
+
+    def __init__(
+        self, line: str, station: StationSettings, settings: AcquisitionSettings, bus: Bus, metrics: AcquisitionMetrics
+    ) -> None:
+        self.line = line
+        self.name = station.name
+        self._station = station
+        self._settings = settings
+        self._metrics = metrics
+        self._outlet = Outlet(bus, line, station.name, metrics)
+        self._journal = Journal(settings.state_dir / "acquisition", line, station.name)
+        # Pushed frames share one run per life of the service: nobody could resume them but their sender.
+        self._push_run_id = new_run_id()
+        self._pushed = itertools.count()
+        self._lock = threading.Lock()
+        self._replay: Replay | None = None
+        self._last_run, self._last_trouble = self._read_journal()
+
+    @property
+    def takes_pushes(self) -> bool:
+        return self._station.source.kind == "push"
+
+    @property
+    def starts_itself(self) -> bool:
+        """Its run is unfinished, or it has none yet; repeating a finished run is somebody's decision."""
+        finished = self._last_run is not None and self._last_run.finished
+        return self._station.autostart and not self.takes_pushes and not finished
+
+    def start(self) -> None:
+        """Running already: no change. Raises NotPossibleNow when the station has no source or is still stopping."""
+        if self.takes_pushes:
+            raise NotPossibleNow(f"{self} takes pushed frames and has no source to start", field="station")
+        with self._lock:
+            if self._replay is not None and not self._replay.ended(0):
+                if self._replay.stopping:
+                    raise NotPossibleNow(f"{self} is still stopping: try again in a moment", field="station")
+                return
+            self._replay = Replay(self._station, self._settings, self._outlet, self._journal, self._metrics)
+            self._replay.start()
+
+    def confirm_started(self) -> None:
+        """Waits until the source is open. Raises NotPossibleNow with the reason when it cannot be."""
+        if self._replay is not None:
+            self._replay.opened(OPENING_PATIENCE_S)
+        status = self.status()
+        if status.state == FAILED:
+            raise NotPossibleNow(f"{self} did not start: {status.detail}", field="station")
+
+    def ask_to_stop(self) -> None:
+        if self._replay is not None:
+            self._replay.ask_to_stop()
+
+    def stopped(self, patience_s: float) -> bool:
+        """Waits until nothing of the station is in flight, at most patience_s; False when something still is."""
+        if self._replay is not None and not self._replay.ended(patience_s):
+            return False
+        return self._outlet.drain(patience_s)
+
+    def status(self) -> acquisition_pb2.Station:
+        status = acquisition_pb2.Station(
+            line=self.line,
+            station=self.name,
+            recipe=self._station.recipe,
+            source=self._station.source.kind,
+            state=STOPPED,
+            in_flight=self._outlet.in_flight,
+            fps=self._station.fps,
+        )
+        if self._outlet.last_frame_s:
+            status.last_frame_at.FromNanoseconds(int(self._outlet.last_frame_s * 1e9))
+        if self.takes_pushes:
+            status.run_id = self._push_run_id
+            status.accepted = self._outlet.accepted
+        elif self._replay is not None:
+            self._replay.describe(status)
+        else:
+            status.detail = self._last_trouble
+            if self._last_run is not None:
+                status.state = FINISHED if self._last_run.finished else STOPPED
+                status.run_id = self._last_run.run_id
+                status.accepted = self._last_run.next - self._last_run.unreadable
+                status.unreadable = self._last_run.unreadable
+        return status
+
+    def frame(self, shot: acquisition_pb2.Shot, recipe: str = "") -> frame_pb2.Frame:
+        """The frame of a sender's image, which has been checked: its own id or a new one, our recipe unless it asks."""
+        sequence = next(self._pushed)
+        made_id = frame_id(self.line, self.name, self._push_run_id, shot.source_item, sequence)
+        frame = frame_pb2.Frame(
+            frame_id=shot.frame_id or made_id,
+            line=self.line,
+            station=self.name,
+            run_id=self._push_run_id,
+            source_item=shot.source_item,
+            sequence=sequence,
+            part_id=shot.part_id,
+            lot_id=shot.lot_id,
+            product=shot.product,
+            recipe=recipe or self._station.recipe,
+            image=shot.image,
+            truth=shot.truth,
+        )
+        if shot.HasField("captured_at"):
+            frame.captured_at.CopyFrom(shot.captured_at)
+        else:
+            frame.captured_at.GetCurrentTime()
+        return frame
+
+    def publish(self, frame: frame_pb2.Frame) -> Future[None]:
+        """Done when the frame is accepted. Blocks while the bus is full; raises QueueFull, BusClosed."""
+        return self._outlet.publish(frame)
+
+    def __str__(self) -> str:
+        return f"station {self.line}/{self.name}"
+
+    def _read_journal(self) -> tuple[Mark | None, str]:
+        """The last run, when it followed today's plan, and what is wrong with the journal."""
+        if self.takes_pushes:
+            return None, ""
+        try:
+            mark = self._journal.read()
+        except BadField as error:
+            log.warning("cursor unreadable", line=self.line, station=self.name, detail=error.message)
+            return None, error.message
+        return (mark, "") if mark is not None and mark.plan == self._station.plan else (None, "")

@@ -1,0 +1,48 @@
+"""`inspectbus serve`: one or several services until a signal asks for the drain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+EXAMPLES = """
+Examples:
+
+    inspectbus serve results training inference preprocessing acquisition --config plant.yaml
+
+    INSPECTBUS_INFERENCE_PORT=6000 inspectbus serve inference
+
+Every setting is INSPECTBUS_<SERVICE>_<FIELD> in the environment or <service>: {<field>: ...} in the file.
+SIGTERM or Ctrl-C drains: no new work, work in hand finished, then the end.
+"""
+
+
+def serve(
+    services: Annotated[list[str], typer.Argument(help="results, training, inference, preprocessing, acquisition.")],
+    config: Annotated[Path | None, typer.Option(envvar="INSPECTBUS_PLANT", help="plant.yaml with settings.")] = None,
+) -> None:
+    """Run services in this process until it is told to stop."""
+    from inspectbus.line import SERVICES, open_line, read_plant
+    from inspectbus.runtime.signals import stop_on_signals
+
+    console = Console(stderr=True)
+    sections = read_plant(config) if config else {}
+    with stop_on_signals() as stop, open_line(services, sections) as doors:
+        table = Table(title="serving", title_justify="left")
+        for column in ("service", "gRPC", "metrics"):
+            table.add_column(column)
+        for door in doors.values():
+            table.add_row(door.service, door.address, f"http://{door.metrics_address}/metrics")
+        console.print(table)
+        missing = [service for service in SERVICES if service not in doors]
+        if missing:
+            console.print(
+                f"the embedded bus ends with this process, so nothing reaches {', '.join(missing)} over it: "
+                "the services here answer at their gRPC doors"
+            )
+        stop.wait()
+        console.print("draining")

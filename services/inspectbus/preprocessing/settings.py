@@ -1,0 +1,41 @@
+"""What preprocessing may be told."""
+
+from __future__ import annotations
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic_settings import SettingsConfigDict
+
+from inspectbus.imaging.decoding import DecodeLimits
+from inspectbus.runtime.settings import ServiceSettings
+
+_DECODE = DecodeLimits()
+
+
+class PreprocessingSettings(ServiceSettings):
+    """INSPECTBUS_PREPROCESSING_*."""
+
+    model_config = SettingsConfigDict(env_prefix="INSPECTBUS_PREPROCESSING_")
+
+    port: NonNegativeInt = 50052
+    """gRPC port; 0 takes a free one."""
+    metrics_port: NonNegativeInt = 9102
+    """Prometheus port; 0 takes a free one."""
+    database_url: str = ""
+    """The SQL database that holds the recipes; empty is a SQLite file in the state folder."""
+    frame_store_url: str = ""
+    """Where the originals of held frames are kept; empty is a folder in the state folder."""
+    models_address: str = Field(default="127.0.0.1:50054", min_length=1)
+    """host:port of the ModelService, which knows the preparation a recipe's model expects."""
+    workers: PositiveInt = Field(default=2, le=256)
+    """Frames prepared at once. OpenCV lets go of Python's lock, so each keeps a core busy."""
+    prefetch: PositiveInt = Field(default=32, le=4096)
+    """Frames taken from the bus and not confirmed yet, those waiting for a worker included; bounds memory. Several
+    batches of inference must fit, because a frame is confirmed late on a bus that confirms whole chains."""
+    opencv_threads: PositiveInt = Field(default=1, le=256)
+    """Threads OpenCV uses within one step, in this whole process. More than 1 pays for few large images only."""
+    recipe_fresh_s: float = Field(default=2.0, ge=0, le=3600, allow_inf_nan=False)
+    """How soon a recipe stored by another replica is used here; what this one stored is used at once."""
+    max_image_bytes: PositiveInt = _DECODE.max_bytes
+    """Largest image file that is decoded."""
+    max_image_pixels: PositiveInt = _DECODE.max_pixels
+    """Most pixels, width times height, that are decoded; about ten bytes of memory each while a frame is prepared."""

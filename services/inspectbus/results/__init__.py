@@ -1,0 +1,1 @@
+"""Results: decisions are recorded once, labelled, listed, watched and scored."""

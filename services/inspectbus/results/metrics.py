@@ -1,0 +1,85 @@
+"""The ledger's operational numbers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from inspectbus.api.v1.decision_pb2 import Decision, HoldReason, Verdict
+from inspectbus.results.ledger import Outcome
+
+_BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
+_RECORD_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 15)
+# From a fast line's budget to a spool that was replayed the next morning.
+_CAPTURE_BUCKETS_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 600, 3600, 86400)
+
+
+class LedgerMetrics:
+    """What the recorder counts. A frame counts once, when its first decision was committed."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        place = ["line", "station"]
+        self._decisions = Counter(
+            "inspectbus_decisions", "Frames recorded, by verdict.", [*place, "verdict"], registry=registry
+        )
+        self._holds = Counter(
+            "inspectbus_holds", "Frames recorded as HOLD, by reason.", [*place, "reason"], registry=registry
+        )
+        self._duplicates = Counter(
+            "inspectbus_decision_duplicates", "Repeats of a recorded decision.", place, registry=registry
+        )
+        self._conflicts = Counter(
+            "inspectbus_decision_conflicts", "Repeats that differ from the recorded decision.", place, registry=registry
+        )
+        self._record_seconds = Histogram(
+            "inspectbus_record_seconds",
+            "Time of one recording transaction.",
+            buckets=_RECORD_BUCKETS_S,
+            registry=registry,
+        )
+        self._batch_size = Histogram(
+            "inspectbus_record_batch_size",
+            "Decisions in one recording transaction.",
+            buckets=_BATCH_BUCKETS,
+            registry=registry,
+        )
+        self._capture_seconds = Histogram(
+            "inspectbus_capture_to_record_seconds",
+            "From a frame's capture to its committed decision, by the wall clocks of camera and ledger.",
+            place,
+            buckets=_CAPTURE_BUCKETS_S,
+            registry=registry,
+        )
+        self.blocked = Gauge(
+            "inspectbus_ledger_blocked",
+            "1 while the database takes no decisions and the recorder holds them.",
+            registry=registry,
+        )
+
+    def committed(self, batch: Sequence[Decision], outcomes: Sequence[Outcome], seconds: float) -> None:
+        self._record_seconds.observe(seconds)
+        self._batch_size.observe(len(batch))
+        now_s = time.time()
+        for decision, outcome in zip(batch, outcomes, strict=True):
+            place = (decision.line, decision.station)
+            match outcome:
+                case Outcome.RECORDED:
+                    self._recorded(decision, now_s)
+                case Outcome.DUPLICATE:
+                    self._duplicates.labels(*place).inc()
+                case Outcome.CONFLICT:
+                    self._conflicts.labels(*place).inc()
+
+    def _recorded(self, decision: Decision, now_s: float) -> None:
+        place = (decision.line, decision.station)
+        verdict = Verdict.Name(decision.verdict).removeprefix("VERDICT_").lower()
+        self._decisions.labels(*place, verdict).inc()
+        if decision.HasField("hold"):
+            reason = HoldReason.Name(decision.hold.reason).removeprefix("HOLD_REASON_").lower()
+            self._holds.labels(*place, reason).inc()
+        if decision.timings.HasField("captured_at"):
+            captured_s = decision.timings.captured_at.ToNanoseconds() / 1e9
+            # Clocks of two machines may disagree by more than a fast line takes.
+            self._capture_seconds.labels(*place).observe(max(0.0, now_s - captured_s))

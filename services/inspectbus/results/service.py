@@ -1,0 +1,54 @@
+"""Results, assembled: bus ─> recorder ─> ledger ─> gRPC door."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from prometheus_client import CollectorRegistry
+
+from inspectbus.api.v1 import results_pb2, results_pb2_grpc
+from inspectbus.bus import Bus
+from inspectbus.results.events import recording
+from inspectbus.results.ledger import Ledger
+from inspectbus.results.metrics import LedgerMetrics
+from inspectbus.results.recorder import Recorder
+from inspectbus.results.rpc import ResultsRpc
+from inspectbus.results.settings import ResultsSettings
+from inspectbus.results.watch import Watch
+from inspectbus.runtime.rpc_server import Door, rpc_server
+from inspectbus.stores.database import default_url, open_database
+
+_CONTRACT = results_pb2.DESCRIPTOR.services_by_name["ResultsService"].full_name
+
+
+@contextmanager
+def open_service(settings: ResultsSettings, bus: Bus) -> Iterator[Door]:
+    """Runs results until left. The bus is the caller's, who closes it afterwards."""
+    registry = CollectorRegistry()
+    with ExitStack() as house:
+        engine = open_database(settings.database_url or default_url(settings.state_dir), "results")
+        house.callback(engine.dispose)
+        ledger = Ledger(engine)
+        watch = Watch(ledger, max_watchers=settings.max_watchers, poll_s=settings.watch_poll_s)
+        recorder = house.enter_context(
+            Recorder(
+                ledger,
+                LedgerMetrics(registry),
+                max_batch_size=settings.max_batch_size,
+                on_commit=watch.wake,
+            )
+        )
+        house.enter_context(recording(bus, recorder, prefetch=settings.prefetch, drain_s=settings.drain_s))
+        rpc = ResultsRpc(ledger, watch)
+        door = house.enter_context(
+            rpc_server(
+                "results",
+                settings,
+                registry,
+                {_CONTRACT: lambda server: results_pb2_grpc.add_ResultsServiceServicer_to_server(rpc, server)},
+            )
+        )
+        # Streams never end by themselves, so they are ended before the server waits for its calls in hand.
+        house.enter_context(watch)
+        yield door

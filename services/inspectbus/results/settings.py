@@ -1,0 +1,31 @@
+"""What results may be told."""
+
+from __future__ import annotations
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic_settings import SettingsConfigDict
+
+from inspectbus.runtime.settings import ServiceSettings
+
+
+class ResultsSettings(ServiceSettings):
+    """INSPECTBUS_RESULTS_*."""
+
+    model_config = SettingsConfigDict(env_prefix="INSPECTBUS_RESULTS_")
+
+    port: NonNegativeInt = 50055
+    """gRPC port; 0 takes a free one."""
+    metrics_port: NonNegativeInt = 9105
+    """Prometheus port; 0 takes a free one."""
+    rpc_threads: PositiveInt = Field(default=64, le=1024)
+    """Calls served at once, watchers included; one more is told RESOURCE_EXHAUSTED."""
+    database_url: str = ""
+    """The ledger's SQL database; empty is a SQLite file in the state folder."""
+    max_batch_size: PositiveInt = Field(default=256, le=1000)
+    """Decisions recorded by one transaction. A busy bus fills it, an idle one never waits for it."""
+    prefetch: PositiveInt = Field(default=512, le=10_000)
+    """Decisions taken from the bus and not recorded yet; all of them wait in memory while the database is full."""
+    max_watchers: PositiveInt = Field(default=48, le=1024)
+    """WatchDecisions streams at once. Kept below `rpc_threads`, so that watchers cannot lock out other calls."""
+    watch_poll_s: float = Field(default=1.0, gt=0, le=60, allow_inf_nan=False)
+    """How soon a watcher learns what another replica recorded; what this one recorded it learns at once."""

@@ -1,0 +1,144 @@
+"""How good a model version is on labelled images, with the pixels, weights, calibration and threshold of the line.
+
+version folder ─> network ─┐
+items ─> decoded, prepared ┴> scores ─> Evaluation
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import structlog
+import torch
+from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score
+
+from inspectbus.domain.model_version import ModelCard
+from inspectbus.domain.preparation import Preparation
+from inspectbus.domain.scores import Confusion
+from inspectbus.errors import BadField
+from inspectbus.imaging.decoding import decode
+from inspectbus.imaging.preparation import prepare
+from inspectbus.networks.classifier import Classifier
+from inspectbus.networks.trained import load_trained
+from inspectbus.stores.datasets import Item, Label
+from inspectbus.stores.models import read_card
+from inspectbus.training.plan import Cancelled
+from inspectbus.training.threshold import Floats, Labels, scored
+
+log = structlog.get_logger(__name__)
+
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of one model version on one set of items. DEFECTIVE is positive."""
+
+    model: str
+    version: str
+    threshold: float
+    confusion: Confusion
+    average_precision: float | None
+    """None where only one class was seen."""
+    unreadable: int
+    """Images that could not be judged; they enter no score."""
+
+    @property
+    def scores(self) -> dict[str, float | None]:
+        """By name; None where nothing was counted that the score divides by."""
+        found = self.confusion
+        return {
+            "precision": found.precision,
+            "recall": found.recall,
+            "f1": found.f1,
+            "accuracy": found.accuracy,
+            "escape": found.escape,
+            "overkill": found.overkill,
+            "average_precision": self.average_precision,
+        }
+
+
+def evaluate(
+    folder: Path,
+    items: Sequence[Item],
+    *,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    cancel: threading.Event | None = None,
+) -> Evaluation:
+    """Judges every item with the version in `folder`. `on_progress` hears images done and to do.
+
+    Raises BadField when an item has no label or none can be read, what read_card raises for a damaged version, and
+    Cancelled soon after `cancel` is set.
+    """
+    labels = labels_of(items)
+    card = read_card(folder)
+    network = load_trained(folder, card.architecture, card.normalisation)
+    logits = np.full(len(items), np.nan)
+    for done, (row, logit) in enumerate(judged(network, card.preparation, items), 1):
+        logits[row] = logit
+        on_progress(done, len(items))
+        if cancel is not None and cancel.is_set():
+            raise Cancelled
+    readable = ~np.isnan(logits)
+    if not readable.any():
+        raise BadField(f"none of {len(items)} images can be read", field="data")
+    return _evaluation(card, labels[readable], scored(logits[readable], card.calibration), int((~readable).sum()))
+
+
+def judged(network: Classifier, preparation: Preparation, items: Sequence[Item]) -> Iterator[tuple[int, float]]:
+    """(row, logit) of each item, in order; the logit is NaN where the image cannot be read."""
+    for start in range(0, len(items), BATCH):
+        pictures = [_picture(item, preparation) for item in items[start : start + BATCH]]
+        readable = [picture for picture in pictures if picture is not None]
+        logits = iter(logits_of(network, np.stack(readable)) if readable else ())
+        for row, picture in enumerate(pictures, start):
+            yield row, float("nan") if picture is None else float(next(logits))
+
+
+def logits_of(network: Classifier, images: NDArray[np.uint8]) -> Floats:
+    """(N,), from prepared images (N, H, W, 3)."""
+    with torch.inference_mode():
+        found: Floats = network(torch.from_numpy(images)).double().numpy()
+        return found
+
+
+def labels_of(items: Sequence[Item]) -> Labels:
+    """1 for DEFECTIVE, 0 for GOOD. Raises BadField naming the first item that has no label."""
+    if nameless := next((item for item in items if item.label is None), None):
+        raise BadField(f"{nameless.path} has no label", field=nameless.name)
+    return np.array([item.label is Label.DEFECTIVE for item in items], dtype=np.int64)
+
+
+def confusion_of(labels: Labels, scores: Floats, threshold: float) -> Confusion:
+    called = scores >= threshold
+    return Confusion(
+        true_positives=int((called & (labels == 1)).sum()),
+        false_positives=int((called & (labels == 0)).sum()),
+        true_negatives=int((~called & (labels == 0)).sum()),
+        false_negatives=int((~called & (labels == 1)).sum()),
+    )
+
+
+def _evaluation(card: ModelCard, labels: Labels, scores: Floats, unreadable: int) -> Evaluation:
+    both = 0 < labels.sum() < len(labels)
+    return Evaluation(
+        model=card.name,
+        version=card.version,
+        threshold=card.threshold,
+        confusion=confusion_of(labels, scores, card.threshold),
+        average_precision=float(average_precision_score(labels, scores)) if both else None,
+        unreadable=unreadable,
+    )
+
+
+def _picture(item: Item, preparation: Preparation) -> NDArray[np.uint8] | None:
+    try:
+        return prepare(decode(item.read()), preparation)
+    except BadField as error:
+        log.warning("an image cannot be judged", file=str(item.path), error=error.message)
+        return None

@@ -1,0 +1,300 @@
+"""Job rows: what was asked for, how far it is, how it ended. The row is the truth; threads and processes come and go.
+
+            enqueue              claim               succeed
+    (none) ─────────> QUEUED ──────────> RUNNING ──────────────> SUCCEEDED
+                        │                   ├─ fail, bury ──────> FAILED
+                        └─ cancel ──────────┴─ stopped ─────────> CANCELLED
+
+A running job belongs to one worker, which holds it by a lease it must renew. Every write of a worker asks for its
+lease: one that was taken for dead and comes back finds that it owns nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Engine, Row, Update, func, insert, select, update
+
+from inspectbus.errors import NotFound, QueueFull
+from inspectbus.stores.database import reading, writing
+from inspectbus.training.plan import Plan, Progress
+from inspectbus.training.tables import jobs as table
+from inspectbus.training.tables import now_us
+
+WATCH_POLL_S = 1.0
+"""A watcher hears of this process's changes at once, and of another's (or of its own client's leaving) after this."""
+MAX_ERROR_CHARS = 2000
+
+
+class JobState(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        return self not in (JobState.QUEUED, JobState.RUNNING)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row. Moments are microseconds since the epoch, None while they have not come."""
+
+    number: int
+    job_id: str
+    state: JobState
+    revision: int
+    plan: Plan
+    progress: Progress
+    error: str
+    model: str
+    model_version: str
+    requested_by: str
+    created_at: int
+    started_at: int | None
+    ended_at: int | None
+
+
+class LeaseLost(Exception):
+    """The job no longer belongs to this worker: it was taken for dead, and what it would write no longer counts."""
+
+
+class Jobs:
+    """The job table. Thread-safe; several processes may share one database."""
+
+    def __init__(self, engine: Engine, *, max_queued: int, lease_s: float) -> None:
+        self._engine = engine
+        self._max_queued = max_queued
+        self._lease_us = int(lease_s * 1e6)
+        self._changed = threading.Condition()
+        self._changes = 0
+        self._stopping = False
+
+    # --- for the door
+
+    def enqueue(self, plan: Plan, requested_by: str) -> Job:
+        """Writes a job down. Raises QueueFull when as many wait as may."""
+        job_id = str(uuid.uuid4())
+        with writing(self._engine) as connection:
+            waiting = connection.scalar(select(func.count()).where(table.c.state == JobState.QUEUED)) or 0
+            if waiting >= self._max_queued:
+                raise QueueFull(f"{waiting} trainings are waiting already, which is as many as may; try again later")
+            connection.execute(
+                insert(table).values(
+                    job_id=job_id,
+                    state=JobState.QUEUED,
+                    revision=1,
+                    plan=plan.model_dump_json(),
+                    progress=Progress().model_dump_json(),
+                    error="",
+                    model="",
+                    model_version="",
+                    requested_by=requested_by,
+                    cancelled_by="",
+                    created_at=now_us(),
+                    worker="",
+                )
+            )
+            job = _job(_row(connection, job_id))
+        self.announce()
+        return job
+
+    def get(self, job_id: str) -> Job:
+        """Raises NotFound."""
+        with reading(self._engine) as connection:
+            return _job(_row(connection, job_id))
+
+    def page(self, size: int, before: int | None = None) -> list[Job]:
+        """At most `size` jobs, newest first, of those older than job number `before`."""
+        wanted = select(table).order_by(table.c.number.desc()).limit(size)
+        if before is not None:
+            wanted = wanted.where(table.c.number < before)
+        with reading(self._engine) as connection:
+            return [_job(row) for row in connection.execute(wanted)]
+
+    def counts(self) -> dict[JobState, int]:
+        """How many jobs are in each state."""
+        counted = select(table.c.state, func.count()).group_by(table.c.state)
+        with reading(self._engine) as connection:
+            found = {JobState(state): number for state, number in connection.execute(counted)}
+        return {state: found.get(state, 0) for state in JobState}
+
+    def cancel(self, job_id: str, by: str) -> Job:
+        """Ends a waiting job; asks the worker of a running one to stop; leaves one that has ended. Raises NotFound."""
+        with writing(self._engine) as connection:
+            state = JobState(_row(connection, job_id).state)
+            if state is JobState.QUEUED:
+                connection.execute(
+                    _change(job_id).values(
+                        state=JobState.CANCELLED, cancelled_by=by, error=f"cancelled by {by}", ended_at=now_us()
+                    )
+                )
+            elif state is JobState.RUNNING:
+                connection.execute(_change(job_id).values(cancelled_by=by))
+            job = _job(_row(connection, job_id))
+        self.announce()
+        return job
+
+    def watch(self, job_id: str, interested: Callable[[], bool]) -> Iterator[Job]:
+        """The job now, then after every change, until it has ended, nobody is interested, or the service stops.
+
+        A stopping service still tells how its own running job ended. Changes that come faster than they are taken are
+        told as one. Raises NotFound.
+        """
+        told = 0
+        while interested():
+            seen = self._changes
+            job = self.get(job_id)
+            if job.revision != told:
+                told = job.revision
+                yield job
+            if job.state.ended or (self._stopping and job.state is JobState.QUEUED):
+                return
+            self.wait(WATCH_POLL_S, seen)
+
+    # --- for the worker
+
+    def claim(self, worker: str) -> Job | None:
+        """The oldest waiting job, now running and held by the worker; None when none waits."""
+        oldest = (
+            select(table.c.job_id)
+            .where(table.c.state == JobState.QUEUED)
+            .order_by(table.c.number)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+        )
+        with writing(self._engine) as connection:
+            job_id = connection.scalar(oldest)
+            if job_id is None:
+                return None
+            connection.execute(
+                _change(job_id).values(
+                    state=JobState.RUNNING, worker=worker, started_at=now_us(), lease_until=now_us() + self._lease_us
+                )
+            )
+            job = _job(_row(connection, job_id))
+        self.announce()
+        return job
+
+    def renew(self, job_id: str, worker: str) -> str:
+        """Another lease for the running job. Gives who asked to cancel it, '' when nobody. Raises LeaseLost."""
+        with writing(self._engine) as connection:
+            # Not a change that watchers should hear of, so the revision stays.
+            renewed = connection.execute(
+                update(table).where(*_held(job_id, worker)).values(lease_until=now_us() + self._lease_us)
+            )
+            if renewed.rowcount == 0:
+                raise LeaseLost
+            return str(_row(connection, job_id).cancelled_by)
+
+    def report(self, job_id: str, worker: str, progress: Progress) -> None:
+        """Writes down how far the job is. Raises LeaseLost."""
+        with writing(self._engine) as connection:
+            self._by_holder(connection, job_id, worker, progress=progress.model_dump_json())
+        self.announce()
+
+    def succeed(self, connection: Connection, job_id: str, worker: str, model: str, version: str) -> None:
+        """Within the caller's transaction, which also registers the version; `announce` after it. Raises LeaseLost."""
+        self._by_holder(
+            connection,
+            job_id,
+            worker,
+            state=JobState.SUCCEEDED,
+            model=model,
+            model_version=version,
+            ended_at=now_us(),
+        )
+
+    def end(self, job_id: str, worker: str, state: JobState, why: str) -> None:
+        """FAILED or CANCELLED, with the reason in words. Raises LeaseLost."""
+        with writing(self._engine) as connection:
+            self._by_holder(connection, job_id, worker, state=state, error=why[:MAX_ERROR_CHARS], ended_at=now_us())
+        self.announce()
+
+    def bury(self) -> list[str]:
+        """Marks jobs failed whose worker is dead, and gives their ids.
+
+        They do not start again by themselves: the job may be what killed its process, and would do so for ever.
+        """
+        dead = select(table.c.job_id, table.c.worker).where(
+            table.c.state == JobState.RUNNING, table.c.lease_until < now_us()
+        )
+        with reading(self._engine) as connection:
+            # Nearly always nobody is dead, and asking must not take the write lock.
+            if connection.execute(dead.limit(1)).first() is None:
+                return []
+        with writing(self._engine) as connection:
+            found = connection.execute(dead.with_for_update(skip_locked=True)).all()
+            for job_id, worker in found:
+                why = f"the process that ran this training ended without a word ({worker}); start the training again"
+                connection.execute(_change(job_id).values(state=JobState.FAILED, error=why, ended_at=now_us()))
+        self.announce()
+        return [job_id for job_id, _ in found]
+
+    # --- for both
+
+    @property
+    def changes(self) -> int:
+        """Counts the changes made in this process; to be read before looking, and given to `wait`."""
+        return self._changes
+
+    def wait(self, patience_s: float, seen: int) -> None:
+        """Until this process has changed any job after `seen`, or patience_s is over."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._changes != seen, timeout=patience_s)
+
+    def stop(self) -> None:
+        """The service is about to stop: those who watch jobs that wait are let go."""
+        self._stopping = True
+        self.announce()
+
+    def announce(self) -> None:
+        """Wakes whoever waits for a change; `succeed` leaves it to its caller, who commits."""
+        with self._changed:
+            self._changes += 1
+            self._changed.notify_all()
+
+    @staticmethod
+    def _by_holder(connection: Connection, job_id: str, worker: str, **values: object) -> None:
+        if connection.execute(_change(job_id).where(*_held(job_id, worker)).values(**values)).rowcount == 0:
+            raise LeaseLost
+
+
+def _change(job_id: str) -> Update:
+    return update(table).where(table.c.job_id == job_id).values(revision=table.c.revision + 1)
+
+
+def _held(job_id: str, worker: str) -> tuple[ColumnElement[bool], ...]:
+    return table.c.job_id == job_id, table.c.worker == worker, table.c.state == JobState.RUNNING
+
+
+def _row(connection: Connection, job_id: str) -> Row[Any]:
+    row = connection.execute(select(table).where(table.c.job_id == job_id)).first()
+    if row is None:
+        raise NotFound(f"no training job {job_id[:80]!r}", field="job_id")
+    return row
+
+
+def _job(row: Row[Any]) -> Job:
+    return Job(
+        number=row.number,
+        job_id=row.job_id,
+        state=JobState(row.state),
+        revision=row.revision,
+        plan=Plan.model_validate_json(row.plan),
+        progress=Progress.model_validate_json(row.progress),
+        error=row.error,
+        model=row.model,
+        model_version=row.model_version,
+        requested_by=row.requested_by,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+    )

@@ -1,0 +1,105 @@
+"""The training service: a job's way from the door to a registered model version.
+
+StartTraining ─> job row ─> worker ─> trainer ─> model store, registry ─> GetModel, asked by inference and preprocessing
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+from prometheus_client import CollectorRegistry
+
+from inspectbus.api.v1 import model_pb2_grpc, training_pb2_grpc
+from inspectbus.bus import Bus
+from inspectbus.runtime.rpc_server import Door, rpc_server
+from inspectbus.stores import database, models
+from inspectbus.stores.datasets import open_dataset, split
+from inspectbus.training import tracking, trainer
+from inspectbus.training.jobs import Jobs
+from inspectbus.training.metrics import TrainingMetrics
+from inspectbus.training.plan import Plan
+from inspectbus.training.registry import Registry
+from inspectbus.training.request import data_source
+from inspectbus.training.rpc import ModelRpc, TrainingRpc
+from inspectbus.training.settings import TrainingSettings
+from inspectbus.training.worker import OnProgress, Train, Worker
+
+
+@contextmanager
+def open_service(settings: TrainingSettings, bus: Bus, *, train: Train | None = None) -> Iterator[Door]:
+    """Opens the door, and the worker behind it; `train` takes the place of the real training where given.
+
+    The bus is not used yet: jobs wait in their table. Raises OSError when a port is taken, StorageFull or StorageAway
+    when the database fails.
+    """
+    state_dir = settings.state_dir.absolute()
+    registry = CollectorRegistry()
+    with ExitStack() as house:
+        engine = database.open_database(settings.database_url or database.default_url(state_dir), "training")
+        house.callback(engine.dispose)
+        jobs = Jobs(engine, max_queued=settings.max_queued, lease_s=settings.lease_s)
+        store = models.ModelStore(settings.model_store_url or models.default_url(state_dir), state_dir / "model-cache")
+        versions = Registry(engine, store)
+        metrics = TrainingMetrics(registry, jobs)
+        tracker = house.enter_context(
+            tracking.Tracker(
+                settings.tracking_url or tracking.default_url(state_dir),
+                state_dir / "mlruns",
+                metrics.tracking_failures,
+                patience_s=settings.drain_s,
+            )
+        )
+        worker = house.enter_context(
+            Worker(
+                engine,
+                jobs,
+                versions,
+                tracker,
+                metrics,
+                train or partial(_train, settings),
+                scratch=state_dir / "training",
+                lease_s=settings.lease_s,
+                drain_s=settings.drain_s,
+            )
+        )
+        training, model = TrainingRpc(jobs, worker, settings), ModelRpc(versions)
+        door = house.enter_context(
+            rpc_server(
+                "training",
+                settings,
+                registry,
+                {
+                    "inspectbus.api.v1.TrainingService": lambda server: (
+                        training_pb2_grpc.add_TrainingServiceServicer_to_server(training, server)
+                    ),
+                    "inspectbus.api.v1.ModelService": lambda server: model_pb2_grpc.add_ModelServiceServicer_to_server(
+                        model, server
+                    ),
+                },
+            )
+        )
+        # Before the door closes: it waits for calls in hand, and whoever watches a job would stay till its end.
+        house.callback(worker.stop)
+        yield door
+
+
+def _train(
+    settings: TrainingSettings, plan: Plan, out_dir: Path, on_progress: OnProgress, cancel: threading.Event
+) -> None:
+    """Trains on the part of the data that a replay will not show."""
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    trainer.train(
+        plan,
+        split(open_dataset(data_source(plan.data, settings.data_root))).train,
+        out_dir,
+        on_progress=on_progress,
+        cancel=cancel,
+        cache_dir=settings.state_dir.absolute() / "features",
+        weights=settings.weights,
+    )

@@ -1,0 +1,256 @@
+"""The worker: takes the oldest waiting job, trains, registers what came out, and writes down how it ended.
+
+claim ─> train (progress to the row, curves to the tracker) ─> publish bytes ─> one transaction: version, alias, success
+
+Two threads: one trains, one job at a time; the keeper renews that job's lease, hears of cancellations asked elsewhere,
+and buries jobs whose process has died.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from inspectbus.domain.model_version import ModelCard
+from inspectbus.errors import InspectBusError
+from inspectbus.stores.database import writing
+from inspectbus.training.jobs import Job, Jobs, JobState, LeaseLost
+from inspectbus.training.metrics import Stopwatch, TrainingMetrics
+from inspectbus.training.plan import Cancelled, Plan, Progress
+from inspectbus.training.registry import Registry
+from inspectbus.training.tracking import Run, Tracker
+
+log = structlog.get_logger(__name__)
+
+REPORT_EVERY_S = 0.5
+"""Progress within a stage is written down at most this often: each report is a transaction on the disk."""
+
+OnProgress = Callable[[Progress], None]
+Train = Callable[[Plan, Path, OnProgress, threading.Event], object]
+"""(plan, out_dir, on_progress, cancel) writes a whole version into the empty folder out_dir. Raises Cancelled soon after
+`cancel` is set, unless it was nearly done; any other exception is the job's failure."""
+
+
+class Worker:
+    """Runs jobs while entered. Leaving stops the running one at its next step and waits for it, at most `drain_s`."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        jobs: Jobs,
+        registry: Registry,
+        tracker: Tracker,
+        metrics: TrainingMetrics,
+        train: Train,
+        *,
+        scratch: Path,
+        lease_s: float,
+        drain_s: float,
+    ) -> None:
+        self._engine = engine
+        self._jobs = jobs
+        self._registry = registry
+        self._tracker = tracker
+        self._metrics = metrics
+        self._train = train
+        self._scratch = scratch
+        self._beat_s = lease_s / 3
+        self._drain_s = drain_s
+        # For the people who read why a job failed; the random part tells two workers of one process apart.
+        self._name = f"{socket.gethostname()}, process {os.getpid()}, {uuid.uuid4().hex[:8]}"
+        self._lock = threading.Lock()
+        self._running: _Running | None = None
+        self._stopping = threading.Event()
+        self._drained = threading.Event()
+        # Daemons, because a training that does not heed its cancel event must not keep the process alive.
+        self._trainer = threading.Thread(target=self._work, name="training-worker", daemon=True)
+        self._keeper = threading.Thread(target=self._keep, name="training-keeper", daemon=True)
+
+    def __enter__(self) -> Worker:
+        self._bury()
+        self._trainer.start()
+        self._keeper.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        self._trainer.join(self._drain_s)
+        if self._trainer.is_alive():
+            log.error("the training did not stop in time and is left behind", waited_s=self._drain_s)
+        self._drained.set()
+        self._keeper.join(self._drain_s)
+
+    def cancel(self, job_id: str, by: str) -> Job:
+        """Asks for the job's end, whoever runs it. Raises NotFound."""
+        job = self._jobs.cancel(job_id, by)
+        with self._lock:
+            if self._running is not None and self._running.job.job_id == job_id:
+                self._running.cancel(f"cancelled by {by}")
+        return job
+
+    def stop(self) -> None:
+        """Takes no more jobs and tells the running one to stop; does not wait."""
+        with self._lock:
+            self._stopping.set()
+            if self._running is not None:
+                self._running.cancel("the service was stopped before the training was done; start it again")
+        self._jobs.stop()
+
+    # --- the thread that trains
+
+    def _work(self) -> None:
+        while not self._stopping.is_set():
+            seen = self._jobs.changes
+            try:
+                job = self._jobs.claim(self._name)
+            except (InspectBusError, SQLAlchemyError) as error:
+                log.warning("cannot ask for a training job, will ask again", error=str(error))
+                job = None
+            if job is not None:
+                self._run(_Running(job))
+            elif not self._stopping.is_set():
+                # This process's jobs wake us at once; those that another process wrote down are met at the next beat.
+                self._jobs.wait(self._beat_s, seen)
+
+    def _run(self, running: _Running) -> None:
+        job = running.job
+        with self._lock:
+            self._running = running
+            if self._stopping.is_set():
+                running.cancel("the service was stopped before the training began; start it again")
+        log.info("training", job=job.job_id, data=job.plan.data, model=job.plan.model)
+        record = self._tracker.begin(
+            job.plan.model,
+            name=job.job_id,
+            params=job.plan.model_dump(),
+            tags={"inspectbus.job_id": job.job_id, "mlflow.user": job.requested_by},
+        )
+        scratch = self._scratch / job.job_id
+        try:
+            # Somebody may have cancelled between the claim and now, when nobody listened yet.
+            self._renew(running)
+            card = self._train_and_register(running, scratch, record)
+            log.info("training done", job=job.job_id, model=card.name, version=card.version)
+        except LeaseLost:
+            record.end("FAILED")
+            log.error("this job was taken for dead while it ran; its outcome is dropped", job=job.job_id)
+        except Cancelled:
+            record.end("KILLED")
+            log.info("training cancelled", job=job.job_id, why=running.why)
+            self._end(job, JobState.CANCELLED, running.why)
+        except Exception as error:
+            # Broad, because whatever a training raises is how this job ended, and the next one must run.
+            record.end("FAILED")
+            log.exception("training failed", job=job.job_id)
+            self._end(job, JobState.FAILED, _in_words(error))
+        finally:
+            with self._lock:
+                self._running = None
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _train_and_register(self, running: _Running, scratch: Path, record: Run) -> ModelCard:
+        job = running.job
+        stopwatch = Stopwatch(self._metrics)
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+
+        def on_progress(progress: Progress) -> None:
+            stopwatch.see(progress)
+            if progress.stage == "training" and progress.figures != running.told.figures:
+                record.log(progress.figures, step=progress.done)
+            self._report(running, progress)
+
+        try:
+            if running.cancelled.is_set():
+                raise Cancelled
+            self._train(job.plan, scratch, on_progress, running.cancelled)
+            card = self._registry.publish(scratch)
+            with writing(self._engine) as connection:
+                self._registry.record(connection, card, job.requested_by, reason=f"training {job.job_id}")
+                self._jobs.succeed(connection, job.job_id, self._name, card.name, card.version)
+            self._jobs.announce()
+        finally:
+            stopwatch.stop()
+        record.log({f"final_{name}": value for name, value in card.validation_scores.items()})
+        record.log({"threshold": card.threshold})
+        record.attach("model.json", card.model_dump_json(indent=2))
+        record.end("FINISHED", {"inspectbus.model_version": card.version, "inspectbus.data": card.data.sha256})
+        return card
+
+    def _report(self, running: _Running, progress: Progress) -> None:
+        now = time.monotonic()
+        new = progress.stage != running.told.stage or progress.figures != running.told.figures
+        if not new and progress.done < progress.total and now - running.told_at < REPORT_EVERY_S:
+            return
+        running.told, running.told_at = progress, now
+        try:
+            self._jobs.report(running.job.job_id, self._name, progress)
+        except (InspectBusError, SQLAlchemyError) as error:
+            # The training is worth more than its progress bar; the lease tells whether the job is still ours.
+            log.warning("cannot write down the progress", job=running.job.job_id, error=str(error))
+
+    def _end(self, job: Job, state: JobState, why: str) -> None:
+        try:
+            self._jobs.end(job.job_id, self._name, state, why)
+        except LeaseLost:
+            log.error("this job was taken for dead before its end could be written down", job=job.job_id)
+        except (InspectBusError, SQLAlchemyError) as error:
+            # It stays running in its row; once the lease is over, whoever can write buries it.
+            log.error("cannot write down how the job ended", job=job.job_id, error=str(error))
+
+    # --- the keeper's thread
+
+    def _keep(self) -> None:
+        while not self._drained.wait(self._beat_s):
+            with self._lock:
+                running = self._running
+            try:
+                if running is not None:
+                    self._renew(running)
+                self._bury()
+            except (InspectBusError, SQLAlchemyError) as error:
+                log.warning("cannot renew the lease of the training, will try again", error=str(error))
+
+    def _renew(self, running: _Running) -> None:
+        try:
+            if cancelled_by := self._jobs.renew(running.job.job_id, self._name):
+                running.cancel(f"cancelled by {cancelled_by}")
+        except LeaseLost:
+            # The trainer's thread finds the same when it writes, and says so; no need to train until then.
+            running.cancel("taken for dead")
+
+    def _bury(self) -> None:
+        for job_id in self._jobs.bury():
+            log.warning("the process of a training had died; marked it failed", job=job_id)
+            shutil.rmtree(self._scratch / job_id, ignore_errors=True)
+
+
+class _Running:
+    """The job in hand: the event that cancels it, why, and what was last told of its progress."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.cancelled = threading.Event()
+        self.why = ""
+        self.told = Progress()
+        self.told_at = 0.0
+
+    def cancel(self, why: str) -> None:
+        """The first reason is the one that is told."""
+        self.why = self.why or why
+        self.cancelled.set()
+
+
+def _in_words(error: Exception) -> str:
+    """Our own errors are written for people; of a foreign one, the kind says as much as the text."""
+    return error.message if isinstance(error, InspectBusError) else f"{type(error).__name__}: {error}"

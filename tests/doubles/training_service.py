@@ -1,0 +1,111 @@
+"""The training service behind its real door, for tests that talk to it as everybody does."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import grpc
+import numpy as np
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from inspectbus.api.v1 import model_pb2, model_pb2_grpc, training_pb2, training_pb2_grpc
+from inspectbus.bus import connect
+from inspectbus.runtime.rpc_server import Door
+from inspectbus.training.service import open_service
+from inspectbus.training.settings import TrainingSettings
+from inspectbus.training.worker import Train
+
+PATIENCE_S = 30.0
+
+
+@dataclass(frozen=True)
+class Service:
+    """An open service, and the stubs of its door."""
+
+    settings: TrainingSettings
+    door: Door
+    trainings: training_pb2_grpc.TrainingServiceStub
+    models: model_pb2_grpc.ModelServiceStub
+
+    def start(self, data: str = "parts", **fields: Any) -> training_pb2.Job:
+        plan = training_pb2.TrainingPlan(data=data, **{"backbone": "test_efficientnet", **fields})
+        return self.trainings.StartTraining(training_pb2.StartTrainingRequest(plan=plan), timeout=PATIENCE_S).job
+
+    def get(self, job_id: str) -> training_pb2.Job:
+        return self.trainings.GetJob(training_pb2.GetJobRequest(job_id=job_id), timeout=PATIENCE_S).job
+
+    def cancel(self, job_id: str) -> training_pb2.Job:
+        return self.trainings.CancelJob(training_pb2.CancelJobRequest(job_id=job_id), timeout=PATIENCE_S).job
+
+    def watch(self, job_id: str) -> Iterator[training_pb2.Job]:
+        """Every state of the job that the door tells, until the stream ends."""
+        request = training_pb2.WatchJobRequest(job_id=job_id)
+        for answer in self.trainings.WatchJob(request, timeout=PATIENCE_S):
+            yield answer.job
+
+    def model(self, name: str, **which: str) -> model_pb2.Model:
+        return self.models.GetModel(model_pb2.GetModelRequest(name=name, **which), timeout=PATIENCE_S).model
+
+    def list_models(self, name: str = "") -> list[model_pb2.Model]:
+        return list(self.models.ListModels(model_pb2.ListModelsRequest(name=name), timeout=PATIENCE_S).models)
+
+    def outcome(self, job_id: str) -> training_pb2.Job:
+        """The job, once it has ended."""
+        *_, last = self.watch(job_id)
+        return last
+
+
+@contextmanager
+def open_training_service(folder: Path, train: Train | None, **settings: Any) -> Iterator[Service]:
+    """A service on folder/state, which reads its data below folder/data."""
+    told = TrainingSettings(
+        **{
+            "state_dir": folder / "state",
+            "data_root": folder / "data",
+            "port": 0,
+            "metrics_port": 0,
+            "drain_s": 10.0,
+            "lease_s": 3.0,
+            "bus_url": f"embedded://{uuid.uuid4()}",
+            **settings,
+        }
+    )
+    with ExitStack() as house:
+        bus = house.enter_context(connect(told.bus_url))
+        door = house.enter_context(open_service(told, bus, train=train))
+        channel = house.enter_context(grpc.insecure_channel(door.address))
+        yield Service(
+            told, door, training_pb2_grpc.TrainingServiceStub(channel), model_pb2_grpc.ModelServiceStub(channel)
+        )
+
+
+def render_parts(folder: Path, count: int, side: int) -> None:
+    """`count` good and as many defective images: noise, and noise with a bright scratch."""
+    random = np.random.default_rng(7)
+    for label in ("good", "defective"):
+        (folder / label).mkdir(parents=True)
+        for number in range(count):
+            image = random.normal(100, 8, (side, side, 3)).clip(0, 255).astype(np.uint8)
+            if label == "defective":
+                x, y = (int(at) for at in random.integers(side // 4, side // 2, 2))
+                cv2.line(image, (x, y), (x + side // 3, y + side // 4), (255, 255, 255), max(2, side // 12))
+            cv2.imwrite(str(folder / label / f"{number}.png"), image)
+
+
+def named_fields(error: grpc.RpcError) -> list[str]:
+    """The request fields that a refused call's details name."""
+    status = rpc_status.from_call(error)
+    assert status is not None
+    fields = []
+    for detail in status.details:
+        request = error_details_pb2.BadRequest()
+        if detail.Unpack(request):
+            fields += [violation.field for violation in request.field_violations]
+    return fields

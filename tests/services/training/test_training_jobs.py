@@ -1,0 +1,313 @@
+"""A job's life, as its door tells it."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+
+import grpc
+import pytest
+
+from inspectbus.api.v1 import training_pb2 as pb
+from inspectbus.api.v1 import training_pb2_grpc
+from inspectbus.errors import CorruptModel
+from tests.doubles.scripted_training import ScriptedTraining
+from tests.doubles.tiny_model import tiny_version
+from tests.doubles.training_service import PATIENCE_S, Service, named_fields, open_training_service
+
+
+def test_a_training_runs_to_a_registered_version(service: Service, training: ScriptedTraining) -> None:
+    job = service.start("parts", epochs=2, seed=5)
+    assert job.state == pb.JOB_STATE_QUEUED
+
+    training.epoch()
+    training.succeed()
+    done = service.outcome(job.job_id)
+
+    assert done.state == pb.JOB_STATE_SUCCEEDED
+    assert (done.model, done.error) == ("parts", "")
+    assert done.model_version == service.model("parts", alias="production").version
+    assert done.created_at.ToMicroseconds() <= done.started_at.ToMicroseconds() <= done.ended_at.ToMicroseconds()
+    assert service.get(job.job_id) == done
+
+
+def test_what_the_plan_leaves_open_is_filled_in_with_the_services_defaults(
+    service: Service, training: ScriptedTraining
+) -> None:
+    job = service.start("parts", backbone="", epochs=3)
+
+    assert job.plan == pb.TrainingPlan(
+        data="parts",
+        model="parts",
+        backbone=service.settings.backbone,
+        epochs=3,
+        seed=service.settings.seed,
+        input_size=service.settings.input_size,
+    )
+    trained = training.begun.get(timeout=PATIENCE_S)
+    assert (trained.data, trained.epochs, trained.backbone) == ("parts", 3, service.settings.backbone)
+
+
+def test_a_watcher_hears_the_present_state_at_once_and_every_epoch_until_the_end(
+    service: Service, training: ScriptedTraining
+) -> None:
+    # given
+    job = service.start("parts", epochs=3)
+    told = service.watch(job.job_id)
+    assert next(told).job_id == job.job_id
+    training.begun.get(timeout=PATIENCE_S)
+
+    # when, then
+    for epoch in (1, 2, 3):
+        training.epoch()
+        heard = next(each for each in told if each.progress.stage == "training")
+        assert heard.state == pb.JOB_STATE_RUNNING
+        assert (heard.progress.done, heard.progress.total) == (epoch, 3)
+        assert heard.progress.figures["train_loss"] == pytest.approx(1 / epoch)
+    training.succeed()
+    *_, last = told
+    assert last.state == pb.JOB_STATE_SUCCEEDED
+
+
+def test_watching_a_job_that_has_ended_tells_it_once(service: Service, training: ScriptedTraining) -> None:
+    job = service.start()
+    training.succeed()
+    done = service.outcome(job.job_id)
+
+    assert list(service.watch(job.job_id)) == [done]
+
+
+def test_a_watcher_that_goes_frees_its_place(folder: Path, training: ScriptedTraining) -> None:
+    # Two calls at once: with the watcher's place not given back, the second GetJob would be refused.
+    with open_training_service(folder, training, rpc_threads=2) as service:
+        job = service.start()
+        training.begun.get(timeout=PATIENCE_S)
+        watchers = [
+            service.trainings.WatchJob(pb.WatchJobRequest(job_id=job.job_id), timeout=PATIENCE_S) for _ in range(2)
+        ]
+        for watcher in watchers:
+            next(watcher)
+        with pytest.raises(grpc.RpcError) as refused:
+            service.get(job.job_id)
+        assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+        for watcher in watchers:
+            watcher.cancel()
+
+        assert _until_answered(service, job.job_id).job_id == job.job_id
+
+
+def test_jobs_run_one_at_a_time_in_the_order_of_their_asking(service: Service, training: ScriptedTraining) -> None:
+    jobs = [service.start(model=name) for name in ("first", "second", "third")]
+
+    for job in jobs:
+        assert training.begun.get(timeout=PATIENCE_S).model == job.plan.model
+        states = [service.get(each.job_id).state for each in jobs]
+        assert states.count(pb.JOB_STATE_RUNNING) == 1
+        training.succeed()
+        assert service.outcome(job.job_id).state == pb.JOB_STATE_SUCCEEDED
+
+
+def test_a_cancelled_training_stops_at_its_next_step_and_leaves_no_version(
+    service: Service, training: ScriptedTraining
+) -> None:
+    # given a training in its first epoch
+    job = service.start()
+    training.epoch()
+    training.begun.get(timeout=PATIENCE_S)
+
+    # when
+    service.cancel(job.job_id)
+
+    # then
+    done = service.outcome(job.job_id)
+    assert (done.state, done.error) == (pb.JOB_STATE_CANCELLED, "cancelled by local")
+    training.stopped.get(timeout=PATIENCE_S)
+    assert service.list_models() == []
+
+
+def test_a_cancelled_job_that_waits_never_begins(service: Service, training: ScriptedTraining) -> None:
+    running, waiting, after = (service.start(model=name) for name in ("running", "waiting", "after"))
+
+    cancelled = service.cancel(waiting.job_id)
+
+    assert cancelled.state == pb.JOB_STATE_CANCELLED
+    training.succeed()
+    training.succeed()
+    assert service.outcome(after.job_id).state == pb.JOB_STATE_SUCCEEDED
+    assert [training.begun.get_nowait().model for _ in range(2)] == ["running", "after"]
+    assert service.outcome(running.job_id).state == pb.JOB_STATE_SUCCEEDED
+
+
+def test_cancelling_a_job_that_has_ended_changes_nothing(service: Service, training: ScriptedTraining) -> None:
+    job = service.start()
+    training.succeed()
+    done = service.outcome(job.job_id)
+
+    assert service.cancel(job.job_id) == done
+
+
+def test_a_cancellation_asked_of_another_service_reaches_the_one_that_trains(
+    folder: Path, service: Service, training: ScriptedTraining
+) -> None:
+    job = service.start()
+    training.begun.get(timeout=PATIENCE_S)
+
+    with open_training_service(folder, ScriptedTraining()) as other:
+        other.cancel(job.job_id)
+        assert other.outcome(job.job_id).state == pb.JOB_STATE_CANCELLED
+
+
+def test_a_failed_training_says_why_leaves_no_version_and_the_next_one_runs(
+    service: Service, training: ScriptedTraining
+) -> None:
+    # given
+    job = service.start()
+    training.fail(RuntimeError("the loss is not a number"))
+
+    # when
+    failed = service.outcome(job.job_id)
+
+    # then
+    assert (failed.state, failed.error) == (pb.JOB_STATE_FAILED, "RuntimeError: the loss is not a number")
+    assert service.list_models() == []
+    assert training.out_dir is not None
+    assert not training.out_dir.exists()
+    training.succeed()
+    assert service.outcome(service.start().job_id).state == pb.JOB_STATE_SUCCEEDED
+
+
+def test_a_version_with_a_changed_byte_is_not_registered(
+    service: Service, training: ScriptedTraining, tmp_path: Path
+) -> None:
+    made = tiny_version(tmp_path / "made", "parts")
+    (made / "weights.safetensors").write_bytes(b"others")
+    training.give(made)
+
+    failed = service.outcome(service.start().job_id)
+
+    assert failed.state == pb.JOB_STATE_FAILED
+    assert "weights.safetensors" in failed.error
+    assert service.list_models() == []
+
+
+def test_a_store_that_cannot_be_written_fails_the_job_and_leaves_no_row(
+    folder: Path, training: ScriptedTraining
+) -> None:
+    (folder / "store").write_text("a file where a folder should be")
+    with open_training_service(folder, training, model_store_url=f"file://{folder / 'store'}") as service:
+        training.succeed()
+        failed = service.outcome(service.start().job_id)
+
+        assert failed.state == pb.JOB_STATE_FAILED
+        assert failed.error
+        assert service.list_models() == []
+
+
+def test_our_own_errors_stand_in_the_job_without_their_python_name(
+    service: Service, training: ScriptedTraining
+) -> None:
+    training.fail(CorruptModel("model file x is changed"))
+    assert service.outcome(service.start().job_id).error == "model file x is changed"
+
+
+def test_more_waiting_jobs_than_allowed_are_refused(folder: Path, training: ScriptedTraining) -> None:
+    with open_training_service(folder, training, max_queued=2) as service:
+        service.start()
+        training.begun.get(timeout=PATIENCE_S)
+        for _ in range(2):
+            service.start()
+
+        with pytest.raises(grpc.RpcError) as refused:
+            service.start()
+
+        assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_a_service_that_stops_ends_its_training_and_tells_the_watcher(folder: Path, training: ScriptedTraining) -> None:
+    # given a job that runs, with a watcher, and one that waits
+    with ExitStack() as outer:
+        with open_training_service(folder, training) as service:
+            job, waiting = service.start(), service.start()
+            training.begun.get(timeout=PATIENCE_S)
+            channel = outer.enter_context(grpc.insecure_channel(service.door.address))
+            stub = training_pb2_grpc.TrainingServiceStub(channel)
+            told = stub.WatchJob(pb.WatchJobRequest(job_id=job.job_id), timeout=PATIENCE_S)
+            next(told)
+
+        # when the service has gone, then the watcher had been told
+        *_, last = (answer.job for answer in told)
+    assert last.state == pb.JOB_STATE_CANCELLED
+    assert "service was stopped" in last.error
+
+    # And the job that waited runs when the service opens again.
+    training.succeed()
+    with open_training_service(folder, training) as again:
+        assert again.outcome(waiting.job_id).state == pb.JOB_STATE_SUCCEEDED
+        assert again.get(job.job_id).state == pb.JOB_STATE_CANCELLED
+
+
+def test_a_service_that_stops_lets_go_of_those_who_watch_a_job_that_waits(
+    folder: Path, training: ScriptedTraining
+) -> None:
+    with ExitStack() as outer:
+        # A drain far longer than the test may last.
+        with open_training_service(folder, training, drain_s=200) as service:
+            service.start()
+            training.begun.get(timeout=PATIENCE_S)
+            waiting = service.start()
+            channel = outer.enter_context(grpc.insecure_channel(service.door.address))
+            stub = training_pb2_grpc.TrainingServiceStub(channel)
+            told = stub.WatchJob(pb.WatchJobRequest(job_id=waiting.job_id), timeout=PATIENCE_S)
+            next(told)
+
+        assert list(told) == []
+
+
+def test_jobs_are_listed_newest_first_in_pages(service: Service, training: ScriptedTraining) -> None:
+    started = [service.start(model=f"m{number}").job_id for number in range(5)]
+
+    pages, token = [], ""
+    while True:
+        answer = service.trainings.ListJobs(pb.ListJobsRequest(page_size=2, page_token=token), timeout=PATIENCE_S)
+        pages.append([job.job_id for job in answer.jobs])
+        token = answer.next_page_token
+        if not token:
+            break
+
+    newest_first = list(reversed(started))
+    assert pages == [newest_first[0:2], newest_first[2:4], newest_first[4:5]]
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        (pb.ListJobsRequest(page_size=1001), "page_size"),
+        (pb.ListJobsRequest(page_token="x"), "page_token"),
+        (pb.ListJobsRequest(page_token="9" * 19), "page_token"),
+        (pb.ListJobsRequest(page_token="-1"), "page_token"),
+    ],
+)
+def test_a_wrong_page_is_refused_by_its_field(service: Service, request_: pb.ListJobsRequest, field: str) -> None:
+    with pytest.raises(grpc.RpcError) as refused:
+        service.trainings.ListJobs(request_, timeout=PATIENCE_S)
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert named_fields(refused.value) == [field]
+
+
+def test_an_unknown_job_is_not_found_by_any_call(service: Service) -> None:
+    for ask in (service.get, service.cancel, service.outcome):
+        with pytest.raises(grpc.RpcError) as refused:
+            ask("no-such-job")
+        assert refused.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+def _until_answered(service: Service, job_id: str) -> pb.Job:
+    pause = threading.Event()
+    for _ in range(int(PATIENCE_S / 0.05)):
+        try:
+            return service.get(job_id)
+        except grpc.RpcError:
+            pause.wait(0.05)
+    raise AssertionError("the watchers' places were never given back")

@@ -1,0 +1,106 @@
+"""What StartTraining refuses, and how it names the fault."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import grpc
+import numpy as np
+import pytest
+
+from inspectbus.api.v1 import training_pb2 as pb
+from tests.doubles.scripted_training import ScriptedTraining
+from tests.doubles.training_service import PATIENCE_S, Service, named_fields, open_training_service
+
+
+@pytest.mark.parametrize(
+    "data",
+    ["..", "../secret", "parts/../../secret", "/etc", "/", "link-out", "parts\0x", "x" * 5000],
+    ids=["parent", "beside", "through-a-folder", "absolute", "root", "link", "nul", "endless"],
+)
+def test_data_outside_the_data_root_is_refused(folder: Path, service: Service, data: str) -> None:
+    # given folders that would do, if only they lay inside
+    for outside in ("secret", "data"):
+        _render_classes(folder / outside / "set")
+    _render_classes(folder / "secret")
+    (folder / "data/link-out").symlink_to(folder / "secret")
+
+    refusal = _refusal(service, data=data)
+
+    assert refusal.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert named_fields(refusal) == ["plan.data"]
+
+
+def test_a_folder_inside_the_data_root_may_be_named_relative_or_absolute(
+    folder: Path, service: Service, training: ScriptedTraining
+) -> None:
+    for data in ("parts", "./parts", str(folder / "data/parts")):
+        assert service.start(data).model == ""
+        assert training.begun.get(timeout=PATIENCE_S).model == "parts"
+        training.succeed()
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"data": ""}, "plan.data"),
+        ({"data": "no-such-folder"}, "plan.data"),
+        ({"data": "unlabelled"}, "plan.data"),
+        ({"data": "parts/good/0.png"}, "plan.data"),
+        ({"epochs": 1001}, "plan.epochs"),
+        ({"input_size": 31}, "plan.input_size"),
+        ({"input_size": 2049}, "plan.input_size"),
+        ({"seed": 2**32}, "plan.seed"),
+        ({"backbone": "resnet-of-my-dreams"}, "plan.backbone"),
+        ({"backbone": "x" * 101}, "plan.backbone"),
+        ({"backbone": "../../etc/passwd"}, "plan.backbone"),
+        ({"model": "My Model"}, "plan.model"),
+        ({"model": "a.b"}, "plan.model"),
+        ({"model": "trailing\n"}, "plan.model"),
+    ],
+)
+def test_a_wrong_plan_is_refused_by_its_field_and_leaves_no_job(
+    folder: Path, service: Service, fields: dict[str, object], named: str
+) -> None:
+    unlabelled = folder / "data/unlabelled"
+    unlabelled.mkdir()
+    cv2.imwrite(str(unlabelled / "0.png"), np.zeros((32, 32, 3), np.uint8))
+
+    refusal = _refusal(service, **fields)
+
+    assert refusal.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert named_fields(refusal) == [named]
+    assert refusal.details()
+    assert not service.trainings.ListJobs(pb.ListJobsRequest(), timeout=PATIENCE_S).jobs
+
+
+def test_an_empty_request_names_the_data(service: Service) -> None:
+    with pytest.raises(grpc.RpcError) as refused:
+        service.trainings.StartTraining(pb.StartTrainingRequest(), timeout=PATIENCE_S)
+    assert named_fields(refused.value) == ["plan.data"]
+
+
+def test_a_seed_of_zero_is_a_seed_and_not_the_default(folder: Path, training: ScriptedTraining) -> None:
+    with open_training_service(folder, training, seed=7) as service:
+        assert service.start(seed=0).plan.seed == 0
+        assert service.start().plan.seed == 7
+
+
+def test_the_models_name_is_made_from_the_datas(folder: Path, service: Service) -> None:
+    _render_classes(folder / "data/My Parts_2")
+
+    assert service.start("My Parts_2").plan.model == "my-parts-2"
+    assert service.start("My Parts_2", model="brackets").plan.model == "brackets"
+
+
+def _refusal(service: Service, **fields: object) -> grpc.RpcError:
+    with pytest.raises(grpc.RpcError) as refused:
+        service.start(**fields)
+    return refused.value
+
+
+def _render_classes(folder: Path) -> None:
+    for label in ("good", "defective"):
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(folder / label / "0.png"), np.zeros((32, 32, 3), np.uint8))
