@@ -25,6 +25,8 @@ SHIFT_S = 60.0
 is noticed without a timer for every request; frames of a minute are cheap to send again, those of a day are not."""
 GRACE_S = 10.0
 """How much longer than the patience for an answer its stream lives."""
+FIRST_CONTACT_S = 5.0
+"""Patience with an address where nobody has answered yet: it is more likely wrong than about to be served again."""
 GLANCE_S = 1.0
 """Longest wait before a thread looks again whether it is still wanted."""
 
@@ -184,9 +186,10 @@ class _Conversation(Generic[Item, Request, Answer]):
                 self._changed.notify_all()
 
     def _talk_to_the_end(self) -> None:
-        backoff, broken_since = Backoff(), None
+        backoff, broken_since, met = Backoff(), None, False
         while self._work():
             failure, progress = self._one_stream()
+            met = met or progress or failure is None or failure.answered
             if failure is None or progress:
                 backoff, broken_since = Backoff(), None
             if failure is None or self._stopped:
@@ -195,7 +198,8 @@ class _Conversation(Generic[Item, Request, Answer]):
             silent = failure.error.code is grpc.StatusCode.DEADLINE_EXCEEDED and not progress
             broken_since = broken_since or time.monotonic()
             pause_s = backoff.next_s(failure.retry_after_s)
-            out_of_patience = time.monotonic() + pause_s - broken_since > self._patience_s
+            patience_s = self._patience_s if met else min(self._patience_s, FIRST_CONTACT_S)
+            out_of_patience = time.monotonic() + pause_s - broken_since > patience_s
             if silent or not failure.stream_broke or out_of_patience:
                 raise failure.error
             with self._changed:

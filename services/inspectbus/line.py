@@ -7,21 +7,31 @@ leaving stops the cameras first and the ledger last.
 from __future__ import annotations
 
 import fcntl
+import os
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import structlog
 import yaml
 
 from inspectbus.bus import Bus, connect
-from inspectbus.errors import BadField, NotPossibleNow
+from inspectbus.domain.model_version import PRODUCTION
+from inspectbus.errors import BadField, ModelNotReady, NotFound, NotPossibleNow
 from inspectbus.runtime.rpc_server import Door
 from inspectbus.runtime.settings import ServiceSettings
 
+if TYPE_CHECKING:
+    from inspectbus_client import Client, Model
+
 log = structlog.get_logger(__name__)
+
+ENGINE_PATIENCE_S = 120.0
+"""Loading, checking and warming a model takes seconds; on a machine under load more."""
 
 SERVICES = ("results", "training", "inference", "preprocessing", "acquisition")
 """In the order of opening."""
@@ -83,12 +93,68 @@ def _open_service(service: str, settings: ServiceSettings, bus: Bus) -> Abstract
 
 
 @contextmanager
-def private_line(state_dir: Path) -> Iterator[dict[str, str]]:
-    """A whole line for one command, on free ports and a bus of its own. Yields service -> address."""
-    with open_line(
-        SERVICES, bus_url=f"embedded://private-{id(state_dir)}", state_dir=state_dir, port=0, metrics_port=0
-    ) as doors:
+def open_records(state_dir: Path, data_root: Path = Path()) -> Iterator[dict[str, str]]:
+    """Ledger and training on free ports, by address: the first half of a line that one command keeps for itself.
+
+    The other half opens when it is known which model is to judge.
+    """
+    with open_line(("results", "training"), {"training": {"data_root": data_root}}, **_own(state_dir)) as doors:
         yield {name: door.address for name, door in doors.items()}
+
+
+@contextmanager
+def open_inspection(
+    records: Mapping[str, str], state_dir: Path, model: str, lines: Sequence[Mapping[str, Any]] = ()
+) -> Iterator[dict[str, str]]:
+    """The other three services, with these lines of stations. Yields the addresses of all five."""
+    sections: dict[str, dict[str, Any]] = {"acquisition": {"lines": lines}, "inference": {"model": model}}
+    addresses = {"models_address": records["training"], "results_address": records["results"]}
+    with open_line(("inference", "preprocessing", "acquisition"), sections, **_own(state_dir), **addresses) as doors:
+        yield {**records, **{name: door.address for name, door in doors.items()}}
+
+
+@contextmanager
+def private_line(state_dir: Path) -> Iterator[dict[str, str]]:
+    """A whole line for one command, judging with the newest model in production. Yields service -> address.
+
+    Raises NotFound when there is no model yet, ModelNotReady when it cannot be loaded.
+    """
+    from inspectbus_client import Client
+
+    with open_records(state_dir) as records:
+        with Client.connect(records) as client:
+            model = newest_in_production(client)
+        with open_inspection(records, state_dir, model.name) as addresses:
+            with Client.connect(addresses) as client:
+                wait_for_engine(client, threading.Event())
+            yield addresses
+
+
+def newest_in_production(client: Client) -> Model:
+    """Raises NotFound, saying what to do, when nothing was trained yet."""
+    for model in client.models():
+        if PRODUCTION in model.aliases:
+            return model
+    raise NotFound(
+        "there is no model yet: train one with `inspectbus train DATA`, or try `inspectbus run`", field="model"
+    )
+
+
+def wait_for_engine(client: Client, stop: threading.Event) -> None:
+    """Until inference has loaded its model, or `stop` is set. Raises ModelNotReady with its reason when it does not."""
+    deadline = time.monotonic() + ENGINE_PATIENCE_S
+    while not stop.is_set():
+        engine = client.engine()
+        if engine.ready:
+            return
+        if time.monotonic() > deadline:
+            raise ModelNotReady(f"inference did not load its model: {engine.detail}")
+        stop.wait(0.1)
+
+
+def _own(state_dir: Path) -> dict[str, Any]:
+    """Settings of services that one command keeps for itself: nobody else's ports, nobody else's bus."""
+    return {"state_dir": state_dir, "bus_url": f"embedded://own-{os.getpid()}", "port": 0, "metrics_port": 0}
 
 
 def read_plant(path: Path) -> dict[str, dict[str, Any]]:

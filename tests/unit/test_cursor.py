@@ -80,7 +80,7 @@ def test_a_journal_that_cannot_be_read_is_refused_by_name(journal: Journal) -> N
     journal.file.unlink()
     journal.file.mkdir()
 
-    with pytest.raises(BadField, match="line-1.top.cursor"):
+    with pytest.raises(BadField, match=r"line-1\.top\.cursor"):
         journal.read()
 
 

@@ -51,6 +51,16 @@ def test_noise_is_its_standard_deviation(sigma: float) -> None:
     assert measure(picture).noise == pytest.approx(sigma, rel=0.1)
 
 
+def test_noise_is_immerkaers_estimate_over_the_inner_pixels() -> None:
+    grey = np.random.default_rng(2).integers(0, 256, (7, 9), dtype=np.uint8)
+    mask = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]])
+    answers = [abs((grey[y : y + 3, x : x + 3] * mask).sum()) for y in range(5) for x in range(7)]
+
+    noise = measure(np.repeat(grey[:, :, None], 3, axis=2)).noise
+
+    assert noise == pytest.approx(np.sqrt(np.pi / 2) * sum(answers) / (6 * 7 * 5))
+
+
 def test_glare_is_the_share_of_burnt_out_pixels() -> None:
     picture = np.full((100, 100, 3), 249, np.uint8)
     picture[:25] = 250

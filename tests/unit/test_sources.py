@@ -141,7 +141,7 @@ def test_a_data_set_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None
 def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five pictures, each a little brighter."""
     path = tmp_path_factory.mktemp("video") / "belt.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
     assert writer.isOpened()
     for number in range(5):
         writer.write(np.full((48, 64, 3), 40 * number, np.uint8))
@@ -154,6 +154,7 @@ def pictures(source: Source, start: int, count: int, *, again: bool) -> list[tup
     for capture in islice(source.read(start, again=again), count):
         assert isinstance(capture, Capture)
         pixels = cv2.imdecode(np.frombuffer(capture.image, np.uint8), cv2.IMREAD_COLOR)
+        assert pixels is not None
         assert pixels.shape == (48, 64, 3)
         found.append((capture.item, float(pixels.mean())))
     return found

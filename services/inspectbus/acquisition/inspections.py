@@ -39,6 +39,8 @@ ASK_PERIOD_S = 1.0
 ASK_PATIENCE_S = 2.0
 """For one answer of the ledger."""
 
+STOPPING = "the service is stopping; send the image again"
+
 Inspection = Future[decision_pb2.Decision]
 
 
@@ -72,6 +74,7 @@ class Inspections:
         self._changed = threading.Condition()
         self._cases: dict[str, _Case] = {}
         self._waiting = 0
+        self._last_moment_s = inf
         self._closed = False
         self._stack = ExitStack()
         self._thread = threading.Thread(target=self._keep, name="inspections", daemon=True)
@@ -97,8 +100,8 @@ class Inspections:
         """
         inspection = Inspection()
         with self._changed:
-            if self._closed:
-                raise BusClosed("the service is stopping; send the image again")
+            if self._last_moment_s != inf:
+                raise BusClosed(STOPPING)
             if self._waiting >= self._limit:
                 raise QueueFull(f"{self._waiting} inspections wait for their decisions already; try again later")
             case = self._cases.get(frame_id)
@@ -118,6 +121,12 @@ class Inspections:
             else:
                 accepted.add_done_callback(lambda done: self._on_accepted(case, done))
         return inspection
+
+    def finish_within(self, patience_s: float) -> None:
+        """Takes no more, and lets those who wait do so for patience_s at most."""
+        with self._changed:
+            self._last_moment_s = min(self._last_moment_s, time.monotonic() + patience_s)
+            self._changed.notify()
 
     def _on_news(self, message: Message) -> None:
         with self._changed:
@@ -216,16 +225,16 @@ class Inspections:
                     (case, inspection)
                     for case in self._cases.values()
                     for inspection, until_s in case.waiting.items()
-                    if until_s <= now_s
+                    if min(until_s, self._last_moment_s) <= now_s
                 ]
+                stopping = self._last_moment_s <= now_s
                 asked = [case for case in self._cases.values() if case.ask_at_s <= now_s]
                 for case in asked:
                     case.ask_at_s = inf
             for case, inspection in late:
+                late_text = f"no decision on frame {case.frame_id} in time; it is recorded when it falls"
                 with suppress(InvalidStateError):
-                    inspection.set_exception(
-                        TooLate(f"no decision on frame {case.frame_id} in time; it is recorded when it falls")
-                    )
+                    inspection.set_exception(BusClosed(STOPPING) if stopping else TooLate(late_text))
             for case in asked:
                 request = results_pb2.GetDecisionRequest(frame_id=case.frame_id)
                 call = self._ledger.GetDecision.future(request, timeout=ASK_PATIENCE_S)
@@ -234,13 +243,14 @@ class Inspections:
     def _pause_s(self) -> float | None:
         """Until the next moment something is to be done; None when nothing is."""
         moments = [min(case.ask_at_s, *case.waiting.values()) for case in self._cases.values()]
-        return max(0.0, min(moments) - time.monotonic()) if moments else None
+        return max(0.0, min(*moments, self._last_moment_s) - time.monotonic()) if moments else None
 
     def _end_thread(self) -> None:
+        self.finish_within(0)
         with self._changed:
             self._closed = True
             cases = list(self._cases.values())
             self._changed.notify_all()
         for case in cases:
-            self._fail(case, BusClosed("the service is stopping; send the image again"))
+            self._fail(case, BusClosed(STOPPING))
         self._thread.join(timeout=5)

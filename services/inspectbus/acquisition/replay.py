@@ -78,6 +78,7 @@ class Replay:
         self._troubles: dict[str, str] = {}
         self._stopping = False
         # The thread's own.
+        self._journaled: Mark | None = None
         self._journaled_at_s = 0.0
         self._thread = threading.Thread(target=self._run, name=f"station-{outlet.line}-{outlet.station}", daemon=True)
 
@@ -178,7 +179,8 @@ class Replay:
                     frame = self._frame(position, capture)
                     with self._changed:
                         self._under_way[position] = frame
-                    self._publish(position)
+                    with self._held_up():
+                        self._publish(position)
             position += 1
             self._write_in_time()
         return False
@@ -243,8 +245,7 @@ class Replay:
     def _publish(self, position: int) -> None:
         """Hands a frame under way to the bus, once."""
         try:
-            with self._held_up():
-                future = self._outlet.publish(self._under_way[position])
+            future = self._outlet.publish(self._under_way[position])
         except (QueueFull, BusClosed) as error:
             self._refuse(position, error)
         else:
@@ -288,16 +289,25 @@ class Replay:
         self._journaled_at_s = time.monotonic()
         with self._changed:
             mark = self._marked.mark(finished=finished)
+        if mark == self._journaled:
+            return
         try:
             self._journal.write(mark)
         except OSError as error:
             # No reason to stop the line: an old cursor repeats frames after a crash, and they are counted once.
-            self._trouble("journal", f"cannot write the cursor {self._journal.file}: {error.strerror}")
+            self._trouble("disk", f"cannot write the cursor {self._journal.file}: {error.strerror}")
+        else:
+            self._journaled = mark
+            with self._changed:
+                self._troubles.pop("disk", None)
 
     def _trouble(self, about: str, text: str) -> None:
-        self._log.warning("station trouble", about=about, detail=text)
+        """Shows it in the station's detail until it is over."""
         with self._changed:
+            known = self._troubles.get(about) == text
             self._troubles[about] = text
+        if not known:
+            self._log.warning("station trouble", about=about, detail=text)
 
     @property
     def _marked(self) -> Cursor:

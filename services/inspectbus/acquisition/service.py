@@ -45,6 +45,8 @@ def open_service(settings: AcquisitionSettings, bus: Bus) -> Iterator[Door]:
         door = house.enter_context(rpc_server("acquisition", settings, registry, {SERVICE: add}))
         # First to happen when we leave: no new frames while the calls in hand are ended.
         house.callback(plant.ask_to_stop)
+        # A little less than the calls get, so that they end with an answer.
+        house.callback(inspections.finish_within, 0.8 * settings.drain_s)
         house.callback(closing.set)
         plant.start()
         yield door

@@ -99,8 +99,8 @@ class Board:
 
 def follow_stations(
     console: Console,
-    client: Client,
     total: int,
+    client: Client,
     wanted: Callable[[], Sequence[Station]],
     stop: threading.Event,
 ) -> None:

@@ -13,7 +13,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,13 +22,13 @@ import typer
 from rich.console import Console
 
 from inspectbus.cli.live import follow_stations
+from inspectbus.cli.printing import console as results_console
 from inspectbus.cli.report import Tally, print_report, report
 from inspectbus.cli.training import train_and_watch
 from inspectbus.domain.model_version import PRODUCTION
 from inspectbus.domain.names import name_from
 from inspectbus.domain.recipe import Recipe
-from inspectbus.errors import ModelNotReady, NotFound
-from inspectbus_client import Client, Model, RecipeVersion, StationState
+from inspectbus_client import Client, Model, RecipeVersion, Station, StationState
 
 if TYPE_CHECKING:
     from inspectbus.stores.datasets import Dataset
@@ -40,8 +40,6 @@ ELPV_NOTE = (
     "the data set does not say which cells come from one solar module, so cells of one module stand on both sides of "
     "this split: expect somewhat lower scores on new modules"
 )
-ENGINE_PATIENCE_S = 120.0
-"""Loading, checking and warming a model takes seconds; a machine under load more."""
 
 EXAMPLES = """
 Examples:
@@ -54,6 +52,10 @@ Examples:
 
     inspectbus run --fps 0 --report out.json          as fast as the machine goes, figures as JSON
 """
+
+
+class _Interrupted(Exception):
+    """Told to stop before the stations had ended."""
 
 
 @dataclass(frozen=True)
@@ -79,20 +81,25 @@ def run(
     retrain: Annotated[bool, typer.Option(help="Train even when there is a model of these images.")] = False,
 ) -> None:
     """Train once, then inspect a replayed test part on two lines of two stations, live."""
-    from inspectbus.line import sole_owner
+    from inspectbus.line import open_inspection, open_records, sole_owner, wait_for_engine
     from inspectbus.runtime.signals import stop_on_signals
 
-    console = Console()
+    console = results_console()
     with stop_on_signals() as stop, sole_owner(state):
         replay = _replay_of(data)
-        with _early_services(state, replay) as early:
-            with Client(training=early["training"]) as client:
+        root = Path() if data == ELPV else Path(data).resolve()
+        with open_records(state, root) as records:
+            with Client.connect(records) as client:
                 model = _model_for(console, client, replay, epochs, seed, retrain, stop)
-            with _whole_line(early, state, replay, model, frames, fps) as client:
+            with (
+                open_inspection(records, state, model.name, _lines(replay, frames, fps)) as addresses,
+                Client.connect(addresses) as client,
+            ):
                 _give_recipe(console, client, replay, model)
-                _wait_for_engine(client, model, stop)
+                wait_for_engine(client, stop)
                 begun = time.monotonic()
-                _replay(console, client, frames, stop)
+                with suppress(_Interrupted):
+                    _replay(console, client, replay, frames, state, stop)
                 summary = _report(console, client, replay, state, time.monotonic() - begun)
     if report_file:
         report_file.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
@@ -111,46 +118,6 @@ def _replay_of(spec: str) -> Replay:
         return Replay(spec, dataset.name, None, dataset)
     parts = split(dataset)
     return Replay(spec, dataset.name, parts.train, parts.held_out)
-
-
-@contextmanager
-def _early_services(state: Path, replay: Replay) -> Iterator[dict[str, str]]:
-    """Ledger and training, by address: the others open when it is known which model there is."""
-    from inspectbus.line import open_line
-
-    root = "." if replay.spec == ELPV else str(Path(replay.spec).resolve())
-    with open_line(("results", "training"), {"training": {"data_root": root}}, **_forced(state)) as doors:
-        yield {name: door.address for name, door in doors.items()}
-
-
-@contextmanager
-def _whole_line(
-    early: dict[str, str], state: Path, replay: Replay, model: Model, frames: int, fps: float
-) -> Iterator[Client]:
-    """The other three services, and a client of all five."""
-    from inspectbus.line import open_line
-
-    sections: dict[str, dict[str, Any]] = {
-        "acquisition": {"lines": _lines(replay, frames, fps)},
-        "inference": {"model": model.name},
-    }
-    rest = ("inference", "preprocessing", "acquisition")
-    addresses = {"models_address": early["training"], "results_address": early["results"]}
-    with (
-        open_line(rest, sections, **_forced(state), **addresses) as doors,
-        Client(
-            acquisition=doors["acquisition"].address,
-            preprocessing=doors["preprocessing"].address,
-            inference=doors["inference"].address,
-            training=early["training"],
-            results=early["results"],
-        ) as client,
-    ):
-        yield client
-
-
-def _forced(state: Path) -> dict[str, Any]:
-    return {"state_dir": state, "bus_url": "embedded://run", "port": 0, "metrics_port": 0}
 
 
 def _lines(replay: Replay, frames: int, fps: float) -> list[dict[str, Any]]:
@@ -178,10 +145,10 @@ def _model_for(
 
     For images without labels: the newest production version there is.
     """
+    from inspectbus.line import newest_in_production
+
     if replay.train is None:
-        if models := [model for model in client.models() if PRODUCTION in model.aliases]:
-            return models[0]
-        raise NotFound(f"{replay.spec} has no labels and there is no model yet: train one with `inspectbus train DATA`")
+        return newest_in_production(client)
     name = name_from(replay.name)
     if not retrain:
         from inspectbus.stores.datasets import fingerprint
@@ -212,30 +179,53 @@ def _asks_for(recipe: RecipeVersion, model: Model) -> bool:
     return Recipe.from_yaml(recipe.yaml).model == model.name
 
 
-def _wait_for_engine(client: Client, model: Model, stop: threading.Event) -> None:
-    deadline = time.monotonic() + ENGINE_PATIENCE_S
-    while not stop.is_set():
-        engine = client.engine()
-        if engine.ready:
-            return
-        if time.monotonic() > deadline:
-            raise ModelNotReady(f"inference did not load {model.name}/{model.version}: {engine.detail}")
-        stop.wait(0.1)
+def _replay(console: Console, client: Client, replay: Replay, frames: int, state: Path, stop: threading.Event) -> None:
+    with _run_marker(state, replay, frames, client) as before:
+        for station in _stations(client):
+            # Finished in this very run, before it was interrupted: starting it would begin another.
+            done = station.state is StationState.FINISHED and station.run_id != before.get(_name(station))
+            if not done and not stop.is_set():
+                client.start_station(station.line, station.station)
+        follow_stations(console, frames, client, lambda: _stations(client), stop)
+        if stop.is_set():
+            console.print("stopping: frames in hand are finished first")
+            for line, station_name in STATIONS:
+                client.stop_station(line, station_name)
+            raise _Interrupted
 
 
-def _replay(console: Console, client: Client, frames: int, stop: threading.Event) -> None:
-    for line, station in STATIONS:
-        if not stop.is_set():
-            client.start_station(line, station)
-    follow_stations(console, client, frames, client.stations, stop)
-    if stop.is_set():
-        console.print("stopping: frames in hand are finished first")
-        for line, station in STATIONS:
-            client.stop_station(line, station)
+@contextmanager
+def _run_marker(state: Path, replay: Replay, frames: int, client: Client) -> Iterator[dict[str, str]]:
+    """Yields each station's run before this one. The marker outlives an interruption, so the run that goes on knows
+    which stations had finished in it and which have yet to begin."""
+    marker = state / "run.json"
+    plan = {"data": replay.spec, "frames": frames}
+    try:
+        found = json.loads(marker.read_text(encoding="utf-8"))
+        known = found["plan"] == plan
+    except (OSError, ValueError, KeyError, TypeError):
+        known = False
+    if not known:
+        found = {"plan": plan, "before": {_name(each): each.run_id for each in _stations(client)}}
+        part = marker.with_suffix(".part")
+        part.write_text(json.dumps(found), encoding="utf-8")
+        part.replace(marker)
+    before: dict[str, str] = found["before"]
+    yield before
+    marker.unlink(missing_ok=True)
+
+
+def _stations(client: Client) -> list[Station]:
+    """The run's own; the service has one more, for inspections."""
+    return [station for station in client.stations() if (station.line, station.station) in STATIONS]
+
+
+def _name(station: Station) -> str:
+    return f"{station.line}/{station.station}"
 
 
 def _report(console: Console, client: Client, replay: Replay, state: Path, seconds: float) -> dict[str, Any]:
-    stations = [station for station in client.stations() if (station.line, station.station) in STATIONS]
+    stations = _stations(client)
     tally, lines = Tally(), {line: Tally() for line, _ in STATIONS}
     for station in stations:
         for record in client.decisions(run_id=station.run_id) if station.run_id else ():
@@ -251,8 +241,8 @@ def _report(console: Console, client: Client, replay: Replay, state: Path, secon
         "notes": notes,
         "seconds": round(seconds, 3),
         "unreadable": sum(station.unreadable for station in stations),
-        "failed_stations": {f"{each.line}/{each.station}": each.detail for each in failed},
-        "run_ids": {f"{each.line}/{each.station}": each.run_id for each in stations},
+        "failed_stations": {_name(each): each.detail for each in failed},
+        "run_ids": {_name(each): each.run_id for each in stations},
         "ledger": str(state / "inspectbus.db"),
         "evidence": str(state / "frames"),
         "models": str(state / "models"),
@@ -263,6 +253,6 @@ def _report(console: Console, client: Client, replay: Replay, state: Path, secon
     for note in notes:
         console.print(f"note: {note}")
     for each in failed:
-        console.print(f"[red]station {each.line}/{each.station} failed:[/red] {each.detail}")
+        console.print(f"[red]station {_name(each)} failed:[/red] {each.detail}")
     console.print(f"records: {facts['ledger']}   evidence: {facts['evidence']}   model: {facts['model']}")
     return summary

@@ -5,10 +5,7 @@ from __future__ import annotations
 from pydantic import Field, NonNegativeInt, PositiveInt
 from pydantic_settings import SettingsConfigDict
 
-from inspectbus.imaging.decoding import DecodeLimits
 from inspectbus.runtime.settings import ServiceSettings
-
-_DECODE = DecodeLimits()
 
 
 class PreprocessingSettings(ServiceSettings):
@@ -35,7 +32,7 @@ class PreprocessingSettings(ServiceSettings):
     """Threads OpenCV uses within one step, in this whole process. More than 1 pays for few large images only."""
     recipe_fresh_s: float = Field(default=2.0, ge=0, le=3600, allow_inf_nan=False)
     """How soon a recipe stored by another replica is used here; what this one stored is used at once."""
-    max_image_bytes: PositiveInt = _DECODE.max_bytes
+    max_image_bytes: PositiveInt = 64 * 1024 * 1024
     """Largest image file that is decoded."""
-    max_image_pixels: PositiveInt = _DECODE.max_pixels
+    max_image_pixels: PositiveInt = 64 * 1000 * 1000
     """Most pixels, width times height, that are decoded; about ten bytes of memory each while a frame is prepared."""

@@ -158,7 +158,9 @@ class Ledger:
             # Before the page, so that nothing committed between the two statements is passed over.
             last = _last_cursor(connection)
             found = _page(connection, where, after, limit)
-        return found, found[-1].cursor if len(found) == limit else max(after, last)
+        seen = found[-1].cursor if found else after
+        # A page that is not full saw all there was; `seen` may be beyond `last`, by commits in between.
+        return found, seen if len(found) == limit else max(seen, last)
 
     def last_cursor(self) -> int:
         """The cursor up to which records are visible; 0 in an empty ledger."""

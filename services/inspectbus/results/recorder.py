@@ -20,7 +20,7 @@ import structlog
 
 from inspectbus.api.v1.decision_pb2 import Decision, Verdict
 from inspectbus.bus import Delivery
-from inspectbus.errors import BusClosed, StorageAway, StorageFull
+from inspectbus.errors import StorageAway, StorageFull
 from inspectbus.results.ledger import Ledger, Outcome
 from inspectbus.results.metrics import LedgerMetrics
 
@@ -37,7 +37,10 @@ class _Item(NamedTuple):
 
 
 class Recorder:
-    """One thread between the bus and the ledger. Entering starts it; leaving gives back what is not recorded."""
+    """One thread between the bus and the ledger, from entering to leaving.
+
+    The subscription that feeds it ends first, and with it gives back to the bus what is not recorded by then.
+    """
 
     def __init__(
         self, ledger: Ledger, metrics: LedgerMetrics, *, max_batch_size: int, on_commit: Callable[[], None]
@@ -69,9 +72,14 @@ class Recorder:
 
     def _run(self) -> None:
         while batch := self._next_batch():
-            self._record(batch)
-        for item in self._inbox:
-            item.delivery.retry(BusClosed("results stopped before the decision was recorded"))
+            if self._record(batch) is None:
+                continue
+            # One decision's fault must not cost its neighbours an attempt, so each gets its own transaction.
+            for item in batch:
+                fault = self._record([item])
+                if fault is not None:
+                    log.error("could not record a decision", frame_id=item.decision.frame_id, error=repr(fault))
+                    item.delivery.retry(fault)
 
     def _next_batch(self) -> list[_Item]:
         """Waits for a first decision, then takes what already waits: never for company. Empty when told to stop."""
@@ -81,36 +89,29 @@ class Recorder:
                 return []
             return [self._inbox.popleft() for _ in range(min(len(self._inbox), self._max_batch_size))]
 
-    def _record(self, batch: list[_Item]) -> None:
+    def _record(self, batch: list[_Item]) -> Exception | None:
+        """Commits the batch and acknowledges it, or gives the fault that is in it."""
         decisions = [item.decision for item in batch]
         begun = time.monotonic()
         try:
             outcomes = self._commit(decisions)
-        except Exception as error:  # one decision's fault must cost neither its neighbours nor this thread
-            if len(batch) > 1:
-                for item in batch:
-                    self._record([item])
-            else:
-                log.exception("could not record a decision", frame_id=decisions[0].frame_id)
-                batch[0].delivery.retry(error)
-            return
+        except Exception as fault:  # any, for it must not end this thread; the bus counts what it costs the decision
+            return fault
         if outcomes is None:
-            for item in batch:
-                item.delivery.retry(BusClosed("results stopped while the database took no decisions"))
-            return
+            return None
         # Before the acknowledgements, so that whoever has his finds it counted.
         self._metrics.committed(decisions, outcomes, time.monotonic() - begun)
         self._on_commit()
-        for item in batch:
-            item.delivery.done()
-        for decision, outcome in zip(decisions, outcomes, strict=True):
+        for item, outcome in zip(batch, outcomes, strict=True):
             if outcome is Outcome.CONFLICT:
                 log.warning(
                     "a differing decision came after the first",
-                    frame_id=decision.frame_id,
-                    verdict=Verdict.Name(decision.verdict),
-                    model_version=decision.model_version,
+                    frame_id=item.decision.frame_id,
+                    verdict=Verdict.Name(item.decision.verdict),
+                    model_version=item.decision.model_version,
                 )
+            item.delivery.done()
+        return None
 
     def _commit(self, decisions: list[Decision]) -> list[Outcome] | None:
         """Records the batch, however long the database takes nothing. None when told to stop before it did."""

@@ -64,7 +64,13 @@ class ResultsRpc(results_pb2_grpc.ResultsServiceServicer):
             raise BadField(f"after is a cursor, 0 or above, not {after}", field="after")
         # False when the call has ended already; `is_active` then says so before the first wait.
         context.add_callback(self._watch.wake)
-        for record in self._watch.records(where, after, wanted=context.is_active, hang_up=context.cancel):
+
+        def begins_after(cursor: int) -> None:
+            context.send_initial_metadata((("inspectbus-cursor", str(cursor)),))
+
+        for record in self._watch.records(
+            where, after, begins_after=begins_after, wanted=context.is_active, hang_up=context.cancel
+        ):
             yield results_pb2.WatchDecisionsResponse(record=record)
 
     def SubmitLabels(

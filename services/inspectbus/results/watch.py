@@ -56,11 +56,18 @@ class Watch:
             self._changed.notify_all()
 
     def records(
-        self, where: Where, after: int | None, *, wanted: Callable[[], bool], hang_up: Callable[[], object]
+        self,
+        where: Where,
+        after: int | None,
+        *,
+        begins_after: Callable[[int], object],
+        wanted: Callable[[], bool],
+        hang_up: Callable[[], object],
     ) -> Iterator[Record]:
         """Every record after the cursor, or recorded from now on, as it comes, while `wanted` and until the watch ends.
 
-        `hang_up` is called when the watch ends while a record is not taken. Raises QueueFull beyond `max_watchers`.
+        `begins_after` is told the cursor before anything else happens. `hang_up` is called when the watch ends while a
+        record is not taken. Raises QueueFull beyond `max_watchers`.
         """
         me = object()
         with self._changed:
@@ -69,6 +76,7 @@ class Watch:
             self._hang_ups[me] = hang_up
         try:
             cursor = self._ledger.last_cursor() if after is None else after
+            begins_after(cursor)
             while wanted() and not self._closed:
                 begun, seen = time.monotonic(), self._commits
                 records, cursor = self._ledger.news(where, cursor, PAGE)

@@ -80,11 +80,12 @@ def rpc_server(
     health_pb2_grpc.add_HealthServicer_to_server(status, server)
     reflection.enable_server_reflection((*contracts, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     host = f"[{settings.host.strip('[]')}]" if ":" in settings.host else settings.host
-    try:
-        port = server.add_insecure_port(f"{host}:{settings.port}")
-    except RuntimeError:
-        raise OSError(f"{service}: cannot listen on {host}:{settings.port}; is the port taken?") from None
+    # Metrics first: a gRPC port once bound is given back only by a server that was started.
     with metrics_server(registry, settings.host, settings.metrics_port) as metrics_port:
+        try:
+            port = server.add_insecure_port(f"{host}:{settings.port}")
+        except RuntimeError:
+            raise OSError(f"{service}: cannot listen on {host}:{settings.port}; is the port taken?") from None
         server.start()
         for name in ("", *contracts):
             status.set(name, health_pb2.HealthCheckResponse.SERVING)

@@ -44,7 +44,8 @@ def open_database(url: str, owner: str) -> Engine:
         raise BadField(f"no database {parsed.get_backend_name()!r}: use sqlite or postgresql", field="database_url")
     if parsed.get_backend_name() == "sqlite" and parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(parsed, pool_pre_ping=True)
+    # Errors end in logs, and parameters may be whole messages.
+    engine = create_engine(parsed, pool_pre_ping=True, hide_parameters=True)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _sqlite_pragmas)
         event.listen(engine, "begin", _sqlite_begin)
@@ -59,7 +60,7 @@ def open_database(url: str, owner: str) -> Engine:
 
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
-    """One consistent look at the database. Keeps no writer waiting, and works while the disk is full."""
+    """Looks without keeping any writer waiting, also while the disk is full. On SQLite all statements see one state."""
     with translated(), engine.connect().execution_options(inspectbus_reads_only=True) as connection, connection.begin():
         yield connection
 

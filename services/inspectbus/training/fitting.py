@@ -1,6 +1,6 @@
 """Fitting: the upper part of a network learns from the lower part's maps.
 
-maps, targets ─> head by logistic regression ─> epochs of AdamW, averaged weights ─> the best epoch by validation AP
+maps, targets ─> epochs of AdamW, rates warmed up and falling ─> averaged weights ─> the best epoch by validation AP
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from inspectbus.networks.classifier import Classifier
@@ -40,8 +38,8 @@ class Method:
     """Weights are judged as a running average with this memory: single steps jump about."""
     label_weight: float = 0.5
     """Target = this share of the label + the rest of the labellers' own probability, where they gave one."""
-    head_penalty: float = 2e-3
-    """C of the logistic regression that the head begins as."""
+    head_start: float = 0.1
+    """Scale of the head's first weights: it begins near 0.5 everywhere, and no image begins with a large loss."""
     patience: int = 3
     """Epochs without a better validation AP before stopping early."""
     settled: float = 0.7
@@ -64,11 +62,7 @@ class Epoch:
 
 
 class Upper(nn.Module):
-    """The trained part: the network's own upper modules, dropout and head, so that fitting this fits the network.
-
-    Batch norms keep the statistics they came with: the maps are few and their statistics noisy. Their scales and
-    shifts are trained.
-    """
+    """The trained part: the network's own upper modules, dropout and head, so that fitting this fits the network."""
 
     def __init__(self, network: Classifier, links: list[tuple[str, nn.Module]]) -> None:
         super().__init__()
@@ -76,28 +70,24 @@ class Upper(nn.Module):
         self.dropout = network.dropout
         self.head = network.head
 
-    def features(self, maps: Tensor) -> Tensor:
-        for link in self.links:
-            maps = link(maps)
-        return maps
-
     def forward(self, maps: Tensor) -> Tensor:
         """Logits (N,)."""
-        logits: Tensor = self.head(self.dropout(self.features(maps))).squeeze(1)
+        for link in self.links:
+            maps = link(maps)
+        logits: Tensor = self.head(self.dropout(maps)).squeeze(1)
         return logits
 
     @torch.inference_mode()
-    def over(self, maps: Maps, part: Callable[[Tensor], Tensor] | None = None) -> Floats:
-        """Logits, or what `part` gives, of every image's first view."""
+    def over(self, maps: Maps) -> Floats:
+        """Logits of every image's first view, in evaluation mode."""
         self.eval()
-        found: Floats = torch.cat([(part or self)(batch) for batch in maps.batches()]).double().numpy()
+        found: Floats = torch.cat([self(batch) for batch in maps.batches()]).double().numpy()
         return found
 
 
 def fit(
     upper: Upper,
     train: Maps,
-    labels: NDArray[np.int64],
     targets: Floats,
     validation: Maps,
     validation_labels: NDArray[np.int64],
@@ -110,10 +100,12 @@ def fit(
 ) -> None:
     """Leaves `upper` with the averaged weights of its best epoch. The callbacks may raise to end it all.
 
-    `labels` (0 or 1) and `targets` (0 to 1) have one value per training image. Each epoch sees every image once, in
-    one of its views.
+    `targets` lie in 0 to 1, one per training image; each epoch sees every image once, in one of its views.
     """
-    begin_head(upper, train, labels, method)
+    with torch.no_grad():
+        upper.head.reset_parameters()
+        upper.head.weight.mul_(method.head_start)
+        upper.head.bias.zero_()
     rng = np.random.default_rng(seed)
     soft = torch.from_numpy(targets).float()
     # The rare class weighs as much as the common one.
@@ -126,8 +118,7 @@ def fit(
     per_epoch = len(train) // size
     total, step = epochs * per_epoch, 0
     for number in range(1, epochs + 1):
-        upper.eval()
-        upper.dropout.train()
+        upper.train()
         order, views = rng.permutation(len(train)), rng.integers(0, train.views, len(train))
         loss_sum = 0.0
         for start in range(0, per_epoch * size, size):
@@ -161,18 +152,6 @@ def fit(
             break
     upper.load_state_dict(best)
     upper.eval()
-
-
-def begin_head(upper: Upper, maps: Maps, labels: NDArray[np.int64], method: Method = METHOD) -> None:
-    """Sets the head to a logistic regression on the pretrained features: no epoch is spent on finding it."""
-    features = upper.over(maps, upper.features)
-    scale = StandardScaler().fit(features)
-    probe = LogisticRegression(C=method.head_penalty, class_weight="balanced", max_iter=300)
-    probe.fit(scale.transform(features), labels)
-    weight = probe.coef_[0] / scale.scale_
-    with torch.no_grad():
-        upper.head.weight.copy_(torch.from_numpy(weight)[None])
-        upper.head.bias.fill_(float(probe.intercept_[0] - weight @ scale.mean_))
 
 
 def rate_factor(done: float, one_step: float, warm_up: float) -> float:
@@ -217,9 +196,11 @@ def _depthwise(module: nn.Module, value: nn.Parameter) -> bool:
 
 
 def _follow(average: Upper, now: Upper, keep: float) -> None:
+    """Weights and batch-norm statistics, but not the norms' counters of steps."""
     with torch.no_grad():
-        for mean, value in zip(average.parameters(), now.parameters(), strict=True):
-            mean.lerp_(value, 1 - keep)
+        for mean, value in zip(average.state_dict().values(), now.state_dict().values(), strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(value, 1 - keep)
 
 
 def _loss(logits: Floats, labels: NDArray[np.int64], pos_weight: float) -> float:

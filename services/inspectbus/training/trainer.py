@@ -47,7 +47,7 @@ from inspectbus.training.evaluation import confusion_of, judged, labels_of, logi
 from inspectbus.training.features import FeatureCache, cut_network, extract
 from inspectbus.training.fitting import METHOD, Epoch, Upper, fit
 from inspectbus.training.plan import Cancelled, Plan, Progress
-from inspectbus.training.threshold import Floats, Labels, calibrate, scored, stable_threshold
+from inspectbus.training.threshold import Floats, calibrate, scored, stable_threshold
 
 log = structlog.get_logger(__name__)
 
@@ -162,7 +162,6 @@ def _fit(
     network = cut_network(pretrained, preparation)
     train = extract(parts.train, views, network, preparation, cache, way.step)
     validation = extract(parts.validation, 1, network, preparation, cache, way.step)
-    labels = labels_of([item for item, _ in parts.train])
 
     def told(epoch: Epoch) -> None:
         log.info("epoch", **vars(epoch))
@@ -182,8 +181,7 @@ def _fit(
         fit(
             Upper(pretrained.network, network.upper),
             train,
-            labels,
-            _targets(parts.train, labels),
+            _targets(parts.train),
             validation,
             labels_of([item for item, _ in parts.validation]),
             epochs=plan.epochs,
@@ -193,8 +191,9 @@ def _fit(
         )
 
 
-def _targets(items: Sequence[tuple[Item, str]], labels: Labels) -> Floats:
+def _targets(items: Sequence[tuple[Item, str]]) -> Floats:
     """Where people were in doubt, the target is less than certain too."""
+    labels = labels_of([item for item, _ in items])
     said = [item.probability for item, _ in items]
     sure = np.array([label if p is None else p for p, label in zip(said, labels, strict=True)], dtype=np.float64)
     return METHOD.label_weight * labels + (1 - METHOD.label_weight) * sure

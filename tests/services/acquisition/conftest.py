@@ -39,7 +39,14 @@ def house() -> Iterator[ExitStack]:
 
 
 @pytest.fixture
-def acquisition(bus: Bus, house: ExitStack, tmp_path: Path) -> OpenAcquisition:
+def channels() -> Iterator[ExitStack]:
+    """Outlive the services, so that clients hear how their calls end."""
+    with ExitStack() as channels:
+        yield channels
+
+
+@pytest.fixture
+def acquisition(bus: Bus, channels: ExitStack, house: ExitStack, tmp_path: Path) -> OpenAcquisition:
     """Opens the service with these stations of line-1 and settings; gives a client's stub."""
 
     def opened(*stations: dict[str, object], **settings: object) -> acquisition_pb2_grpc.AcquisitionServiceStub:
@@ -52,10 +59,8 @@ def acquisition(bus: Bus, house: ExitStack, tmp_path: Path) -> OpenAcquisition:
             **settings,
         }
         door = house.enter_context(open_service(AcquisitionSettings.model_validate(values), bus))
-        channel = house.enter_context(grpc.insecure_channel(door.address))
-        stub = acquisition_pb2_grpc.AcquisitionServiceStub(channel)
-        stub.metrics_address = door.metrics_address  # type: ignore[attr-defined]
-        return stub
+        channel = channels.enter_context(grpc.insecure_channel(door.address))
+        return acquisition_pb2_grpc.AcquisitionServiceStub(channel)
 
     return opened
 

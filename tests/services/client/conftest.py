@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.doubles.plant import Plant, open_plant
 from inspectbus_client import Client
+from tests.doubles.plant import Plant, open_plant
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.doubles.plant import PNG, Plant, open_plant
 from inspectbus.errors import (
     BadField,
     BusClosed,
@@ -25,6 +24,7 @@ from inspectbus.errors import (
 )
 from inspectbus.runtime.settings import ServiceSettings
 from inspectbus_client import Client, HoldReason, Label, Shot, Verdict
+from tests.doubles.plant import PNG, Plant, open_plant
 
 
 def image(folder: Path, name: str) -> Path:

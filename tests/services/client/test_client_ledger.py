@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
-from tests.doubles.plant import PNG, Plant, open_plant
 from inspectbus.api.v1 import acquisition_pb2
 from inspectbus.errors import (
     AlreadyRunning,
@@ -23,6 +22,7 @@ from inspectbus.errors import (
 )
 from inspectbus.runtime.settings import ServiceSettings
 from inspectbus_client import Client, JobState, Label, Pixels, StationState, Verdict
+from tests.doubles.plant import PNG, Plant, open_plant
 
 
 def decide(plant: Plant, name: str, line: str = "line-1", truth: int = 0) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -86,7 +87,8 @@ class Disk:
         self._max_pages = 1 << 30
 
     def limit(self, connection: Any, *_: object) -> None:
-        connection.execute(f"PRAGMA max_page_count={self._max_pages}")
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute(f"PRAGMA max_page_count={self._max_pages}")
 
 
 @pytest.fixture

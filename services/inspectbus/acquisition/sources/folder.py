@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from inspectbus.acquisition.settings import FolderSource
@@ -12,6 +13,9 @@ from inspectbus.acquisition.sources import Capture, Unreadable
 from inspectbus.api.v1 import frame_pb2
 from inspectbus.errors import NotPossibleNow
 from inspectbus.stores.datasets import IMAGE_SUFFIXES
+
+MAX_IMAGES = 1_000_000
+"""Their names stay in memory for the run; a wrong folder (a whole disk) is met before they fill it."""
 
 
 class ImageFolder:
@@ -38,16 +42,19 @@ class ImageFolder:
             # Without this, rglob would find just nothing in a folder that is not there.
             next(self._root.iterdir(), None)
             # is_file keeps pipes and devices out, which could hold a reader for ever.
-            names = [
+            found = (
                 path.relative_to(self._root).as_posix()
                 for path in self._root.rglob("*")
                 if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-            ]
+            )
+            names = list(islice(found, MAX_IMAGES + 1))
         except OSError as error:
             raise NotPossibleNow(f"cannot read the folder {self._root}: {error.strerror}", field="path") from None
         if not names:
             kinds = ", ".join(sorted(IMAGE_SUFFIXES))
             raise NotPossibleNow(f"the folder {self._root} holds no image ({kinds})", field="path")
+        if len(names) > MAX_IMAGES:
+            raise NotPossibleNow(f"the folder {self._root} holds more than {MAX_IMAGES} images", field="path")
         return sorted(names, key=natural_order)
 
 

@@ -1,0 +1,85 @@
+"""How results look: tables for people, JSON lines for machines. Standard output holds results and nothing else."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
+
+PIPE_COLUMNS = 240
+"""Width of a table that no terminal shows: wide enough for what reads it to find whole words."""
+
+COLOURS = {
+    "QUALIFIED": "green",
+    "DEFECTIVE": "bold red",
+    "HOLD": "yellow",
+    "FAILED": "red",
+    "RUNNING": "green",
+    "SUCCEEDED": "green",
+}
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Numbers right, verdicts and states in their colour, None as a dash."""
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    cells = [[_cell(value) for value in row] for row in rows]
+    for index, column in enumerate(columns):
+        numbers = all(cell.justify == "right" for cell in (row[index] for row in cells)) and cells
+        shown.add_column(column, justify="right" if numbers else "left", overflow="fold")
+    for row in cells:
+        shown.add_row(*row)
+    console().print(shown)
+
+
+def json_line(value: Any) -> None:
+    """A dictionary, or a dataclass field by field; times as ISO 8601."""
+    fields = value if isinstance(value, dict) else asdict(value)
+    sys.stdout.write(json.dumps(fields, default=_json_default) + "\n")
+    # Whoever reads a watch wants each line when it happens.
+    sys.stdout.flush()
+
+
+def print_line(text: str) -> None:
+    """A sentence on standard output."""
+    console().print(Text(plain(text)))
+
+
+def console() -> Console:
+    terminal = sys.stdout.isatty()
+    return Console(file=sys.stdout, width=None if terminal else PIPE_COLUMNS, highlight=False)
+
+
+def plain(text: str) -> str:
+    """On one line, and without anything that could move a terminal's cursor: names come from files and networks."""
+    return "".join(c if c.isprintable() else " " if c in "\n\r\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def time_of_day(moment: datetime | None) -> str:
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S") if moment else "-"
+
+
+def _cell(value: object) -> Text:
+    if value is None:
+        return Text("-", justify="right")
+    if isinstance(value, float):
+        return Text(f"{value:.3f}", justify="right")
+    if isinstance(value, int):
+        return Text(str(value), justify="right")
+    text = plain(str(value))
+    return Text(text, style=COLOURS.get(text, ""))
+
+
+def _json_default(value: object) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} has no JSON form")

@@ -1,0 +1,109 @@
+"""A running inference service as tests see it, and an engine that can be hurt."""
+
+from __future__ import annotations
+
+import threading
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from queue import Queue
+
+import grpc
+import numpy as np
+from prometheus_client.parser import text_string_to_metric_families
+
+from inspectbus.api.v1.decision_pb2 import Decision
+from inspectbus.api.v1.inference_pb2 import GetEngineRequest, GetEngineResponse
+from inspectbus.api.v1.inference_pb2_grpc import InferenceServiceStub
+from inspectbus.api.v1.prepared_frame_pb2 import PreparedFrame
+from inspectbus.bus import Bus, Delivery, Lane, connect, topics
+from inspectbus.bus.messages import prepared_message
+from inspectbus.inference.engine import Engine, Images, Scores
+from inspectbus.inference.service import open_service
+from inspectbus.inference.settings import InferenceSettings
+from inspectbus.runtime.rpc_server import Door
+from tests.doubles.prepared_frames import prepared_frame
+from tests.doubles.tiny_model import DARK
+
+PATIENCE_S = 20.0
+
+
+@dataclass
+class Running:
+    """The service, its doors, and every decision that came out of it."""
+
+    settings: InferenceSettings
+    door: Door
+    stub: InferenceServiceStub
+    bus: Bus
+    decided: Queue[Decision]
+
+    def judge(self, *frames: PreparedFrame, lane: Lane = Lane.LIVE) -> list[Decision]:
+        """Publishes the frames, and gives their decisions in the order of the frames."""
+        for future in [self.bus.publish(topics.PREPARED, prepared_message(frame, "test", lane)) for frame in frames]:
+            future.result(PATIENCE_S)
+        found = {(decision := self.decided.get(timeout=PATIENCE_S)).frame_id: decision for _ in frames}
+        assert self.decided.empty(), "more decisions than frames"
+        return [found[frame.frame.frame_id] for frame in frames]
+
+    def engine(self) -> GetEngineResponse:
+        return self.stub.GetEngine(GetEngineRequest(), timeout=PATIENCE_S)
+
+    def wait_ready(self) -> GetEngineResponse:
+        """A frame from the bus waits for a first model, so its decision says that there is one."""
+        self.judge(prepared_frame(DARK))
+        engine = self.engine()
+        assert engine.ready, engine.detail
+        return engine
+
+    def metric(self, name: str, **labels: str) -> float:
+        """One sample of the service's metrics page; 0 where there is none yet."""
+        url = f"http://{self.door.metrics_address}/metrics"
+        with urllib.request.urlopen(url, timeout=PATIENCE_S) as page:
+            families = list(text_string_to_metric_families(page.read().decode()))
+        samples = (sample for family in families for sample in family.samples)
+        return next((float(one.value) for one in samples if one.name == name and one.labels == labels), 0.0)
+
+
+@contextmanager
+def running(settings: InferenceSettings) -> Iterator[Running]:
+    """Opens the service on a bus of its own, and collects its decisions as the results service would."""
+    decided: Queue[Decision] = Queue()
+
+    def record(delivery: Delivery) -> None:
+        decided.put(Decision.FromString(delivery.message.body))
+        delivery.done()
+
+    with connect(f"embedded://{uuid.uuid4()}") as bus:
+        bus.subscribe(topics.DECISIONS, "results", record)
+        with open_service(settings, bus) as door, grpc.insecure_channel(door.address) as channel:
+            yield Running(settings, door, InferenceServiceStub(channel), bus, decided)
+
+
+class TouchyEngine:
+    """The real engine, but some grey levels hurt it: it raises on `poison`, gives NaN for `nonsense`, and stops while
+    it is held.
+    """
+
+    def __init__(self, real: Engine) -> None:
+        self._real = real
+        self.name, self.device = real.name, real.device
+        self.poison: set[int] = set()
+        self.nonsense: set[int] = set()
+        self.seen: list[int] = []
+        self.entered = threading.Semaphore(0)
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def infer(self, images: Images) -> Scores:
+        levels = images[:, 0, 0, 0].tolist()
+        self.seen += levels
+        self.entered.release()
+        assert self.gate.wait(PATIENCE_S)
+        if self.poison.intersection(levels):
+            raise RuntimeError("out of memory, or so")
+        scores = self._real.infer(images)
+        scores[[level in self.nonsense for level in levels]] = np.nan
+        return scores

@@ -1,0 +1,248 @@
+"""The other commands: recipes, stations, models, decisions, scores; and how any command ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import Result
+
+from inspectbus.api.v1 import acquisition_pb2
+from inspectbus.cli.recipes import EXAMPLE_RECIPE
+from tests.doubles.plant import Plant, open_plant
+
+Inspectbus = Callable[..., Result]
+ROOT = Path(__file__).parents[3]
+COMMAND = [sys.executable, "-m", "inspectbus"]
+ENVIRONMENT = {
+    **{name: value for name, value in os.environ.items() if not name.startswith("INSPECTBUS_")},
+    "PYTHONPATH": f"{ROOT / 'services'}:{ROOT / 'clients'}",
+}
+
+
+def decide(plant: Plant, name: str, line: str = "line-1", truth: int = 0) -> str:
+    shot = acquisition_pb2.Shot(source_item=name, frame_id=str(uuid.uuid4()), part_id=f"p-{name}")
+    shot.truth = truth  # type: ignore[assignment] # enums are ints on the wire
+    return plant.decide(shot, line, "top").frame_id
+
+
+def test_the_recipe_shown_in_help_can_be_stored_listed_and_shown(
+    inspectbus: Inspectbus, plant: Plant, tmp_path: Path
+) -> None:
+    file = tmp_path / "cells.yaml"
+    file.write_text(EXAMPLE_RECIPE)
+    door = ("--address", plant.addresses["preprocessing"])
+
+    assert inspectbus("recipes", "put", file, *door).stdout == "cells stored as version 1\n"
+    assert inspectbus("recipes", "put", file, *door).stdout == "cells is already version 1\n"
+    assert inspectbus("recipes", "list", *door).stdout.splitlines()[1].split()[:2] == ["cells", "1"]
+    shown = inspectbus("recipes", "show", "cells", *door).stdout
+    assert "threshold: 0.45" in shown
+    file.write_text(shown)
+    assert json.loads(inspectbus("recipes", "put", file, "--json", *door).stdout)["created"] is False
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "No such file"),
+        (b"\xff\xfe\x00", "is not text"),
+        (b"name: cells\nmodel: elpv\nthreshold: .nan\n", "threshold"),
+        (b"x" * 1_100_000, "too long"),
+    ],
+)
+def test_a_recipe_that_is_none_is_one_line_and_exit_code_2(
+    inspectbus: Inspectbus, plant: Plant, tmp_path: Path, content: bytes | None, words: str
+) -> None:
+    file = tmp_path / "recipe.yaml"
+    if content is not None:
+        file.write_bytes(content)
+
+    result = inspectbus("recipes", "put", file, "--address", plant.addresses["preprocessing"])
+
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    assert words in result.stderr
+
+
+def test_stations_are_listed_started_and_stopped(inspectbus: Inspectbus, plant: Plant) -> None:
+    door = ("--address", plant.addresses["acquisition"])
+
+    assert inspectbus("stations", "list", *door).stdout.splitlines()[1].split()[:2] == ["line-1/top", "STOPPED"]
+    assert json.loads(inspectbus("stations", "start", "line-1/top", "--json", *door).stdout)["state"] == "RUNNING"
+    assert "STOPPED" in inspectbus("stations", "stop", "line-1/top", *door).stdout
+    unknown = inspectbus("stations", "start", "line-9/top", *door)
+    assert (unknown.exit_code, unknown.stderr) == (2, "error: there is no station line-9/top\n")
+    assert inspectbus("stations", "start", "line-1", *door).exit_code == 2
+
+
+def test_models_show_aliases_and_scores(inspectbus: Inspectbus, plant: Plant) -> None:
+    door = ("--address", plant.addresses["training"])
+
+    lines = inspectbus("models", *door).stdout.splitlines()
+    newest = json.loads(inspectbus("models", "elpv", "--json", *door).stdout.splitlines()[0])
+
+    assert lines[1].split()[:6] == ["elpv", "1b2c1b2c1b2c1b2c", "production", "0.770", "0.800", "-"]
+    assert newest["card"]["threshold"] == 0.41
+    assert "card_json" not in newest
+
+
+def test_decisions_are_listed_by_filter_and_shown_whole(inspectbus: Inspectbus, plant: Plant) -> None:
+    decide(plant, "good")
+    held = decide(plant, "dark")
+    decide(plant, "dark", line="line-2")
+    door = ("--address", plant.addresses["results"])
+
+    listed = inspectbus("decisions", "list", "--line", "line-1", "--verdict", "hold", "--json", *door)
+    (record,) = map(json.loads, listed.stdout.splitlines())
+    assert record["decision"]["frame_id"] == held
+    assert record["recorded_at"].startswith("2023-11-14T22:13:22")
+    assert len(inspectbus("decisions", "list", "--limit", "2", *door).stdout.splitlines()) == 3
+    shown = inspectbus("decisions", "show", held, *door).stdout
+    assert "UNUSABLE_IMAGE: too dark" in shown
+    assert inspectbus("decisions", "list", "--since", "2030-01-01", "--json", *door).stdout == ""
+
+
+def test_a_verdict_that_is_none_is_told_the_words_there_are(inspectbus: Inspectbus, plant: Plant) -> None:
+    result = inspectbus("decisions", "list", "--verdict", "fine", "--address", plant.addresses["results"])
+
+    assert result.exit_code == 2
+    assert "QUALIFIED, DEFECTIVE, HOLD" in result.stderr
+
+
+def test_a_watch_prints_a_line_for_each_decision(inspectbus: Inspectbus, plant: Plant) -> None:
+    for name in ("good", "scratched", "dark"):
+        decide(plant, name)
+    watch = ("decisions", "watch", "--after", "0", "--limit", "3", "--address", plant.addresses["results"])
+
+    words = [line.split() for line in inspectbus(*watch).stdout.splitlines()]
+
+    assert [(line[0], line[6]) for line in words] == [("1", "QUALIFIED"), ("2", "DEFECTIVE"), ("3", "HOLD")]
+    assert json.loads(inspectbus(*watch, "--json").stdout.splitlines()[2])["cursor"] == 3
+
+
+def test_scores_have_a_row_for_each_and_one_overall(inspectbus: Inspectbus, plant: Plant) -> None:
+    decide(plant, "scratched", truth=2)
+    decide(plant, "good", line="line-2")
+    door = ("--address", plant.addresses["results"])
+
+    lines = inspectbus("scores", "--by", "line", *door).stdout.splitlines()
+
+    assert [line.split()[:3] for line in lines[1:]] == [
+        ["line-1", "1", "1"],
+        ["line-2", "1", "0"],
+        ["overall", "2", "1"],
+    ]
+    assert json.loads(inspectbus("scores", "--json", *door).stdout)["scores"]["f1"] == 1.0
+
+
+def test_nobody_at_the_address_is_one_line_that_names_it(inspectbus: Inspectbus) -> None:
+    with open_plant(services=["training"]) as gone:
+        address = gone.addresses["training"]
+    result = inspectbus("models", "--address", address)
+
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: nobody answers at the training service, ")
+    assert address in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_variable_that_nothing_reads_is_refused_by_name(
+    inspectbus: Inspectbus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INSPECTBUS_INFERENCE_MAX_BATHC_SIZE", "8")
+
+    result = inspectbus("models")
+
+    assert result.exit_code == 2
+    assert (
+        result.stderr
+        == "error: environment variable INSPECTBUS_INFERENCE_MAX_BATHC_SIZE is not a setting of InspectBus\n"
+    )
+
+
+def test_every_command_shows_an_example(inspectbus: Inspectbus) -> None:
+    commands = [
+        *(["inspect"], ["models"], ["scores"], ["recipes"], ["stations"], ["decisions"]),
+        *(["recipes", verb] for verb in ("list", "show", "put")),
+        *(["stations", verb] for verb in ("list", "start", "stop")),
+        *(["decisions", verb] for verb in ("list", "show", "watch")),
+    ]
+    for command in commands:
+        result = inspectbus(*command, "--help")
+        assert result.exit_code == 0
+        assert "xample" in result.stdout or "model_alias" in result.stdout, command
+
+
+def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
+    script = (
+        "import sys; sys.argv = ['inspectbus', '--help']\n"
+        "from inspectbus.__main__ import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=True
+    )
+    heavy = {"torch", "cv2", "numpy", "sqlalchemy", "alembic", "mlflow", "timm", "pandas", "sklearn", "fsspec"}
+    assert heavy.isdisjoint(done.stderr.split())
+
+
+def test_a_reader_that_leaves_early_is_no_error(plant: Plant) -> None:
+    for number in range(300):
+        decide(plant, f"good-{number}")
+    listing = subprocess.Popen(
+        [*COMMAND, "decisions", "list", "--json", "--limit", "300", "--address", plant.addresses["results"]],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert listing.stdout is not None
+    listing.stdout.readline()
+    listing.stdout.close()
+
+    assert listing.stderr is not None
+    assert listing.stderr.read() == b""
+    assert listing.wait(30) == 141
+    listing.stderr.close()
+
+
+def test_ctrl_c_ends_a_watch_quietly_with_the_shells_code(plant: Plant) -> None:
+    decide(plant, "good")
+    watch = subprocess.Popen(
+        [*COMMAND, "decisions", "watch", "--after", "0", "--address", plant.addresses["results"]],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert watch.stdout is not None
+    assert "QUALIFIED" in watch.stdout.readline()
+
+    watch.send_signal(signal.SIGINT)
+    _, errors = watch.communicate(timeout=30)
+
+    assert (watch.returncode, errors) == (130, "")
+
+
+def test_a_fault_of_ours_is_not_mistaken_for_defective_parts() -> None:
+    script = (
+        "import sys; sys.argv = ['inspectbus', 'models']\n"
+        "from inspectbus.cli import models\n"
+        "models.client_of = lambda *_: 1 / 0\n"
+        "from inspectbus.__main__ import main\n"
+        "main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2
+    assert "ZeroDivisionError" in done.stderr

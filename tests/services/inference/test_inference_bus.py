@@ -1,0 +1,306 @@
+"""The bus door of inference: every prepared frame gets one decision, and never a silent OK."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from queue import Queue
+
+import cv2
+import numpy as np
+import pytest
+
+from inspectbus.api.v1.decision_pb2 import (
+    HOLD_REASON_ERROR,
+    HOLD_REASON_NO_MODEL,
+    VERDICT_DEFECTIVE,
+    VERDICT_HOLD,
+    VERDICT_QUALIFIED,
+    Decision,
+    HoldReason,
+)
+from inspectbus.api.v1.frame_pb2 import LABEL_DEFECTIVE
+from inspectbus.api.v1.prepared_frame_pb2 import PreparedFrame
+from inspectbus.bus import Delivery, Lane, Message, topics
+from inspectbus.bus.messages import prepared_message
+from inspectbus.domain.preparation import Preparation
+from inspectbus.inference.settings import InferenceSettings
+from inspectbus.stores.frames import FrameStore
+from inspectbus.stores.models import read_card
+from tests.doubles.inference_service import PATIENCE_S, Running, TouchyEngine, running
+from tests.doubles.prepared_frames import prepared_frame
+from tests.doubles.tiny_model import BRIGHT, DARK
+
+Open = Callable[..., Running]
+BETWEEN = 127
+"""A grey level whose score lies somewhere between those of DARK and BRIGHT."""
+
+
+def held(decision: Decision, reason: HoldReason.ValueType, *words: str) -> bool:
+    assert decision.verdict == VERDICT_HOLD
+    assert decision.hold.reason == reason, decision.hold
+    assert all(word in decision.hold.detail for word in words), decision.hold.detail
+    return True
+
+
+def test_a_prepared_frame_becomes_a_decision_that_knows_where_it_comes_from(start: Open, version: Path) -> None:
+    line = start(model_dir=version)
+    frames = [prepared_frame(DARK), prepared_frame(BRIGHT)]
+    frames[1].frame.truth = LABEL_DEFECTIVE
+    dark, bright = line.judge(*frames)
+
+    card = read_card(version)
+    assert (dark.verdict, bright.verdict) == (VERDICT_QUALIFIED, VERDICT_DEFECTIVE)
+    assert bright.score == pytest.approx(card.pinned[1].score, abs=1e-3)
+    assert bright.threshold == card.threshold
+    assert (bright.model, bright.model_version) == ("tiny", version.name)
+    assert (bright.recipe, bright.recipe_version) == ("flat", 3)
+    assert bright.preparation_hash == card.preparation.hash
+    assert bright.quality == frames[1].quality
+    assert bright.truth == LABEL_DEFECTIVE
+    assert (bright.line, bright.station, bright.part_id) == ("line-1", "top", "part-1")
+    hops = bright.timings
+    moments = [hops.captured_at, hops.preparing_at, hops.prepared_at, hops.queued_at, hops.inferred_at, hops.decided_at]
+    assert [moment.ToNanoseconds() for moment in moments] == sorted(moment.ToNanoseconds() for moment in moments)
+    assert hops.captured_at.seconds > 0
+    assert not bright.HasField("hold")
+
+
+def test_decisions_travel_under_line_station_and_verdict_with_an_id_that_repeats(start: Open, version: Path) -> None:
+    line = start(model_dir=version)
+    heard: Queue[Message] = Queue()
+    line.bus.follow(topics.DECISIONS, heard.put, key=("line-1", "top", "defective"))
+    frame = prepared_frame(BRIGHT)
+    line.judge(frame, prepared_frame(DARK))
+    line.judge(frame)
+    first, again = heard.get(timeout=PATIENCE_S), heard.get(timeout=PATIENCE_S)
+    assert heard.empty()
+    assert first.id == again.id
+    assert first.subject == frame.frame.frame_id
+
+
+def test_both_lanes_are_judged(start: Open, version: Path) -> None:
+    line = start(model_dir=version)
+    frames = [prepared_frame(level) for level in (DARK, BRIGHT)]
+    assert [one.verdict for one in line.judge(*frames, lane=Lane.BACKLOG)] == [VERDICT_QUALIFIED, VERDICT_DEFECTIVE]
+
+
+def test_the_recipes_threshold_wins_and_is_recorded(start: Open, version: Path) -> None:
+    line = start(model_dir=version)
+    strict, lenient = prepared_frame(DARK), prepared_frame(BRIGHT)
+    strict.threshold_override, lenient.threshold_override = 0.001, 0.999
+    decisions = line.judge(strict, lenient)
+    assert [one.verdict for one in decisions] == [VERDICT_DEFECTIVE, VERDICT_QUALIFIED]
+    assert [one.threshold for one in decisions] == [0.001, 0.999]
+
+
+@pytest.mark.parametrize("threshold", [float("nan"), -0.1, 1.1, float("inf")])
+def test_a_threshold_that_is_none_holds_the_frame(start: Open, version: Path, threshold: float) -> None:
+    frame = prepared_frame(DARK)
+    frame.threshold_override = threshold
+    (decision,) = start(model_dir=version).judge(frame)
+    assert held(decision, HOLD_REASON_ERROR, "threshold_override")
+
+
+def test_pixels_of_another_preparation_are_held_and_say_which(start: Open, version: Path) -> None:
+    other = prepared_frame(DARK, preparation=Preparation(width=32, height=32, denoise="median"))
+    unnamed = prepared_frame(DARK)
+    unnamed.preparation_hash = ""
+    decisions = start(model_dir=version).judge(other, unnamed)
+    assert held(decisions[0], HOLD_REASON_ERROR, other.preparation_hash, version.name)
+    assert held(decisions[1], HOLD_REASON_ERROR, "unnamed")
+    assert not decisions[0].HasField("score")
+
+
+def _shorten(frame: PreparedFrame) -> None:
+    frame.pixels.data = frame.pixels.data[:-1]
+
+
+def _enlarge(frame: PreparedFrame) -> None:
+    frame.pixels.height *= 2
+    frame.pixels.data *= 2
+
+
+@pytest.mark.parametrize("spoil", [_shorten, _enlarge, lambda frame: frame.ClearField("pixels")])
+def test_pixels_that_do_not_add_up_are_held(start: Open, version: Path, spoil: Callable[[PreparedFrame], None]) -> None:
+    frame = prepared_frame(DARK)
+    spoil(frame)
+    (decision,) = start(model_dir=version).judge(frame)
+    assert held(decision, HOLD_REASON_ERROR, "pixels")
+
+
+def test_a_recipe_that_asks_for_another_model_is_held_for_want_of_it(start: Open, version: Path) -> None:
+    (decision,) = start(model_dir=version).judge(prepared_frame(DARK, model="elsewhere"))
+    assert held(decision, HOLD_REASON_NO_MODEL, "elsewhere", "tiny")
+    assert (decision.model, decision.model_version) == ("elsewhere", "")
+
+
+def test_without_a_model_frames_are_held_after_one_patience_and_not_one_each(start: Open) -> None:
+    line = start(model_patience_s=0.3)
+    decisions = line.judge(*(prepared_frame(DARK) for _ in range(30)))
+    assert all(held(decision, HOLD_REASON_NO_MODEL, "no model") for decision in decisions)
+    engine = line.engine()
+    assert not engine.ready
+    assert "tiny" not in engine.detail
+    assert line.metric("inspectbus_inference_load_failures_total", reason="ModelNotReady") >= 1
+    assert line.metric("inspectbus_inference_decisions_total", verdict="hold", reason="no_model") == 30
+
+
+def test_a_network_that_gives_no_number_holds_the_frame_and_only_that_one(
+    start: Open, version: Path, touchy: Queue[TouchyEngine]
+) -> None:
+    line = start(model_dir=version)
+    touchy.get(timeout=PATIENCE_S).nonsense = {BETWEEN}
+    decisions = line.judge(prepared_frame(DARK), prepared_frame(BETWEEN), prepared_frame(BRIGHT))
+    assert [one.verdict for one in decisions] == [VERDICT_QUALIFIED, VERDICT_HOLD, VERDICT_DEFECTIVE]
+    assert held(decisions[1], HOLD_REASON_ERROR, "nan")
+    assert not decisions[1].HasField("score")
+
+
+def test_an_image_that_breaks_the_engine_is_tried_again_then_parked_with_its_hold(
+    start: Open, version: Path, touchy: Queue[TouchyEngine]
+) -> None:
+    line = start(model_dir=version)
+    dead: Queue[Message] = Queue()
+
+    def bury(delivery: Delivery) -> None:
+        dead.put(delivery.message)
+        delivery.done()
+
+    line.bus.subscribe(topics.DEAD, "dead", bury)
+    engine = touchy.get(timeout=PATIENCE_S)
+    engine.poison = {BETWEEN}
+    frames = [prepared_frame(DARK), prepared_frame(BETWEEN), prepared_frame(BRIGHT)]
+    decisions = line.judge(*frames)
+    assert [one.verdict for one in decisions] == [VERDICT_QUALIFIED, VERDICT_HOLD, VERDICT_DEFECTIVE]
+    assert held(decisions[1], HOLD_REASON_ERROR, "out of memory")
+    assert dead.get(timeout=PATIENCE_S).subject == frames[1].frame.frame_id
+    assert line.judge(prepared_frame(DARK))[0].verdict == VERDICT_QUALIFIED
+
+
+def test_an_engine_that_recovers_costs_a_retry_and_no_hold(
+    start: Open, version: Path, touchy: Queue[TouchyEngine]
+) -> None:
+    line = start(model_dir=version)
+    engine = touchy.get(timeout=PATIENCE_S)
+    line.wait_ready()
+    while engine.entered.acquire(blocking=False):
+        pass
+    engine.gate.clear()
+    engine.poison = {BRIGHT}
+    published = line.bus.publish(topics.PREPARED, prepared_message(prepared_frame(BRIGHT), "test", Lane.LIVE))
+    assert engine.entered.acquire(timeout=PATIENCE_S)
+    engine.gate.set()  # the first attempt fails...
+    assert engine.entered.acquire(timeout=PATIENCE_S)
+    engine.poison = set()  # ...and a later one does not
+    published.result(PATIENCE_S)
+    assert line.decided.get(timeout=PATIENCE_S).verdict == VERDICT_DEFECTIVE
+
+
+@pytest.mark.parametrize("body", [b"\xff\xff\xff", b"", PreparedFrame().SerializeToString()])
+def test_a_body_that_is_no_prepared_frame_is_parked_and_the_next_is_judged(
+    start: Open, version: Path, body: bytes
+) -> None:
+    line = start(model_dir=version)
+    line.bus.publish(topics.PREPARED, Message(body, ("line-1", "top"), "test")).result(PATIENCE_S)
+    assert line.bus.depth(topics.DEAD, "dead") == 1
+    assert line.judge(prepared_frame(DARK))[0].verdict == VERDICT_QUALIFIED
+
+
+@pytest.mark.parametrize("station", ["top.left", "#", "", "Top", "../top"])
+def test_a_frame_of_a_station_that_is_no_name_is_parked(start: Open, version: Path, station: str) -> None:
+    line = start(model_dir=version)
+    frame = prepared_frame(DARK)
+    frame.frame.station = station
+    line.bus.publish(topics.PREPARED, Message(frame.SerializeToString(), ("line-1", "top"), "test")).result(PATIENCE_S)
+    assert line.bus.depth(topics.DEAD, "dead") == 1
+    assert line.decided.empty()
+
+
+def test_defective_and_held_frames_leave_their_images_and_qualified_ones_none(
+    start: Open, version: Path, tmp_path: Path
+) -> None:
+    line = start(model_dir=version)
+    frames = [prepared_frame(DARK), prepared_frame(BRIGHT), prepared_frame(BRIGHT, model="elsewhere")]
+    qualified, defective, hold = line.judge(*frames)
+    assert (qualified.evidence.original_key, qualified.evidence.prepared_key) == ("", "")
+    store = FrameStore(f"file://{tmp_path}/state/frames")
+    for decision, frame in ((defective, frames[1]), (hold, frames[2])):
+        assert store.get(decision.evidence.original_key) == frame.frame.image
+        kept = cv2.imdecode(np.frombuffer(store.get(decision.evidence.prepared_key), np.uint8), cv2.IMREAD_COLOR)
+        assert kept is not None
+        assert kept[:, :, ::-1].tobytes() == frame.pixels.data
+    assert not [file for file in (tmp_path / "state/frames").rglob("*") if qualified.frame_id in file.name]
+
+
+def test_a_share_of_qualified_frames_is_kept_and_none_at_all_when_told_so(start: Open, version: Path) -> None:
+    frames = [prepared_frame(DARK) for _ in range(40)]
+    kept = [bool(one.evidence.original_key) for one in start(model_dir=version, evidence_share=0.5).judge(*frames)]
+    assert 5 < sum(kept) < 35
+    again = start(model_dir=version, evidence_share=0.5).judge(*frames)
+    assert [bool(one.evidence.original_key) for one in again] == kept, "a repeated frame was chosen otherwise"
+    (defective,) = start(model_dir=version, keep_evidence=False).judge(prepared_frame(BRIGHT))
+    assert not defective.evidence.original_key
+
+
+def test_a_store_that_takes_no_images_costs_the_evidence_and_not_the_decision(
+    start: Open, version: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "taken").write_text("a file where the store's folder should be")
+    line = start(model_dir=version, frame_store_url=f"file://{tmp_path}/taken/frames")
+    (decision,) = line.judge(prepared_frame(BRIGHT))
+    assert decision.verdict == VERDICT_DEFECTIVE
+    assert decision.evidence.original_key == ""
+    assert line.metric("inspectbus_inference_evidence_failures_total") == 1
+
+
+def test_a_model_folder_with_one_changed_byte_serves_nobody_and_says_which_file(
+    start: Open, version: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(version, tmp_path / version.name))
+    weights = bytearray((folder / "weights.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (folder / "weights.safetensors").write_bytes(weights)
+    line = start(model_dir=folder, model_patience_s=0.2)
+    (decision,) = line.judge(prepared_frame(DARK))
+    assert held(decision, HOLD_REASON_NO_MODEL, "weights.safetensors")
+    assert line.metric("inspectbus_inference_load_failures_total", reason="CorruptModel") >= 1
+    # and once the folder is whole again, it is loaded without a restart
+    shutil.copy(version / "weights.safetensors", folder / "weights.safetensors")
+    verdicts = (line.judge(prepared_frame(DARK))[0].verdict for _ in range(100))
+    assert VERDICT_QUALIFIED in verdicts
+
+
+def test_leaving_finishes_the_frames_in_hand_and_leaves_none_half_done(
+    version: Path, tmp_path: Path, touchy: Queue[TouchyEngine]
+) -> None:
+    settings = InferenceSettings(
+        port=0, metrics_port=0, state_dir=tmp_path, model_dir=version, max_batch_size=1, prefetch=2, drain_s=PATIENCE_S
+    )
+    with ExitStack() as house:
+        # given a service with two frames in hand, and more on the bus
+        line = house.enter_context(running(settings))
+        line.wait_ready()
+        engine = touchy.get(timeout=PATIENCE_S)
+        engine.seen.clear()
+        engine.gate.clear()
+        frames = [prepared_frame(BRIGHT) for _ in range(4)]
+        published = [line.bus.publish(topics.PREPARED, prepared_message(frame, "test", Lane.LIVE)) for frame in frames]
+        assert any(line.engine().waiting == 1 for _ in range(1000)), "the second frame was not taken"
+        # when it is told to end while it computes
+        closing = threading.Thread(target=house.close)
+        closing.start()
+        assert not published[0].done()
+        engine.gate.set()
+        closing.join(PATIENCE_S)
+    # then what it had taken is decided, and what it had not is somebody else's: none is half done
+    confirmed = [future.exception(PATIENCE_S) is None for future in published]
+    assert confirmed[:2] == [True, True]
+    decided = {line.decided.get(timeout=PATIENCE_S).frame_id for _ in range(sum(confirmed))}
+    assert decided == {frame.frame.frame_id for frame, sure in zip(frames, confirmed, strict=True) if sure}
+    assert line.decided.empty()
+    ours = {"inference-batcher", "inference-loader", "inference-decide_0", "inference-decide_1"}
+    assert not ours & {thread.name for thread in threading.enumerate()}

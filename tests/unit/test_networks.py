@@ -1,0 +1,99 @@
+"""The network by name: what goes in, what comes out, and where it can be cut."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from inspectbus.domain.model_version import Architecture, Normalisation
+from inspectbus.errors import BadField
+from inspectbus.networks.classifier import build
+
+NORMALISATION = Normalisation(mean=(127.0, 120.0, 110.0), std=(128.0, 64.0, 32.0))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def pictures(count: int, side: int) -> torch.Tensor:
+    return torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("backbone", ["test_efficientnet", "timm/test_resnet", "torchvision/mobilenet_v3_small"])
+def test_a_backbone_by_name_gives_one_logit_per_image(backbone: str) -> None:
+    network = build(Architecture(backbone=backbone), NORMALISATION).eval()
+    with torch.inference_mode():
+        logits = network(pictures(3, 64))
+    assert logits.shape == (3,)
+    assert logits.dtype == torch.float32
+
+
+def test_normalisation_is_inside_and_not_among_the_weights() -> None:
+    network = build(Architecture(backbone="test_efficientnet"), NORMALISATION)
+    images = pictures(2, 32)
+    normal = network.normalise(images)
+    assert normal.shape == (2, 3, 32, 32)
+    assert normal.is_contiguous(memory_format=torch.channels_last)
+    for channel in range(3):
+        expected = (images[..., channel].float() - NORMALISATION.mean[channel]) / NORMALISATION.std[channel]
+        torch.testing.assert_close(normal[:, channel], expected)
+    assert not {"mean", "std"} & set(network.state_dict())
+
+
+@pytest.mark.parametrize("cut", [1, 4, 8])
+def test_a_network_cut_anywhere_gives_the_same_logits(cut: int) -> None:
+    network = build(Architecture(backbone="tf_efficientnet_lite0"), NORMALISATION).eval()
+    links = [link for _, link in network.chain()]
+    images = pictures(1, 64)
+    with torch.inference_mode():
+        lower = nn.Sequential(*links[:cut])(network.normalise(images))
+        upper = network.judge(nn.Sequential(*links[cut:])(lower))
+        assert torch.equal(upper, network(images))
+
+
+def test_the_chain_is_the_networks_own_and_looking_at_it_changes_no_mode() -> None:
+    network = build(Architecture(backbone="torchvision/resnet18"), NORMALISATION).train()
+    names = [name for name, _ in network.chain()]
+    assert names[-3:] == ["avgpool", "flatten", "fc"]
+    assert all(module.training for module in network.modules())
+    assert dict(network.chain())["conv1"] is network.backbone.get_submodule("conv1")
+
+
+def test_a_backbone_that_is_no_chain_says_so() -> None:
+    with pytest.raises(BadField, match="cannot be cut"):
+        build(Architecture(backbone="test_vit"), NORMALISATION).chain()
+
+
+@pytest.mark.parametrize(
+    "backbone", ["", "resnet18x", "hf-hub:someone/resnet18", "local-dir:/etc", "../resnet18", "keras/resnet18"]
+)
+def test_a_backbone_nobody_knows_is_refused_by_name(backbone: str) -> None:
+    with pytest.raises(BadField) as refused:
+        build(Architecture(backbone=backbone), NORMALISATION)
+    assert refused.value.field == "backbone"
+
+
+@pytest.mark.filterwarnings("ignore:The default weight initialization")
+@pytest.mark.parametrize("backbone", ["squeezenet1_1", "googlenet"])
+def test_a_torchvision_network_without_one_last_linear_layer_is_refused(backbone: str) -> None:
+    with pytest.raises(BadField, match="linear layer"):
+        build(Architecture(backbone=f"torchvision/{backbone}"), NORMALISATION)
+
+
+def test_torchvision_can_be_imported_after_our_networks_and_declaring_twice_is_harmless() -> None:
+    script = (
+        "import inspectbus.networks as n; n.torchvision_operators.declare(); n.torchvision_operators.declare();"
+        "import torchvision, torch; print(hasattr(torch.ops.torchvision, 'nms'), torchvision.models.resnet18.__name__)"
+    )
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False, env=environ
+    )
+    assert done.stdout.split() == ["True", "resnet18"], done.stderr

@@ -1,0 +1,350 @@
+"""A whole training on rendered parts with a tiny network: seconds, and everything a version promises."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import average_precision_score, precision_recall_fscore_support
+
+from inspectbus.domain.model_version import WEIGHTS_FILE, ModelCard
+from inspectbus.errors import BadField, CorruptModel
+from inspectbus.imaging.decoding import decode
+from inspectbus.networks.trained import load_trained
+from inspectbus.stores.datasets import Dataset, Item, Label, cut, fingerprint, open_dataset, split
+from inspectbus.stores.models import read_card
+from inspectbus.training import features, trainer
+from inspectbus.training.evaluation import evaluate, judged, labels_of, logits_of
+from inspectbus.training.plan import Cancelled, Plan, Progress
+from inspectbus.training.threshold import scored
+from inspectbus.training.trainer import train
+from tests.doubles.parts import TINY_BACKBONE, write_plates, write_set, write_tiny_weights
+
+STAGES = ["reading", "features", "training", "threshold", "registering"]
+
+
+class Bench:
+    """A data set, weights and a cache on one disk, to train on as often as a test wants."""
+
+    def __init__(self, folder: Path, **shape: Any) -> None:
+        self.folder = folder
+        self.parts = split(open_dataset(str(write_set(folder / "plates", **shape))))
+        self.weights = write_tiny_weights(folder / f"{TINY_BACKBONE}.safetensors")
+        self.told: list[Progress] = []
+        self.cancel = threading.Event()
+        self.versions = 0
+
+    def train(self, data: Dataset | None = None, cache: str = "cache", **plan: Any) -> tuple[Path, ModelCard]:
+        self.versions += 1
+        out = self.folder / f"version-{self.versions}"
+        settled = {"data": "plates", "model": "plates", "backbone": TINY_BACKBONE, "epochs": 4, "seed": 0}
+        card = train(
+            Plan.model_validate({**settled, "input_size": 64, **plan}),
+            data or self.parts.train,
+            out,
+            on_progress=self.told.append,
+            cancel=self.cancel,
+            cache_dir=self.folder / cache,
+            weights=self.weights,
+        )
+        return out, card
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bench, Path, ModelCard]:
+    torch.set_num_threads(1)
+    bench = Bench(tmp_path_factory.mktemp("trained"), good=72, defective=48)
+    return bench, *bench.train(epochs=12)
+
+
+# --- what comes out
+
+
+def test_scratches_are_learnt_and_told_apart_on_parts_never_seen(trained: tuple[Bench, Path, ModelCard]) -> None:
+    bench, folder, card = trained
+
+    found = evaluate(folder, bench.parts.held_out.items)
+
+    assert (found.scores["average_precision"] or 0) > 0.9
+    assert (found.scores["f1"] or 0) > 0.75
+    assert found.version == card.version
+    assert found.unreadable == 0
+
+
+def test_the_version_is_whole_and_its_pinned_images_give_their_scores(trained: tuple[Bench, Path, ModelCard]) -> None:
+    _, folder, card = trained
+
+    assert read_card(folder, card.version) == card
+    assert set(card.files) == {WEIGHTS_FILE, *(image.file for image in card.pinned)}
+    network = load_trained(folder, card.architecture, card.normalisation)
+    for image in card.pinned:
+        pixels = decode((folder / image.file).read_bytes())
+        assert pixels.shape == (card.preparation.height, card.preparation.width, 3)
+        assert scored(logits_of(network, pixels[None]), card.calibration)[0] == pytest.approx(image.score, abs=1e-6)
+    assert min(image.score for image in card.pinned) < card.threshold <= max(image.score for image in card.pinned)
+
+
+def test_the_scores_on_the_card_are_those_of_the_written_weights_on_the_validation_part(
+    trained: tuple[Bench, Path, ModelCard],
+) -> None:
+    bench, folder, card = trained
+    _, validation, _ = cut(bench.parts.train.items, trainer.VALIDATION_SHARE, card.seed)
+
+    network = load_trained(folder, card.architecture, card.normalisation)
+    logits = np.array([logit for _, logit in judged(network, card.preparation, validation)])
+    scores, labels = scored(logits, card.calibration), labels_of(validation)
+
+    precision, recall, f1, _ = precision_recall_fscore_support(labels, scores >= card.threshold, average="binary")
+    expected = {
+        "precision": precision,
+        "recall": recall,
+        "f1": f1,
+        "average_precision": average_precision_score(labels, scores),
+    }
+    assert card.validation_scores == pytest.approx(expected)
+
+
+def test_the_card_says_what_it_was_trained_on(trained: tuple[Bench, Path, ModelCard]) -> None:
+    import hashlib
+
+    bench, _, card = trained
+    items = sorted(bench.parts.train.items, key=lambda item: item.name)
+
+    assert card.data.sha256 == fingerprint((item, hashlib.sha256(item.read()).hexdigest()) for item in items)
+    assert card.data.name == "plates"
+    assert (card.data.train_good, card.data.train_defective) == (43, 29)
+    assert (card.data.validation_good, card.data.validation_defective) == (11, 7)
+    assert "75% and 25%" in card.data.split
+    assert card.code_revision.partition("+")[2]
+
+
+def test_progress_goes_through_every_stage_to_its_end(trained: tuple[Bench, Path, ModelCard]) -> None:
+    bench, _, _ = trained
+
+    assert list(dict.fromkeys(progress.stage for progress in bench.told)) == STAGES
+    for stage in STAGES:
+        told = [progress for progress in bench.told if progress.stage == stage]
+        assert [progress.done for progress in told] == sorted(progress.done for progress in told)
+        assert told[-1].done == told[-1].total > 0 or stage == "training"
+    epochs = [progress.figures for progress in bench.told if progress.stage == "training" and progress.figures]
+    assert [figures["epoch"] for figures in epochs] == list(range(1, len(epochs) + 1))
+    assert set(epochs[0]) >= {"train_loss", "validation_loss", "validation_ap", "learning_rate"}
+    assert epochs[-1]["learning_rate"] < epochs[0]["learning_rate"]
+
+
+# --- the same again
+
+
+def test_the_same_seed_gives_the_same_version(bench: Bench) -> None:
+    _, first = bench.train(cache="one")
+    _, second = bench.train(cache="two")
+
+    assert first.files == second.files
+    assert (first.threshold, first.validation_scores, first.pinned) == (
+        second.threshold,
+        second.validation_scores,
+        second.pinned,
+    )
+
+
+def test_another_seed_gives_another_version_of_the_same_data(bench: Bench) -> None:
+    _, first = bench.train()
+    _, second = bench.train(seed=1)
+
+    assert first.files[WEIGHTS_FILE] != second.files[WEIGHTS_FILE]
+    assert first.data.sha256 == second.data.sha256
+
+
+def test_a_second_training_takes_its_features_from_the_cache(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, first = bench.train()
+
+    def computed(*_: object) -> None:
+        raise AssertionError("a map was computed again")
+
+    monkeypatch.setattr(features, "_through", computed)
+    _, second = bench.train()
+
+    assert first.files == second.files
+
+
+# --- other data
+
+
+def test_colour_images_of_different_sizes_are_trained_on(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, sizes=[(64, 64), (120, 48), (40, 200)])
+
+    _, card = bench.train(epochs=1)
+
+    assert (card.preparation.width, card.preparation.height) == (64, 64)
+
+
+def test_validation_is_cut_by_group_where_groups_are_known(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given parts of which there are three images each
+    items = sorted(bench.parts.train.items, key=lambda item: item.name)
+    grouped = [replace(item, group=f"{item.label}-{number // 3}") for number, item in enumerate(items)]
+    seen: list[list[Item]] = []
+    real = features.extract
+
+    def extract(entries: list[tuple[Item, str]], *rest: Any) -> Any:
+        seen.append([item for item, _ in entries])
+        return real(entries, *rest)
+
+    monkeypatch.setattr(trainer, "extract", extract)
+
+    # When a model learns from them
+    _, card = bench.train(replace(bench.parts.train, items=tuple(grouped)), epochs=1)
+
+    # Then no part is on both sides
+    learnt, validated = seen
+    assert not {item.group for item in learnt} & {item.group for item in validated}
+    assert len(learnt) + len(validated) == len(items)
+    assert "by group" in card.data.split
+
+
+def test_doubtful_labels_soften_the_target(bench: Bench) -> None:
+    item = bench.parts.train.items[0]
+    doubtful = [
+        replace(item, label=Label.DEFECTIVE, probability=2 / 3),
+        replace(item, label=Label.GOOD, probability=1 / 3),
+        replace(item, label=Label.DEFECTIVE),
+    ]
+
+    assert trainer._targets([(one, "") for one in doubtful]) == pytest.approx([5 / 6, 1 / 6, 1.0])
+
+
+def with_damaged(bench: Bench, damaged: int, sound: int) -> Dataset:
+    """The bench's training part among many more, of which some are text files called .png."""
+    folder = bench.folder / "more"
+    files = write_plates(folder, damaged + sound, scratched=False, first_seed=500)
+    for file in files[:damaged]:
+        file.write_text("no picture")
+    more = tuple(Item(f"more/{file.name}", file, Label.GOOD) for file in files)
+    return replace(bench.parts.train, items=(*bench.parts.train.items, *more))
+
+
+def test_one_damaged_image_among_many_is_left_out_and_told(bench: Bench) -> None:
+    data = with_damaged(bench, damaged=1, sound=90)
+
+    _, card = bench.train(data, epochs=1)
+
+    learnt = card.data.train_good + card.data.train_defective
+    assert learnt + card.data.validation_good + card.data.validation_defective == len(data.items) - 1
+    assert "1 unreadable images left out" in card.data.split
+    reading = [progress for progress in bench.told if progress.stage == "reading"]
+    assert reading[-1].figures["unreadable"] == 1
+
+
+def test_many_damaged_images_end_the_training_and_are_named(bench: Bench) -> None:
+    with pytest.raises(BadField, match=r"5 of 45 images cannot be read: more/000\.png, more/001\.png, .*, \.\.\."):
+        bench.train(with_damaged(bench, damaged=5, sound=10))
+
+
+def test_one_class_alone_is_refused(bench: Bench) -> None:
+    good = tuple(item for item in bench.parts.train.items if item.label is Label.GOOD)
+
+    with pytest.raises(BadField, match="no defective images"):
+        bench.train(replace(bench.parts.train, items=good))
+
+
+def test_a_backbone_nobody_knows_is_refused_before_an_image_is_read(bench: Bench) -> None:
+    with pytest.raises(BadField, match="no timm or torchvision backbone"):
+        bench.train(backbone="efficientnet_of_my_dreams")
+    assert bench.told == []
+
+
+# --- stopping
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_cancelled_training_stops_in_whatever_stage_it_is(bench: Bench, stage: str) -> None:
+    class Stopping(list[Progress]):
+        def append(self, progress: Progress) -> None:
+            super().append(progress)
+            if progress.stage == stage and (progress.done or stage == "training"):
+                bench.cancel.set()
+
+    bench.told = Stopping()
+
+    with pytest.raises(Cancelled):
+        bench.train()
+
+    assert bench.told[-1].stage == stage
+    assert not (bench.folder / "version-1/model.json").exists()
+
+
+# --- evaluating
+
+
+def test_an_evaluation_agrees_with_scikit_learn(trained: tuple[Bench, Path, ModelCard]) -> None:
+    bench, folder, card = trained
+    items = bench.parts.held_out.items
+    told: list[tuple[int, int]] = []
+
+    found = evaluate(folder, items, on_progress=lambda done, total: told.append((done, total)))
+
+    network = load_trained(folder, card.architecture, card.normalisation)
+    logits = np.array([logit for _, logit in judged(network, card.preparation, items)])
+    scores, labels = scored(logits, card.calibration), labels_of(items)
+    precision, recall, f1, _ = precision_recall_fscore_support(labels, scores >= card.threshold, average="binary")
+    assert (found.scores["precision"], found.scores["recall"], found.scores["f1"]) == pytest.approx(
+        (precision, recall, f1)
+    )
+    assert found.average_precision == pytest.approx(average_precision_score(labels, scores))
+    assert told[-1] == (len(items), len(items))
+
+
+def test_an_evaluation_counts_what_it_cannot_read(trained: tuple[Bench, Path, ModelCard], tmp_path: Path) -> None:
+    bench, folder, _ = trained
+    (tmp_path / "text.png").write_text("no picture")
+    damaged = Item("text.png", tmp_path / "text.png", Label.GOOD)
+
+    found = evaluate(folder, [damaged, *bench.parts.held_out.items])
+
+    assert found.unreadable == 1
+    assert found.confusion == evaluate(folder, bench.parts.held_out.items).confusion
+    with pytest.raises(BadField, match="none of 1 images can be read"):
+        evaluate(folder, [damaged])
+
+
+def test_an_evaluation_needs_labels_and_heeds_its_cancel_event(trained: tuple[Bench, Path, ModelCard]) -> None:
+    bench, folder, _ = trained
+    nameless = replace(bench.parts.held_out.items[0], label=None)
+    stop = threading.Event()
+    stop.set()
+
+    with pytest.raises(BadField, match="has no label"):
+        evaluate(folder, [nameless])
+    with pytest.raises(Cancelled):
+        evaluate(folder, bench.parts.held_out.items, cancel=stop)
+
+
+def test_an_average_precision_of_one_class_is_none(trained: tuple[Bench, Path, ModelCard]) -> None:
+    bench, folder, _ = trained
+
+    found = evaluate(folder, [item for item in bench.parts.held_out.items if item.label is Label.GOOD])
+
+    assert found.average_precision is None
+    assert found.scores["recall"] is None
+
+
+def test_weights_that_do_not_fit_the_card_are_refused(trained: tuple[Bench, Path, ModelCard], tmp_path: Path) -> None:
+    _, _, card = trained
+    (tmp_path / WEIGHTS_FILE).write_bytes(b"nothing")
+
+    with pytest.raises(CorruptModel, match=r"weights\.safetensors does not fit"):
+        load_trained(tmp_path, card.architecture, card.normalisation)
