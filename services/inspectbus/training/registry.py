@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, select
+from sqlalchemy import Connection, Engine, Row, Table, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from inspectbus.domain.model_version import PRODUCTION, ModelCard
@@ -20,9 +20,6 @@ from inspectbus.errors import NotFound
 from inspectbus.stores.database import reading
 from inspectbus.stores.models import ModelStore
 from inspectbus.training.tables import model_alias_history, model_aliases, model_versions, now_us
-
-_INSERTS = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
-"""Two trainings that end together both find no row, so only the database can say who was first."""
 
 
 @dataclass(frozen=True)
@@ -52,20 +49,22 @@ class Registry:
 
         A version that is known already keeps its row; its alias is set all the same.
         """
-        insert = _INSERTS[connection.dialect.name]
+        # Two trainings that end together both find no row: only the database can say who was first.
         version = {"name": card.name, "version": card.version}
         connection.execute(
-            insert(model_versions)
+            _insert(connection, model_versions)
             .values(**version, card=card.model_dump_json(), registered_at=now_us())
             .on_conflict_do_nothing(index_elements=["name", "version"])
         )
         pointing = {**version, "alias": alias}
         connection.execute(
-            insert(model_aliases)
+            _insert(connection, model_aliases)
             .values(**pointing)
             .on_conflict_do_update(index_elements=["name", "alias"], set_={"version": card.version})
         )
-        connection.execute(insert(model_alias_history).values(**pointing, set_at=now_us(), by=by, reason=reason))
+        connection.execute(
+            _insert(connection, model_alias_history).values(**pointing, set_at=now_us(), by=by, reason=reason)
+        )
 
     def list_models(self, name: str = "") -> list[RegisteredModel]:
         """Every version, of one name where given, newest first."""
@@ -99,6 +98,11 @@ class Registry:
             select(model_aliases).filter_by(name=name, version=version).order_by(model_aliases.c.alias)
         ).all()
         return _model(row, pointing)
+
+
+def _insert(connection: Connection, table: Table) -> sqlite.Insert | postgresql.Insert:
+    """The dialect's own insert, which knows conflicts."""
+    return postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)
 
 
 def _model(row: Row[Any], pointing: Sequence[Row[Any]]) -> RegisteredModel:

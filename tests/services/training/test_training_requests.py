@@ -25,7 +25,7 @@ def test_data_outside_the_data_root_is_refused(folder: Path, service: Service, d
 
     assert refusal.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert named_fields(refusal) == ["plan.data"]
-    assert "lies outside" in refusal.details()
+    assert "lies outside" in str(refusal.details())
 
 
 def test_a_folder_inside_the_data_root_may_be_named_relative_or_absolute(

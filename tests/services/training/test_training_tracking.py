@@ -109,6 +109,13 @@ def test_the_tracker_writes_nothing_to_the_terminal_and_reports_to_nobody(tmp_pa
     assert (tmp_path / "mlflow.db").stat().st_size > 0
 
 
+def test_what_mlflow_imports_of_sqlalchemy_is_there_before_any_service_works() -> None:
+    # Or statements on other threads fail while MLflow is being imported; the moment is too short to be met in a test.
+    code = "import sys, inspectbus.stores.database; sys.exit('sqlalchemy.orm' not in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False, timeout=60).returncode == 0
+
+
 def test_a_tracker_that_hangs_is_left_after_its_patience_and_drops_what_is_too_much(tmp_path: Path) -> None:
     # given a store whose first entry never ends
     failures = Counter("failures", "", registry=None)
