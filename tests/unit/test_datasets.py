@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -300,21 +301,22 @@ def test_a_group_on_both_sides_of_the_sets_own_halves_is_told(tmp_path: Path) ->
     assert "1 groups stand on both sides" in split(open_dataset(str(tmp_path))).held_out.words
 
 
-def test_the_fingerprint_moves_with_name_label_content_and_order() -> None:
-    a = Item("a.png", Path("a.png"), Label.GOOD)
-    b = Item("b.png", Path("b.png"), Label.DEFECTIVE)
-    relabelled = Item("a.png", Path("a.png"), Label.DEFECTIVE)
-
+def test_the_fingerprint_moves_with_name_label_and_content_and_with_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"1")
+    (tmp_path / "b.png").write_bytes(b"2")
+    a = Item("a.png", tmp_path / "a.png", Label.GOOD)
+    b = Item("b.png", tmp_path / "b.png", Label.DEFECTIVE)
     prints = [
-        fingerprint([(a, "1"), (b, "2")]),
-        fingerprint([(b, "2"), (a, "1")]),
-        fingerprint([(a, "1"), (b, "3")]),
-        fingerprint([(relabelled, "1"), (b, "2")]),
-        fingerprint([(a, "1")]),
+        fingerprint([a, b]),
+        fingerprint([a]),
+        fingerprint([replace(a, label=Label.DEFECTIVE), b]),
+        fingerprint([replace(a, name="c.png"), b]),
+        fingerprint([replace(a, path=b.path), b]),
+        fingerprint([replace(a, path=tmp_path / "gone.png"), b]),
     ]
 
     assert len(set(prints)) == len(prints)
-    assert fingerprint([(Item("a.png", Path("elsewhere/a.png"), Label.GOOD), "1")]) == prints[-1]
+    assert fingerprint([b, replace(a, group="part-1")]) == prints[0]
 
 
 # --- the solar cells

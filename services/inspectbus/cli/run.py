@@ -8,7 +8,6 @@ The command uses the services' doors like any other client, so what it shows is 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
 import time
@@ -153,7 +152,7 @@ def _model_for(
     if not retrain:
         from inspectbus.stores.datasets import fingerprint
 
-        sha256 = fingerprint((item, hashlib.sha256(item.read()).hexdigest()) for item in replay.train.items)
+        sha256 = fingerprint(replay.train.items)
         for model in client.models(name):
             if PRODUCTION in model.aliases and model.card["data"]["sha256"] == sha256:
                 console.print(f"model {model.name}/{model.version} was trained on these images; nothing to train")

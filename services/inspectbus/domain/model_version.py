@@ -57,7 +57,7 @@ class DataFingerprint(_Part):
 
     name: str = Field(max_length=200)
     sha256: Sha256
-    """Over every item's name, label and content hash, in order."""
+    """Over every item's name, label and content, in the order of names."""
     train_good: int = Field(ge=0)
     train_defective: int = Field(ge=0)
     validation_good: int = Field(ge=0)

@@ -177,10 +177,14 @@ def cut(items: Sequence[Item], share: float, seed: int) -> tuple[list[Item], lis
     return rest, part, f"{1 - share:.0%} and {share:.0%}, stratified, seed {seed}"
 
 
-def fingerprint(entries: Iterable[tuple[Item, str]]) -> str:
-    """sha256 over every item's name, label and content hash, in order."""
+def fingerprint(items: Iterable[Item]) -> str:
+    """sha256 over every item's name, label and content, in the order of names; an unreadable file counts as empty."""
     digest = hashlib.sha256()
-    for item, content in entries:
+    for item in sorted(items, key=lambda each: each.name):
+        try:
+            content = hashlib.sha256(item.read()).hexdigest()
+        except BadField:
+            content = ""
         # Neither separator can stand in the parts, so no two lists spell the same text.
         digest.update(f"{item.name}\0{item.label or ''}\0{content}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()

@@ -233,7 +233,6 @@ def _finish(
     for number, row in enumerate(_spread(scores, PINNED)):
         pinned.append(_pin(out_dir, number, items[row], preparation, network, calibration))
         way.step(1)
-    everything = sorted([*parts.train, *parts.validation], key=lambda entry: entry[0].name)
     trained_on = labels_of([item for item, _ in parts.train])
     card = ModelCard(
         name=plan.model,
@@ -250,7 +249,7 @@ def _finish(
         },
         data=DataFingerprint(
             name=data.name[:200],
-            sha256=fingerprint(everything),
+            sha256=fingerprint(data.items),
             train_good=int((trained_on == 0).sum()),
             train_defective=int((trained_on == 1).sum()),
             validation_good=int((labels == 0).sum()),
