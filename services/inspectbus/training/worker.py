@@ -151,8 +151,9 @@ class Worker:
         except Exception as error:
             # Broad, because whatever a training raises is how this job ended, and the next one must run.
             record.end("FAILED")
-            log.exception("training failed", job=job.job_id)
-            self._end(job, JobState.FAILED, _in_words(error))
+            why = _in_words(error)
+            log.error("training failed", job=job.job_id, why=why, exc_info=not isinstance(error, InspectBusError))
+            self._end(job, JobState.FAILED, why)
         finally:
             with self._lock:
                 self._running = None

@@ -102,7 +102,6 @@ def test_the_tracker_writes_nothing_to_the_terminal_and_reports_to_nobody(tmp_pa
         capture_output=True,
         text=True,
         timeout=120,
-        check=False,
         env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)},
     )
 
