@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from inspectbus.domain.model_version import WEIGHTS_FILE, ModelCard
-from inspectbus.errors import BadField, CorruptModel, NotPossibleNow
+from inspectbus.domain.model_version import ModelCard
+from inspectbus.errors import NotPossibleNow
 from inspectbus.inference.engine import Images, Scores
-from inspectbus.networks.classifier import Classifier, build
+from inspectbus.networks.trained import load_trained
 
 
 class TorchEngine:
@@ -24,7 +22,7 @@ class TorchEngine:
         if threads:
             # For the whole process; each thread looks once, before its first computation.
             torch.set_num_threads(threads)
-        self._network = _network(folder, card).to(self._device)
+        self._network = load_trained(folder, card.architecture, card.normalisation).to(self._device)
         self._calibration = card.calibration
 
     @property
@@ -51,21 +49,3 @@ def chosen_device(device: Literal["auto", "cpu", "cuda"]) -> torch.device:
     if not torch.cuda.is_available():
         raise NotPossibleNow("device cuda was asked for, and torch sees no CUDA here", field="device")
     return torch.device("cuda")
-
-
-def _network(folder: Path, card: ModelCard) -> Classifier:
-    try:
-        network = build(card.architecture, card.normalisation)
-        weights = load_file(folder / WEIGHTS_FILE)
-        network.load_state_dict(weights, strict=True)
-    except BadField as error:
-        raise CorruptModel(f"the card's architecture is unknown here: {error.message}", field="backbone") from error
-    except (SafetensorError, RuntimeError) as error:
-        reason = str(error)[:500]
-        raise CorruptModel(
-            f"{WEIGHTS_FILE} does not fit {card.architecture.backbone}: {reason}", field=WEIGHTS_FILE
-        ) from error
-    for name, tensor in weights.items():
-        if not torch.isfinite(tensor).all():
-            raise CorruptModel(f"{WEIGHTS_FILE} holds values that are no numbers, in {name}", field=WEIGHTS_FILE)
-    return network.eval()

@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Method:
-    """The numbers of the method. Chosen on validation parts of solar cells; nothing here knows of them."""
+    """The numbers of the method, found on solar cells (validation parts only) and meant for any part."""
 
     batch: int = 32
     rate: float = 5e-4
@@ -100,7 +100,8 @@ def fit(
 ) -> None:
     """Leaves `upper` with the averaged weights of its best epoch. The callbacks may raise to end it all.
 
-    `targets` lie in 0 to 1, one per training image; each epoch sees every image once, in one of its views.
+    `targets` lie in 0 to 1, one per training image; each epoch sees every image once, in one of its views. The loss
+    is the binary cross-entropy, which for soft targets is the Kullback-Leibler divergence plus a constant.
     """
     with torch.no_grad():
         upper.head.reset_parameters()

@@ -31,7 +31,7 @@ class TrainingSettings(ServiceSettings):
     """A timm or torchvision architecture, for plans that name none."""
     weights: Path | None = None
     """Pretrained weights: a file, or a folder that may hold one called as the backbone; else a package or a hub."""
-    epochs: int = Field(default=8, ge=1, le=1000)
+    epochs: int = Field(default=7, ge=1, le=1000)
     """For plans that name none; early stopping may end sooner."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """For plans that name none."""
