@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from inspectbus.cli import decisions, environment, inspect, models, recipes, run, scores, serve, stations, training
+from inspectbus.cli import decisions, environment, inspect, models, recipes, run, scores, serve, stations, train
 from inspectbus.cli.printing import plain
 
 FAILED = 2
@@ -93,8 +93,8 @@ def begin(
 app.command("run", epilog=run.EXAMPLES)(run.run)
 app.command("serve", epilog=serve.EXAMPLES)(serve.serve)
 app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
-app.command("train", epilog=training.TRAIN_EXAMPLES)(training.train)
-app.command("evaluate", epilog=training.EVALUATE_EXAMPLES)(training.evaluate)
+app.command("train", epilog=train.TRAIN_EXAMPLES)(train.train)
+app.command("evaluate", epilog=train.EVALUATE_EXAMPLES)(train.evaluate)
 app.command("models", epilog=models.EXAMPLES)(models.models)
 app.command("scores", epilog=scores.EXAMPLES)(scores.scores)
 app.add_typer(recipes.app, name="recipes", epilog=recipes.EXAMPLES)

