@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import os
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from inspectbus.errors import BadField
+from inspectbus.errors import BadField, NotPossibleNow
 from inspectbus.stores import datasets
 from inspectbus.stores.datasets import Dataset, Item, Label, cut, fingerprint, open_dataset, split
 
@@ -290,6 +291,16 @@ def test_too_few_images_to_cut_are_refused(tmp_path: Path) -> None:
     touch(tmp_path, "good/a.png", "good/b.png", "good/c.png", "defective/d.png")
 
     with pytest.raises(BadField, match="too few"):
+        split(open_dataset(str(tmp_path)))
+
+
+def test_a_machine_without_scikit_learn_is_told_what_cutting_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, *numbered("good", 8), *numbered("defective", 8))
+    monkeypatch.setitem(sys.modules, "sklearn.model_selection", None)
+
+    with pytest.raises(NotPossibleNow, match=r"inspectbus\[training\]"):
         split(open_dataset(str(tmp_path)))
 
 

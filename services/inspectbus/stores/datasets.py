@@ -29,7 +29,7 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from inspectbus.errors import BadField
+from inspectbus.errors import BadField, NotPossibleNow
 
 ELPV = "elpv"
 MANIFEST = "manifest.csv"
@@ -160,9 +160,12 @@ def cut(items: Sequence[Item], share: float, seed: int) -> tuple[list[Item], lis
     """The rest, a part of about `share`, and how it was cut, in words.
 
     Stratified by label, doubt and kind. No group stands on both sides. Raises BadField when items have no label, or
-    are too few to give both sides both classes.
+    are too few to give both sides both classes, NotPossibleNow where scikit-learn is not installed.
     """
-    from sklearn.model_selection import train_test_split  # heavy, and replay without a cut needs none of it
+    try:
+        from sklearn.model_selection import train_test_split  # heavy, and a set with its own halves needs none of it
+    except ModuleNotFoundError:
+        raise NotPossibleNow("cutting a data set needs scikit-learn: pip install 'inspectbus[training]'") from None
 
     _both_classes(items, "the images to cut")
     if any(item.group for item in items):
