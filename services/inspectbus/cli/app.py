@@ -86,8 +86,9 @@ def begin(
     from inspectbus.runtime import logs
 
     environment.check(os.environ)
-    context.obj = log_level
-    logs.configure(log_level or LogLevel.INFO, "json" if log_format is LogFormat.JSON else "text")
+    # Only a service tells of its everyday: elsewhere the lines would stand between results and progress bars.
+    usual = LogLevel.INFO if context.invoked_subcommand == "serve" else LogLevel.WARNING
+    logs.configure(log_level or usual, "json" if log_format is LogFormat.JSON else "text")
 
 
 app.command("run", epilog=run.EXAMPLES)(run.run)

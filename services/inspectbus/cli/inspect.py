@@ -42,7 +42,6 @@ class Form(StrEnum):
 
 
 def inspect(
-    context: typer.Context,
     paths: Annotated[list[Path], typer.Argument(metavar="PATH|DIR...", help="Image files, or folders of them.")],
     address: Annotated[
         str | None,
@@ -68,12 +67,8 @@ def inspect(
     with ExitStack() as stack:
         if address is None:
             from inspectbus.line import private_line
-            from inspectbus.runtime import logs
             from inspectbus_client import Client
 
-            if context.obj is None:
-                # Services that come and go within one command are no news to whoever asked for verdicts.
-                logs.configure("warning")
             client = stack.enter_context(Client.connect(stack.enter_context(private_line(state))))
         else:
             client = stack.enter_context(client_of("acquisition", address))
