@@ -75,6 +75,14 @@ def test_the_table_of_services_has_their_default_ports() -> None:
     }
 
 
+def test_prometheus_scrapes_the_default_metrics_ports() -> None:
+    scrape = yaml.safe_load((ROOT / "deploy" / "prometheus.yml").read_text(encoding="utf-8"))
+    (job,) = scrape["scrape_configs"]
+    found = {each["labels"]["service"]: each["targets"] for each in job["static_configs"]}
+    ports = {name: settings_class(name).model_fields["metrics_port"].default for name in SERVICES}
+    assert found == {name: [f"127.0.0.1:{port}"] for name, port in ports.items()}
+
+
 def test_the_python_of_the_readme_uses_what_the_client_has() -> None:
     from inspectbus_client import Client, Decision
 
