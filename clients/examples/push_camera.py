@@ -1,6 +1,6 @@
 """A camera of your own: render a part every moment and push it to a push station.
 
-    python clients/examples/push_camera.py --line line-1 --station top --frames 100 --fps 10
+    python clients/examples/push_camera.py --line line-1 --station side --frames 100 --fps 10
 
 A real camera puts its encoded image in place of `render`. What is decided comes to watch_line.py, not here.
 """
@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--acquisition", default="127.0.0.1:50051", metavar="HOST:PORT")
     parser.add_argument("--line", default="line-1")
-    parser.add_argument("--station", default="top")
+    parser.add_argument("--station", default="side")
     parser.add_argument("--frames", type=int, default=100)
     parser.add_argument("--fps", type=float, default=10.0, help="0: as fast as the line takes them")
     parser.add_argument("--scratched", type=float, default=0.1, help="share of scratched parts")
@@ -36,11 +36,14 @@ def main(arguments: list[str] | None = None) -> int:
     accepted = 0
     with Client(acquisition=options.acquisition) as client:
         # The answers pull the frames: the camera is never further ahead than the line can bear.
-        for published in client.publish_frames(parts, line=options.line, station=options.station):
-            if published.error is None:
-                accepted += 1
-            else:
-                print(f"{published.shot.part_id} was refused: {published.error}")
+        try:
+            for published in client.publish_frames(parts, line=options.line, station=options.station, patience_s=10):
+                if published.error is None:
+                    accepted += 1
+                else:
+                    print(f"{published.shot.part_id} was refused: {published.error}")
+        except InspectBusError as error:
+            print(f"gave up: {error}")
     print(f"{accepted} of {options.frames} frames accepted")
     return 0 if accepted == options.frames else 1
 
@@ -61,11 +64,11 @@ def camera(dice: random.Random, frames: int, fps: float, share_scratched: float)
 
 def render(dice: random.Random, scratched: bool) -> bytes:
     """A part as a BMP of 8 bit grey: a noisy disc on a dark belt, with or without a dark scratch across it."""
-    rows = [bytearray(dice.randrange(20, 40) for _ in range(SIDE)) for _ in range(SIDE)]
+    rows = [bytearray(dice.randrange(28, 36) for _ in range(SIDE)) for _ in range(SIDE)]
     for y in range(SIDE):
         for x in range(SIDE):
             if (x - SIDE / 2) ** 2 + (y - SIDE / 2) ** 2 < (SIDE * 0.4) ** 2:
-                rows[y][x] = dice.randrange(160, 200)
+                rows[y][x] = dice.randrange(176, 184)
     if scratched:
         left, slope = dice.randrange(SIDE // 3, SIDE // 2), dice.uniform(-0.5, 0.5)
         for y in range(SIDE // 4, 3 * SIDE // 4):

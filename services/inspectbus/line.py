@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import structlog
-import yaml
 
 from inspectbus.bus import Bus, connect
 from inspectbus.domain.model_version import PRODUCTION
+from inspectbus.domain.strict_yaml import read_mapping
 from inspectbus.errors import BadField, ModelNotReady, NotFound, NotPossibleNow
 from inspectbus.runtime.rpc_server import Door
 from inspectbus.runtime.settings import ServiceSettings
@@ -60,6 +60,9 @@ def open_line(
         raise BadField(f"no service {unknown[0]!r}: there are {', '.join(SERVICES)}", field="service")
     sections = sections or {}
     doors: dict[str, Door] = {}
+    for service in services:
+        # All of them before the first door opens: a typo must not look like a line that came up and fell.
+        _settings(service, sections.get(service, {}), forced, doors)
     with ExitStack() as house:
         for service in SERVICES:
             if service in services:
@@ -160,12 +163,12 @@ def _own(state_dir: Path) -> dict[str, Any]:
 def read_plant(path: Path) -> dict[str, dict[str, Any]]:
     """plant.yaml: a mapping of service names to their settings. Raises BadField naming the entry at fault."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        content = read_mapping(path.read_text(encoding="utf-8"), str(path))
     except OSError as error:
         raise BadField(f"cannot read {path}: {error.strerror}", field="plant") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadField(f"{path} is not valid YAML: {error}", field="plant") from None
-    if not isinstance(content, dict) or not all(isinstance(part, dict) for part in content.values()):
+    except UnicodeDecodeError as error:
+        raise BadField(f"{path} is not UTF-8: {error}", field="plant") from None
+    if not all(isinstance(part, dict) for part in content.values()):
         raise BadField(f"{path} must map service names to their settings", field="plant")
     unknown = sorted(set(content) - set(SERVICES))
     if unknown:

@@ -106,8 +106,7 @@ def test_a_wrong_entry_is_refused_by_its_name(change: dict[str, object], field: 
         ("name: cells\nmodel: elpv\nthreshold: " + "9" * 5000, "valid YAML"),
         ("!!python/object/apply:os.getcwd []", "valid YAML"),
         ("name: cells\nmodel: elpv\ndescription: " + "x" * 70_000, "at most"),
-        ("", "dictionary"),
-        ("- cells", "dictionary"),
+        ("- cells", "mapping"),
     ],
 )
 def test_yaml_that_is_dangerous_or_none_is_refused(text: str, words: str) -> None:

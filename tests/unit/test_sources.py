@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import islice
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from inspectbus.acquisition.settings import DatasetSource, FolderSource, PushSource, VideoSource
 from inspectbus.acquisition.sources import Capture, Source, Unreadable, open_source
+from inspectbus.acquisition.sources.folder import ImageFolder
 from inspectbus.api.v1 import frame_pb2
 from inspectbus.errors import NotPossibleNow
 
@@ -194,3 +196,22 @@ def test_a_file_that_is_no_video_is_refused_by_name(tmp_path: Path) -> None:
 def test_a_push_station_has_no_source_to_open() -> None:
     with pytest.raises(NotPossibleNow, match="pushed frames"):
         open_source(PushSource(kind="push"), LIMIT)
+
+
+def test_a_name_that_is_no_utf8_is_spelt_so_that_a_message_can_carry_it(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes(b"x")
+    (capture,) = ImageFolder(FolderSource(kind="folder", path=tmp_path), 100).read(0, again=False)
+    assert isinstance(capture, Capture)
+    assert frame_pb2.Frame(source_item=capture.item).source_item == r"caf\xe9.png"
+
+
+def test_a_folder_that_vanishes_fails_at_once_and_costs_no_image(tmp_path: Path) -> None:
+    folder = tmp_path / "camera"
+    folder.mkdir()
+    for number in range(3):
+        (folder / f"{number}.png").write_bytes(b"x")
+    items = ImageFolder(FolderSource(kind="folder", path=folder), 100).read(0, again=False)
+    next(items)
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(NotPossibleNow, match="has gone"):
+        next(items)

@@ -35,10 +35,10 @@ class Plant:
 
     def __exit__(self, *_: object) -> None:
         self.ask_to_stop()
-        until_s = time.monotonic() + self._drain_s
+        # One second beyond: a station writes its cursor after it has drained.
+        until_s = time.monotonic() + self._drain_s + 1.0
         for station in self:
-            # One second beyond: a station writes its cursor after it has drained.
-            if not station.stopped(max(0.0, until_s - time.monotonic()) + 1.0):
+            if not station.stopped(max(0.0, until_s - time.monotonic())):
                 log.warning("left with frames in flight", line=station.line, station=station.name)
 
     def __iter__(self) -> Iterator[Station]:

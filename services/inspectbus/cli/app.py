@@ -50,6 +50,10 @@ class Commands(TyperGroup):
             # Whatever is still buffered goes nowhere, quietly.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(BROKEN_PIPE) from None
+        except OSError as error:
+            # A taken port, a full disk, a folder nobody may write: the operator's to mend, not a fault of ours.
+            typer.echo(f"error: {plain(str(error))}", err=True)
+            raise typer.Exit(FAILED) from None
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
         return answer

@@ -58,12 +58,15 @@ def list_decisions(
     """List decisions in the order they were recorded."""
     filter = filter_of(line, station, run, verdict, part, lot, model_version, since, until)
     with client_of("results", address) as client:
-        found = itertools.islice(client.decisions(page_size=min(limit, 1000), **filter), limit)
+        rest = client.decisions(page_size=min(limit + 1, 1000), **filter)
+        found = itertools.islice(rest, limit)
         if as_json:
             for record in found:
                 json_line(record)
         else:
             table(COLUMNS, [_cells(record) for record in found])
+        if next(rest, None) is not None:
+            typer.echo(f"the first {limit} only; --since, --run or a larger --limit shows more", err=True)
 
 
 @app.command("show", epilog="Example: inspectbus decisions show 9c0f8a3e-6f0e-5c43-8a52-1c2f9a7f4d11 --json")
@@ -90,8 +93,8 @@ def show_decision(
         "why held": f"{hold.reason}: {hold.detail}" if hold else "",
         "score": decision.score,
         "threshold": decision.threshold,
-        "model": f"{decision.model}/{decision.model_version}",
-        "recipe": f"{decision.recipe} version {decision.recipe_version}",
+        "model": f"{decision.model}/{decision.model_version}" if decision.model_version else "",
+        "recipe": f"{decision.recipe} version {decision.recipe_version or 'unknown'}",
         "preparation": decision.preparation_hash,
         "quality": ", ".join(f"{name} {value:.3g}" for name, value in vars(quality).items()) if quality else "",
         "captured": time_of_day(decision.timings.captured_at),

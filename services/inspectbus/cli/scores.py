@@ -37,7 +37,7 @@ def scores(
     as_json: AsJson = False,
     address: ResultsAddress = None,
 ) -> None:
-    """Show scores; DEFECTIVE is the positive class, held parts are counted apart."""
+    """Show scores of the parts whose truth is known; DEFECTIVE is positive, held parts are counted apart."""
     filter = filter_of(line, station, run, None, part, lot, model_version, since, until)
     with client_of("results", address) as client:
         found = client.scores(by=by or "", **filter)
@@ -46,10 +46,28 @@ def scores(
         for row in rows:
             json_line(row)
         return
-    columns = ("group", "decisions", "TP", "FP", "TN", "FN", "held", "precision", "recall", "F1", "escape", "overkill")
+    columns = (
+        "group",
+        "decisions",
+        "TP",
+        "FP",
+        "TN",
+        "FN",
+        "held",
+        "no truth",
+        "precision",
+        "recall",
+        "F1",
+        "escape",
+        "overkill",
+    )
     cells = []
     for row in rows:
         counts, score = row.scores.confusion, row.scores
+        held = counts.held_defective + counts.held_good
+        known = held + sum(
+            (counts.true_positives, counts.false_positives, counts.true_negatives, counts.false_negatives)
+        )
         cells.append(
             (
                 row.group or "overall",
@@ -58,7 +76,8 @@ def scores(
                 counts.false_positives,
                 counts.true_negatives,
                 counts.false_negatives,
-                counts.held_defective + counts.held_good,
+                held,
+                row.decisions - known,
                 score.precision,
                 score.recall,
                 score.f1,

@@ -9,27 +9,16 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from inspectbus.domain.names import Name
+from inspectbus.domain.strict_yaml import read_mapping
 from inspectbus.errors import BadField
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Point = tuple[Finite, Finite]
 Row = tuple[Finite, Finite, Finite]
 
-MAX_YAML_CHARS = 64 * 1024
-"""A recipe is a page of numbers; anything longer is a mistake."""
-
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses anchors and aliases: they let a few lines stand for gigabytes, and a recipe needs none."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.peek_event().anchor is not None:  # type: ignore[no-untyped-call] # its stubs leave it so
-            raise yaml.YAMLError("a recipe may not use anchors or aliases")
-        return super().compose_node(parent, index)
 
 
 class Lens(_Part):
@@ -117,18 +106,16 @@ class Recipe(_Part):
     @classmethod
     def from_yaml(cls, text: str) -> Recipe:
         """Raises BadField naming the entry at fault, such as 'geometry.crop.width'."""
-        if len(text) > MAX_YAML_CHARS:
-            raise BadField(f"a recipe has at most {MAX_YAML_CHARS} characters, this one has {len(text)}", field="yaml")
+        content = read_mapping(text, "a recipe")
         try:
-            return cls.model_validate(yaml.load(text, _Loader))  # noqa: S506 - a SafeLoader, and stricter
+            return cls.model_validate(content)
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(str(step) for step in first["loc"]) or "yaml"
-            raise BadField(f"{field}: {first['msg']}", field=field) from None
-        except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2026-13-40, a number too long
-            raise BadField(f"not valid YAML: {error}", field="yaml") from None
-        except RecursionError:
-            raise BadField("not a recipe: nested too deeply", field="yaml") from None
+            words = first["msg"].removeprefix("Value error, ")
+            if first["type"] == "extra_forbidden":
+                words = "a recipe has no such entry"
+            raise BadField(f"{field}: {words}", field=field) from None
 
     @property
     def sha256(self) -> str:

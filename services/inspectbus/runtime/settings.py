@@ -82,7 +82,17 @@ class ServiceSettings(BaseSettings):
             first = error.errors()[0]
             field = ".".join(str(step) for step in first["loc"])
             prefix = str(cls.model_config.get("env_prefix", PREFIX))
-            raise BadField(f"setting {prefix}{field.upper()}: {first['msg']}", field=field) from None
+            words = first["msg"].removeprefix("Value error, ")
+            if first["type"] == "extra_forbidden":
+                words = "there is no such setting"
+            # Nested settings can only come from a file, whose words these are; the rest have a variable too.
+            spelt = prefix + field.upper() if len(first["loc"]) == 1 else f"{_section(prefix)}.{field}"
+            raise BadField(f"setting {spelt}: {words}" if field else words, field=field) from None
+
+
+def _section(prefix: str) -> str:
+    """INSPECTBUS_ACQUISITION_ is `acquisition:` in plant.yaml."""
+    return prefix.removeprefix(PREFIX).strip("_").lower()
 
 
 class _Shared(BaseSettings):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import uuid
+from contextlib import suppress
 
 import fsspec
 
@@ -32,8 +33,14 @@ class FrameStore:
         self._files.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
         # A reader, or a restart, must never meet half an image.
         part = f"{path}.{uuid.uuid4().hex[:8]}.part"
-        self._files.pipe_file(part, data)
-        self._files.mv(part, path)
+        try:
+            self._files.pipe_file(part, data)
+            self._files.mv(part, path)
+        except OSError:
+            # On a full disk above all, what was begun must give its room back.
+            with suppress(OSError):
+                self._files.rm_file(part)
+            raise
 
     def get(self, key: str) -> bytes:
         """Raises NotFound when there is no such object."""

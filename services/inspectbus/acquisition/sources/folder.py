@@ -34,7 +34,11 @@ class ImageFolder:
         position = start
         while again or position < len(self._names):
             name = self._names[position % len(self._names)]
-            yield read_image(self._root / name, name, self._max_image_bytes)
+            item = read_image(self._root / name, spelt(name), self._max_image_bytes)
+            if isinstance(item, Unreadable) and not self._root.is_dir():
+                # The folder as a whole, a network drive perhaps: its images are sound, and none may be skipped.
+                raise NotPossibleNow(f"the folder {self._root} has gone", field="path")
+            yield item
             position += 1
 
     def _list(self) -> list[str]:
@@ -56,6 +60,11 @@ class ImageFolder:
         if len(names) > MAX_IMAGES:
             raise NotPossibleNow(f"the folder {self._root} holds more than {MAX_IMAGES} images", field="path")
         return sorted(names, key=natural_order)
+
+
+def spelt(name: str) -> str:
+    """The name as messages can carry it: bytes that are no UTF-8 become \\xff."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def natural_order(name: str) -> tuple[list[tuple[int, int | str]], str]:

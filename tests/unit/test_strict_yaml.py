@@ -1,0 +1,46 @@
+"""Files written by hand: what is a slip or a trick is refused in words, never with a fault of ours."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inspectbus.domain.strict_yaml import MAX_CHARS, read_mapping
+from inspectbus.errors import BadField
+
+
+def test_a_mapping_comes_as_it_stands() -> None:
+    assert read_mapping("a: 1\nb: {c: [x, 2.5, true]}\n", "a file") == {"a": 1, "b": {"c": ["x", 2.5, True]}}
+    assert read_mapping("", "a file") == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: &x [1]\nb: *x", "anchors"),
+        ("a: !!bool x", "tags"),
+        ("!!timestamp x", "tags"),
+        ("a: !!python/object:os.system x", "tags"),
+        ("a: 1\na: 2", "twice"),
+        ("1: {}\nab: {}", "name"),
+        ("~: {}", "name"),
+        ("[a, b]", "mapping"),
+        ("a: 2026-13-45", "month"),
+        ("a: " + "[" * 60, "deep"),
+        ("a: " + "9" * 5000, "limit"),
+        ("a: [", "YAML"),
+        ("x" * (MAX_CHARS + 1), "characters"),
+    ],
+)
+def test_slips_and_tricks_are_refused_in_words(text: str, words: str) -> None:
+    with pytest.raises(BadField, match=words):
+        read_mapping(text, "a file")
+
+
+@given(st.text(alphabet="ab:[]{}!&*-#'\"\n 019.~?|>%@`", max_size=80))
+def test_any_text_is_a_mapping_or_a_bad_field(text: str) -> None:
+    with suppress(BadField):
+        assert isinstance(read_mapping(text, "a file"), dict)
