@@ -53,10 +53,9 @@ def test_a_folder_that_is_a_file_is_away(tmp_path: Path) -> None:
 def test_a_file_that_is_no_database_is_not_away(tmp_path: Path) -> None:
     (tmp_path / "some.db").write_text("not a database at all, but long enough to be read as one" * 20)
     engine = create_engine(f"sqlite:///{tmp_path / 'some.db'}")
-    with pytest.raises(Exception, match="not a database") as refused, reading(engine) as connection:
+    with pytest.raises(BadField, match="no SQLite database") as refused, reading(engine) as connection:
         connection.execute(text("SELECT * FROM things"))
-    assert not isinstance(refused.value, StorageAway)
-    assert isinstance(refused.value.__context__, sqlite3.DatabaseError)
+    assert refused.value.field == "database_url"
 
 
 @pytest.mark.parametrize("url", ["nonsense", "mysql://plant:secret@host/db", "://plant:secret@"])

@@ -79,13 +79,15 @@ def writing(engine: Engine) -> Iterator[Connection]:
 def translated() -> Iterator[None]:
     """A full disk, a lock or a lost database is the operator's matter, so it is told apart from our own faults.
 
-    Raises StorageFull or StorageAway; any other exception passes.
+    Raises StorageFull, StorageAway, or BadField for a file that is no database; any other exception passes.
     """
     try:
         yield
     except DBAPIError as error:
         if _is_full(error.orig):
             raise StorageFull(f"the database takes no more: {error.orig}; free space or raise its limit") from error
+        if isinstance(error.orig, sqlite3.Error) and _primary_code(error.orig) == sqlite3.SQLITE_NOTADB:
+            raise BadField("the file of the database URL is no SQLite database", field="database_url") from error
         if _is_away(error.orig):
             raise StorageAway(f"the database does not answer: {error.orig}") from error
         raise
@@ -119,8 +121,6 @@ _SQLITE_AWAY = {
     sqlite3.SQLITE_CANTOPEN,
     sqlite3.SQLITE_READONLY,
     sqlite3.SQLITE_PROTOCOL,
-    sqlite3.SQLITE_NOTADB,
-    sqlite3.SQLITE_CORRUPT,
 }
 
 
