@@ -27,6 +27,8 @@ FRAME = frame_pb2.Frame(
     recipe="cells",
     image=b"bytes",
     truth=frame_pb2.LABEL_DEFECTIVE,
+    revision=2,
+    claim=frame_pb2.Claim(key="line-1/top/00/a.png"),
 )
 FRAME.captured_at.FromSeconds(1000)
 
@@ -35,9 +37,10 @@ def test_a_decision_carries_everything_its_frame_is_known_by() -> None:
     decision = decision_of(FRAME)
 
     shared = {field.name for field in FRAME.DESCRIPTOR.fields} & {field.name for field in decision.DESCRIPTOR.fields}
-    assert len(shared) == 11
+    assert len(shared) == 12
     for name in shared:
         assert getattr(decision, name) == getattr(FRAME, name)
+    assert decision.image_key == FRAME.claim.key
     assert decision.timings.captured_at == FRAME.captured_at
     assert decision.verdict == decision_pb2.VERDICT_UNSPECIFIED
 

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+from prometheus_client import CollectorRegistry
+
 from inspectbus.bus.topics import Topic
 
 
@@ -88,13 +90,17 @@ class Subscription(Protocol):
 class Bus(AbstractContextManager["Bus"], Protocol):
     """Carries messages between services."""
 
-    def publish(self, topic: Topic, message: Message) -> Future[None]:
+    def publish(self, topic: Topic, message: Message, *, patience_s: float | None = None) -> Future[None]:
         """Done when the bus has taken responsibility for the message.
 
         On RabbitMQ: when a quorum has confirmed it. On the embedded bus, which dies with the process: when every work
         group has settled it with all that `after` named, so that a confirmed frame is a recorded decision there too.
-        Blocks only while the window or a work queue is full, and not for ever: raises QueueFull after the bus's
-        patience, BusClosed when the bus has been closed. A future still open when the bus closes fails with BusClosed.
+        Blocks only while the window or a work queue is full, and not for ever: raises QueueFull after `patience_s`
+        (None: the bus's own), BusClosed when the bus has been closed, BadField when the body is larger than the bus
+        takes. A future still open when the bus closes fails with BusClosed.
+
+        With `patience_s`, a bus that can be away also withdraws a message it could not deliver in that time: the future
+        fails with TooLate, and the message may have arrived or not. Without, it is sent until it is confirmed.
         """
 
     def subscribe(
@@ -113,4 +119,11 @@ class Bus(AbstractContextManager["Bus"], Protocol):
         """
 
     def depth(self, topic: Topic, group: str, lane: Lane = Lane.LIVE) -> int:
-        """Messages waiting in a work queue, not counting those delivered and unsettled."""
+        """Messages waiting in a work queue, not counting those delivered and unsettled. Raises Unreachable."""
+
+    @property
+    def trouble(self) -> str:
+        """Why the bus cannot be used now, in words; empty while it can."""
+
+    def report_to(self, registry: CollectorRegistry) -> None:
+        """Adds the bus's operational numbers to a service's metrics."""

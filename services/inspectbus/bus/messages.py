@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from inspectbus.api.v1.decision_pb2 import Decision, Verdict
+from inspectbus.api.v1.gate_pb2 import GateOutcome
 from inspectbus.api.v1.prepared_frame_pb2 import PreparedFrame
 from inspectbus.bus.contract import Lane, Message
 
@@ -29,4 +30,15 @@ def decision_message(decision: Decision, source: str) -> Message:
         source=source,
         subject=decision.frame_id,
         id=f"{decision.frame_id}:{verdict}",
+    )
+
+
+def outcome_message(outcome: GateOutcome, source: str) -> Message:
+    """For GATES."""
+    return Message(
+        body=outcome.SerializeToString(),
+        key=(outcome.line, outcome.station),
+        source=source,
+        subject=outcome.frame_id,
+        id=f"{outcome.frame_id}:gate",
     )

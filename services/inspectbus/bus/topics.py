@@ -12,15 +12,19 @@ class Topic:
     name: str
     groups: tuple[str, ...] = ()
     laned: bool = False
+    body: str = ""
+    """The protobuf type of its messages; empty where they are of several."""
 
 
-FRAMES = Topic("inspectbus.frames", ("preprocessing",), laned=True)
-"""Frame; key <line>.<station>."""
-PREPARED = Topic("inspectbus.prepared", ("inference",), laned=True)
-"""PreparedFrame; key <line>.<station>."""
-DECISIONS = Topic("inspectbus.decisions", ("results",))
-"""Decision; key <line>.<station>.<verdict>."""
+FRAMES = Topic("inspectbus.frames", ("preprocessing",), laned=True, body="inspectbus.api.v1.Frame")
+"""Key <line>.<station>."""
+PREPARED = Topic("inspectbus.prepared", ("inference",), laned=True, body="inspectbus.api.v1.PreparedFrame")
+"""Key <line>.<station>."""
+DECISIONS = Topic("inspectbus.decisions", ("results",), body="inspectbus.api.v1.Decision")
+"""Key <line>.<station>.<verdict>."""
+GATES = Topic("inspectbus.gates", ("outcomes",), body="inspectbus.api.v1.GateOutcome")
+"""Key <line>.<station>."""
 DEAD = Topic("inspectbus.dead", ("dead",))
 """Whatever was parked, body unchanged; key <topic>.<group>."""
 
-ALL = (FRAMES, PREPARED, DECISIONS, DEAD)
+ALL = (FRAMES, PREPARED, DECISIONS, GATES, DEAD)

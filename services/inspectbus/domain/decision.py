@@ -23,6 +23,8 @@ def decision_of(frame: Frame) -> Decision:
         product=frame.product,
         recipe=frame.recipe,
         truth=frame.truth,
+        revision=frame.revision,
+        image_key=frame.claim.key,
     )
     if frame.HasField("captured_at"):
         decision.timings.captured_at.CopyFrom(frame.captured_at)

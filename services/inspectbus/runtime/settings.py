@@ -22,7 +22,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDic
 from inspectbus.errors import BadField
 
 PREFIX = "INSPECTBUS_"
-SHARED_FIELDS = ("bus_url", "database_url", "state_dir", "models_address", "results_address")
+SHARED_FIELDS = ("bus_url", "database_url", "frame_store_url", "state_dir", "models_address", "results_address")
 """Fields several services have, which one INSPECTBUS_<FIELD> variable may set for all of them."""
 PROCESS_VARIABLES = (
     "INSPECTBUS_LOG_LEVEL",
@@ -100,6 +100,7 @@ class _Shared(BaseSettings):
 
     bus_url: str | None = None
     database_url: str | None = None
+    frame_store_url: str | None = None
     state_dir: str | None = None
     models_address: str | None = None
     results_address: str | None = None

@@ -26,50 +26,51 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from inspectbus.api.v1 import decision_pb2 as inspectbus_dot_api_dot_v1_dot_decision__pb2
 from inspectbus.api.v1 import frame_pb2 as inspectbus_dot_api_dot_v1_dot_frame__pb2
+from inspectbus.api.v1 import gate_pb2 as inspectbus_dot_api_dot_v1_dot_gate__pb2
 from inspectbus.api.v1 import refusal_pb2 as inspectbus_dot_api_dot_v1_dot_refusal__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#inspectbus/api/v1/acquisition.proto\x12\x11inspectbus.api.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a inspectbus/api/v1/decision.proto\x1a\x1dinspectbus/api/v1/frame.proto\x1a\x1finspectbus/api/v1/refusal.proto\"\x91\x02\n\x07Station\x12\x0c\n\x04line\x18\x01 \x01(\t\x12\x0f\n\x07station\x18\x02 \x01(\t\x12\x0e\n\x06recipe\x18\x03 \x01(\t\x12\x0e\n\x06source\x18\x04 \x01(\t\x12.\n\x05state\x18\x05 \x01(\x0e\x32\x1f.inspectbus.api.v1.StationState\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\x12\x0e\n\x06run_id\x18\x07 \x01(\t\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x08 \x01(\x03\x12\x12\n\nunreadable\x18\t \x01(\x03\x12\x11\n\tin_flight\x18\n \x01(\x03\x12\x31\n\rlast_frame_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0b\n\x03\x66ps\x18\x0c \x01(\x01\"\x15\n\x13ListStationsRequest\"D\n\x14ListStationsResponse\x12,\n\x08stations\x18\x01 \x03(\x0b\x32\x1a.inspectbus.api.v1.Station\"2\n\x11GetStationRequest\x12\x0c\n\x04line\x18\x01 \x01(\t\x12\x0f\n\x07station\x18\x02 \x01(\t\"A\n\x12GetStationResponse\x12+\n\x07station\x18\x01 \x01(\x0b\x32\x1a.inspectbus.api.v1.Station\"4\n\x13StartStationRequest\x12\x0c\n\x04line\x18\x01 \x01(\t\x12\x0f\n\x07station\x18\x02 \x01(\t\"C\n\x14StartStationResponse\x12+\n\x07station\x18\x01 \x01(\x0b\x32\x1a.inspectbus.api.v1.Station\"3\n\x12StopStationRequest\x12\x0c\n\x04line\x18\x01 \x01(\t\x12\x0f\n\x07station\x18\x02 \x01(\t\"B\n\x13StopStationResponse\x12+\n\x07station\x18\x01 \x01(\x0b\x32\x1a.inspectbus.api.v1.Station\"\xc8\x01\n\x04Shot\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\x10\n\x08\x66rame_id\x18\x02 \x01(\t\x12\x13\n\x0bsource_item\x18\x03 \x01(\t\x12/\n\x0b\x63\x61ptured_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07part_id\x18\x05 \x01(\t\x12\x0e\n\x06lot_id\x18\x06 \x01(\t\x12\x0f\n\x07product\x18\x07 \x01(\t\x12\'\n\x05truth\x18\x08 \x01(\x0e\x32\x18.inspectbus.api.v1.Label\"\\\n\x14PublishFramesRequest\x12\x0c\n\x04line\x18\x01 \x01(\t\x12\x0f\n\x07station\x18\x02 \x01(\t\x12%\n\x04shot\x18\x03 \x01(\x0b\x32\x17.inspectbus.api.v1.Shot\"h\n\x15PublishFramesResponse\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x03\x12+\n\x07refusal\x18\x03 \x01(\x0b\x32\x1a.inspectbus.api.v1.Refusal\"f\n\x0eInspectRequest\x12\x0c\n\x04line\x18\x01 \x01(\t\x12\x0f\n\x07station\x18\x02 \x01(\t\x12\x0e\n\x06recipe\x18\x03 \x01(\t\x12%\n\x04shot\x18\x04 \x01(\x0b\x32\x17.inspectbus.api.v1.Shot\"@\n\x0fInspectResponse\x12-\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x1b.inspectbus.api.v1.Decision\"\x99\x01\n\x14InspectStreamRequest\x12\x0c\n\x04line\x18\x01 \x01(\t\x12\x0f\n\x07station\x18\x02 \x01(\t\x12\x0e\n\x06recipe\x18\x03 \x01(\t\x12%\n\x04shot\x18\x04 \x01(\x0b\x32\x17.inspectbus.api.v1.Shot\x12+\n\x08patience\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x94\x01\n\x15InspectStreamResponse\x12\x10\n\x08position\x18\x01 \x01(\x03\x12/\n\x08\x64\x65\x63ision\x18\x02 \x01(\x0b\x32\x1b.inspectbus.api.v1.DecisionH\x00\x12-\n\x07refusal\x18\x03 \x01(\x0b\x32\x1a.inspectbus.api.v1.RefusalH\x00\x42\t\n\x07outcome*\x99\x01\n\x0cStationState\x12\x1d\n\x19STATION_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15STATION_STATE_STOPPED\x10\x01\x12\x19\n\x15STATION_STATE_RUNNING\x10\x02\x12\x1a\n\x16STATION_STATE_FINISHED\x10\x03\x12\x18\n\x14STATION_STATE_FAILED\x10\x04\x32\xb1\x05\n\x12\x41\x63quisitionService\x12_\n\x0cListStations\x12&.inspectbus.api.v1.ListStationsRequest\x1a\'.inspectbus.api.v1.ListStationsResponse\x12Y\n\nGetStation\x12$.inspectbus.api.v1.GetStationRequest\x1a%.inspectbus.api.v1.GetStationResponse\x12_\n\x0cStartStation\x12&.inspectbus.api.v1.StartStationRequest\x1a\'.inspectbus.api.v1.StartStationResponse\x12\\\n\x0bStopStation\x12%.inspectbus.api.v1.StopStationRequest\x1a&.inspectbus.api.v1.StopStationResponse\x12\x66\n\rPublishFrames\x12\'.inspectbus.api.v1.PublishFramesRequest\x1a(.inspectbus.api.v1.PublishFramesResponse(\x01\x30\x01\x12P\n\x07Inspect\x12!.inspectbus.api.v1.InspectRequest\x1a\".inspectbus.api.v1.InspectResponse\x12\x66\n\rInspectStream\x12\'.inspectbus.api.v1.InspectStreamRequest\x1a(.inspectbus.api.v1.InspectStreamResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#inspectbus/api/v1/acquisition.proto\x12\x11inspectbus.api.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a inspectbus/api/v1/decision.proto\x1a\x1dinspectbus/api/v1/frame.proto\x1a\x1cinspectbus/api/v1/gate.proto\x1a\x1finspectbus/api/v1/refusal.proto\"\x85\x04\n\x07Station\x12\x0c\n\x04line\x18\x01 \x01(\t\x12\x0f\n\x07station\x18\x02 \x01(\t\x12\x0e\n\x06recipe\x18\x03 \x01(\t\x12\x0e\n\x06source\x18\x04 \x01(\t\x12.\n\x05state\x18\x05 \x01(\x0e\x32\x1f.inspectbus.api.v1.StationState\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\x12\x0e\n\x06run_id\x18\x07 \x01(\t\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x08 \x01(\x03\x12\x12\n\nunreadable\x18\t \x01(\x03\x12\x11\n\tin_flight\x18\n \x01(\x03\x12\x31\n\rlast_frame_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0b\n\x03\x66ps\x18\x0c \x01(\x01\x12\x0f\n\x07spooled\x18\r \x01(\x03\x12\x15\n\rspooled_bytes\x18\x0e \x01(\x03\x12)\n\x06\x62\x65hind\x18\x0f \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07\x64ropped\x18\x10 \x01(\x03\x12\x0f\n\x07pending\x18\x11 \x01(\x03\x12\x10\n\x08outcomes\x18\x12 \x01(\x03\x12\x0c\n\x04late\x18\x13 \x01(\x03\x12+\n\x08\x64\x65\x61\x64line\x18\x14 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\tfail_safe\x18\x15 \x01(\x0e\x32\x1d.inspectbus.api.v1.GateAction\"\x15\n\x13ListStationsRequest\"D\n\x14ListStationsResponse\x12,\n\x08stations\x18\x01 \x03(\x0b\x32\x1a.inspectbus.api.v1.Station\"2\n\x11GetStationRequest\x12\x0c\n\x04line\x18\x01 \x01(\t\x12\x0f\n\x07station\x18\x02 \x01(\t\"A\n\x12GetStationResponse\x12+\n\x07station\x18\x01 \x01(\x0b\x32\x1a.inspectbus.api.v1.Station\"4\n\x13StartStationRequest\x12\x0c\n\x04line\x18\x01 \x01(\t\x12\x0f\n\x07station\x18\x02 \x01(\t\"C\n\x14StartStationResponse\x12+\n\x07station\x18\x01 \x01(\x0b\x32\x1a.inspectbus.api.v1.Station\"3\n\x12StopStationRequest\x12\x0c\n\x04line\x18\x01 \x01(\t\x12\x0f\n\x07station\x18\x02 \x01(\t\"B\n\x13StopStationResponse\x12+\n\x07station\x18\x01 \x01(\x0b\x32\x1a.inspectbus.api.v1.Station\"\xc8\x01\n\x04Shot\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\x10\n\x08\x66rame_id\x18\x02 \x01(\t\x12\x13\n\x0bsource_item\x18\x03 \x01(\t\x12/\n\x0b\x63\x61ptured_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07part_id\x18\x05 \x01(\t\x12\x0e\n\x06lot_id\x18\x06 \x01(\t\x12\x0f\n\x07product\x18\x07 \x01(\t\x12\'\n\x05truth\x18\x08 \x01(\x0e\x32\x18.inspectbus.api.v1.Label\"\\\n\x14PublishFramesRequest\x12\x0c\n\x04line\x18\x01 \x01(\t\x12\x0f\n\x07station\x18\x02 \x01(\t\x12%\n\x04shot\x18\x03 \x01(\x0b\x32\x17.inspectbus.api.v1.Shot\"h\n\x15PublishFramesResponse\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x03\x12+\n\x07refusal\x18\x03 \x01(\x0b\x32\x1a.inspectbus.api.v1.Refusal\"f\n\x0eInspectRequest\x12\x0c\n\x04line\x18\x01 \x01(\t\x12\x0f\n\x07station\x18\x02 \x01(\t\x12\x0e\n\x06recipe\x18\x03 \x01(\t\x12%\n\x04shot\x18\x04 \x01(\x0b\x32\x17.inspectbus.api.v1.Shot\"@\n\x0fInspectResponse\x12-\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x1b.inspectbus.api.v1.Decision\"\x99\x01\n\x14InspectStreamRequest\x12\x0c\n\x04line\x18\x01 \x01(\t\x12\x0f\n\x07station\x18\x02 \x01(\t\x12\x0e\n\x06recipe\x18\x03 \x01(\t\x12%\n\x04shot\x18\x04 \x01(\x0b\x32\x17.inspectbus.api.v1.Shot\x12+\n\x08patience\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x94\x01\n\x15InspectStreamResponse\x12\x10\n\x08position\x18\x01 \x01(\x03\x12/\n\x08\x64\x65\x63ision\x18\x02 \x01(\x0b\x32\x1b.inspectbus.api.v1.DecisionH\x00\x12-\n\x07refusal\x18\x03 \x01(\x0b\x32\x1a.inspectbus.api.v1.RefusalH\x00\x42\t\n\x07outcome*\x99\x01\n\x0cStationState\x12\x1d\n\x19STATION_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15STATION_STATE_STOPPED\x10\x01\x12\x19\n\x15STATION_STATE_RUNNING\x10\x02\x12\x1a\n\x16STATION_STATE_FINISHED\x10\x03\x12\x18\n\x14STATION_STATE_FAILED\x10\x04\x32\xb1\x05\n\x12\x41\x63quisitionService\x12_\n\x0cListStations\x12&.inspectbus.api.v1.ListStationsRequest\x1a\'.inspectbus.api.v1.ListStationsResponse\x12Y\n\nGetStation\x12$.inspectbus.api.v1.GetStationRequest\x1a%.inspectbus.api.v1.GetStationResponse\x12_\n\x0cStartStation\x12&.inspectbus.api.v1.StartStationRequest\x1a\'.inspectbus.api.v1.StartStationResponse\x12\\\n\x0bStopStation\x12%.inspectbus.api.v1.StopStationRequest\x1a&.inspectbus.api.v1.StopStationResponse\x12\x66\n\rPublishFrames\x12\'.inspectbus.api.v1.PublishFramesRequest\x1a(.inspectbus.api.v1.PublishFramesResponse(\x01\x30\x01\x12P\n\x07Inspect\x12!.inspectbus.api.v1.InspectRequest\x1a\".inspectbus.api.v1.InspectResponse\x12\x66\n\rInspectStream\x12\'.inspectbus.api.v1.InspectStreamRequest\x1a(.inspectbus.api.v1.InspectStreamResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'inspectbus.api.v1.acquisition_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STATIONSTATE']._serialized_start=1834
-  _globals['_STATIONSTATE']._serialized_end=1987
-  _globals['_STATION']._serialized_start=222
-  _globals['_STATION']._serialized_end=495
-  _globals['_LISTSTATIONSREQUEST']._serialized_start=497
-  _globals['_LISTSTATIONSREQUEST']._serialized_end=518
-  _globals['_LISTSTATIONSRESPONSE']._serialized_start=520
-  _globals['_LISTSTATIONSRESPONSE']._serialized_end=588
-  _globals['_GETSTATIONREQUEST']._serialized_start=590
-  _globals['_GETSTATIONREQUEST']._serialized_end=640
-  _globals['_GETSTATIONRESPONSE']._serialized_start=642
-  _globals['_GETSTATIONRESPONSE']._serialized_end=707
-  _globals['_STARTSTATIONREQUEST']._serialized_start=709
-  _globals['_STARTSTATIONREQUEST']._serialized_end=761
-  _globals['_STARTSTATIONRESPONSE']._serialized_start=763
-  _globals['_STARTSTATIONRESPONSE']._serialized_end=830
-  _globals['_STOPSTATIONREQUEST']._serialized_start=832
-  _globals['_STOPSTATIONREQUEST']._serialized_end=883
-  _globals['_STOPSTATIONRESPONSE']._serialized_start=885
-  _globals['_STOPSTATIONRESPONSE']._serialized_end=951
-  _globals['_SHOT']._serialized_start=954
-  _globals['_SHOT']._serialized_end=1154
-  _globals['_PUBLISHFRAMESREQUEST']._serialized_start=1156
-  _globals['_PUBLISHFRAMESREQUEST']._serialized_end=1248
-  _globals['_PUBLISHFRAMESRESPONSE']._serialized_start=1250
-  _globals['_PUBLISHFRAMESRESPONSE']._serialized_end=1354
-  _globals['_INSPECTREQUEST']._serialized_start=1356
-  _globals['_INSPECTREQUEST']._serialized_end=1458
-  _globals['_INSPECTRESPONSE']._serialized_start=1460
-  _globals['_INSPECTRESPONSE']._serialized_end=1524
-  _globals['_INSPECTSTREAMREQUEST']._serialized_start=1527
-  _globals['_INSPECTSTREAMREQUEST']._serialized_end=1680
-  _globals['_INSPECTSTREAMRESPONSE']._serialized_start=1683
-  _globals['_INSPECTSTREAMRESPONSE']._serialized_end=1831
-  _globals['_ACQUISITIONSERVICE']._serialized_start=1990
-  _globals['_ACQUISITIONSERVICE']._serialized_end=2679
+  _globals['_STATIONSTATE']._serialized_start=2108
+  _globals['_STATIONSTATE']._serialized_end=2261
+  _globals['_STATION']._serialized_start=252
+  _globals['_STATION']._serialized_end=769
+  _globals['_LISTSTATIONSREQUEST']._serialized_start=771
+  _globals['_LISTSTATIONSREQUEST']._serialized_end=792
+  _globals['_LISTSTATIONSRESPONSE']._serialized_start=794
+  _globals['_LISTSTATIONSRESPONSE']._serialized_end=862
+  _globals['_GETSTATIONREQUEST']._serialized_start=864
+  _globals['_GETSTATIONREQUEST']._serialized_end=914
+  _globals['_GETSTATIONRESPONSE']._serialized_start=916
+  _globals['_GETSTATIONRESPONSE']._serialized_end=981
+  _globals['_STARTSTATIONREQUEST']._serialized_start=983
+  _globals['_STARTSTATIONREQUEST']._serialized_end=1035
+  _globals['_STARTSTATIONRESPONSE']._serialized_start=1037
+  _globals['_STARTSTATIONRESPONSE']._serialized_end=1104
+  _globals['_STOPSTATIONREQUEST']._serialized_start=1106
+  _globals['_STOPSTATIONREQUEST']._serialized_end=1157
+  _globals['_STOPSTATIONRESPONSE']._serialized_start=1159
+  _globals['_STOPSTATIONRESPONSE']._serialized_end=1225
+  _globals['_SHOT']._serialized_start=1228
+  _globals['_SHOT']._serialized_end=1428
+  _globals['_PUBLISHFRAMESREQUEST']._serialized_start=1430
+  _globals['_PUBLISHFRAMESREQUEST']._serialized_end=1522
+  _globals['_PUBLISHFRAMESRESPONSE']._serialized_start=1524
+  _globals['_PUBLISHFRAMESRESPONSE']._serialized_end=1628
+  _globals['_INSPECTREQUEST']._serialized_start=1630
+  _globals['_INSPECTREQUEST']._serialized_end=1732
+  _globals['_INSPECTRESPONSE']._serialized_start=1734
+  _globals['_INSPECTRESPONSE']._serialized_end=1798
+  _globals['_INSPECTSTREAMREQUEST']._serialized_start=1801
+  _globals['_INSPECTSTREAMREQUEST']._serialized_end=1954
+  _globals['_INSPECTSTREAMRESPONSE']._serialized_start=1957
+  _globals['_INSPECTSTREAMRESPONSE']._serialized_end=2105
+  _globals['_ACQUISITIONSERVICE']._serialized_start=2264
+  _globals['_ACQUISITIONSERVICE']._serialized_end=2953
 # @@protoc_insertion_point(module_scope)

@@ -12,6 +12,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from inspectbus.api.v1 import decision_pb2 as _decision_pb2
 from inspectbus.api.v1 import frame_pb2 as _frame_pb2
+from inspectbus.api.v1 import gate_pb2 as _gate_pb2
 from inspectbus.api.v1 import refusal_pb2 as _refusal_pb2
 import builtins as _builtins
 import sys
@@ -67,6 +68,15 @@ class Station(_message.Message):
     IN_FLIGHT_FIELD_NUMBER: _builtins.int
     LAST_FRAME_AT_FIELD_NUMBER: _builtins.int
     FPS_FIELD_NUMBER: _builtins.int
+    SPOOLED_FIELD_NUMBER: _builtins.int
+    SPOOLED_BYTES_FIELD_NUMBER: _builtins.int
+    BEHIND_FIELD_NUMBER: _builtins.int
+    DROPPED_FIELD_NUMBER: _builtins.int
+    PENDING_FIELD_NUMBER: _builtins.int
+    OUTCOMES_FIELD_NUMBER: _builtins.int
+    LATE_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
+    FAIL_SAFE_FIELD_NUMBER: _builtins.int
     line: _builtins.str
     station: _builtins.str
     recipe: _builtins.str
@@ -85,8 +95,27 @@ class Station(_message.Message):
     """Frames published and not yet accepted."""
     fps: _builtins.float
     """Frames per second asked for; 0 is as fast as the line takes them."""
+    spooled: _builtins.int
+    """Frames on the station's disk that the bus has not taken yet, and their bytes."""
+    spooled_bytes: _builtins.int
+    dropped: _builtins.int
+    """Frames lost because the spool was full or they had grown too old, by the station's policy."""
+    pending: _builtins.int
+    """Frames accepted whose gate outcome is still to come."""
+    outcomes: _builtins.int
+    """Gate outcomes given by this process, and those among them that came without a decision."""
+    late: _builtins.int
+    fail_safe: _gate_pb2.GateAction.ValueType
     @_builtins.property
     def last_frame_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def behind(self) -> _duration_pb2.Duration:
+        """Age of the oldest spooled frame: how far behind the station is. Unset when nothing is spooled."""
+
+    @_builtins.property
+    def deadline(self) -> _duration_pb2.Duration:
+        """How long the part waits for its decision, and what is done when none comes."""
+
     def __init__(
         self,
         *,
@@ -102,10 +131,19 @@ class Station(_message.Message):
         in_flight: _builtins.int = ...,
         last_frame_at: _timestamp_pb2.Timestamp | None = ...,
         fps: _builtins.float = ...,
+        spooled: _builtins.int = ...,
+        spooled_bytes: _builtins.int = ...,
+        behind: _duration_pb2.Duration | None = ...,
+        dropped: _builtins.int = ...,
+        pending: _builtins.int = ...,
+        outcomes: _builtins.int = ...,
+        late: _builtins.int = ...,
+        deadline: _duration_pb2.Duration | None = ...,
+        fail_safe: _gate_pb2.GateAction.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["last_frame_at", b"last_frame_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["behind", b"behind", "deadline", b"deadline", "last_frame_at", b"last_frame_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "detail", b"detail", "fps", b"fps", "in_flight", b"in_flight", "last_frame_at", b"last_frame_at", "line", b"line", "recipe", b"recipe", "run_id", b"run_id", "source", b"source", "state", b"state", "station", b"station", "unreadable", b"unreadable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "behind", b"behind", "deadline", b"deadline", "detail", b"detail", "dropped", b"dropped", "fail_safe", b"fail_safe", "fps", b"fps", "in_flight", b"in_flight", "last_frame_at", b"last_frame_at", "late", b"late", "line", b"line", "outcomes", b"outcomes", "pending", b"pending", "recipe", b"recipe", "run_id", b"run_id", "source", b"source", "spooled", b"spooled", "spooled_bytes", b"spooled_bytes", "state", b"state", "station", b"station", "unreadable", b"unreadable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -199,6 +199,9 @@ class Decision(_message.Message):
     TIMINGS_FIELD_NUMBER: _builtins.int
     EVIDENCE_FIELD_NUMBER: _builtins.int
     TRUTH_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    IMAGE_KEY_FIELD_NUMBER: _builtins.int
+    PIXELS_KEY_FIELD_NUMBER: _builtins.int
     frame_id: _builtins.str
     line: _builtins.str
     station: _builtins.str
@@ -219,6 +222,12 @@ class Decision(_message.Message):
     recipe_version: _builtins.int
     preparation_hash: _builtins.str
     truth: _frame_pb2.Label.ValueType
+    revision: _builtins.int
+    """The frame's revision; the decision on a replayed dead letter stands beside the first one and never replaces it."""
+    image_key: _builtins.str
+    """Where the original rested while the frame travelled; empty when it travelled inside the messages."""
+    pixels_key: _builtins.str
+    """Where the prepared pixels rested on their way to inference; empty when they travelled inside the message."""
     @_builtins.property
     def hold(self) -> Global___Hold:
         """Set exactly when the verdict is HOLD."""
@@ -254,10 +263,13 @@ class Decision(_message.Message):
         timings: Global___Timings | None = ...,
         evidence: Global___Evidence | None = ...,
         truth: _frame_pb2.Label.ValueType = ...,
+        revision: _builtins.int = ...,
+        image_key: _builtins.str = ...,
+        pixels_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "_threshold", b"_threshold", "evidence", b"evidence", "hold", b"hold", "quality", b"quality", "score", b"score", "threshold", b"threshold", "timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "_threshold", b"_threshold", "evidence", b"evidence", "frame_id", b"frame_id", "hold", b"hold", "line", b"line", "lot_id", b"lot_id", "model", b"model", "model_version", b"model_version", "part_id", b"part_id", "preparation_hash", b"preparation_hash", "product", b"product", "quality", b"quality", "recipe", b"recipe", "recipe_version", b"recipe_version", "run_id", b"run_id", "score", b"score", "sequence", b"sequence", "source_item", b"source_item", "station", b"station", "threshold", b"threshold", "timings", b"timings", "truth", b"truth", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "_threshold", b"_threshold", "evidence", b"evidence", "frame_id", b"frame_id", "hold", b"hold", "image_key", b"image_key", "line", b"line", "lot_id", b"lot_id", "model", b"model", "model_version", b"model_version", "part_id", b"part_id", "pixels_key", b"pixels_key", "preparation_hash", b"preparation_hash", "product", b"product", "quality", b"quality", "recipe", b"recipe", "recipe_version", b"recipe_version", "revision", b"revision", "run_id", b"run_id", "score", b"score", "sequence", b"sequence", "source_item", b"source_item", "station", b"station", "threshold", b"threshold", "timings", b"timings", "truth", b"truth", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__score: _TypeAlias = _typing.Literal["score"]  # noqa: Y015
     _WhichOneofArgType__score: _TypeAlias = _typing.Literal["_score", b"_score"]  # noqa: Y015

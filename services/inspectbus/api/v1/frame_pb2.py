@@ -25,15 +25,17 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dinspectbus/api/v1/frame.proto\x12\x11inspectbus.api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9a\x02\n\x05\x46rame\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\t\x12\x0c\n\x04line\x18\x02 \x01(\t\x12\x0f\n\x07station\x18\x03 \x01(\t\x12\x0e\n\x06run_id\x18\x04 \x01(\t\x12\x13\n\x0bsource_item\x18\x05 \x01(\t\x12\x10\n\x08sequence\x18\x06 \x01(\x03\x12/\n\x0b\x63\x61ptured_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07part_id\x18\x08 \x01(\t\x12\x0e\n\x06lot_id\x18\t \x01(\t\x12\x0f\n\x07product\x18\n \x01(\t\x12\x0e\n\x06recipe\x18\x0b \x01(\t\x12\r\n\x05image\x18\x0c \x01(\x0c\x12\'\n\x05truth\x18\r \x01(\x0e\x32\x18.inspectbus.api.v1.Label*C\n\x05Label\x12\x15\n\x11LABEL_UNSPECIFIED\x10\x00\x12\x0e\n\nLABEL_GOOD\x10\x01\x12\x13\n\x0fLABEL_DEFECTIVE\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dinspectbus/api/v1/frame.proto\x12\x11inspectbus.api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"2\n\x05\x43laim\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\x12\x0c\n\x04size\x18\x03 \x01(\x04\"\xd5\x02\n\x05\x46rame\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\t\x12\x0c\n\x04line\x18\x02 \x01(\t\x12\x0f\n\x07station\x18\x03 \x01(\t\x12\x0e\n\x06run_id\x18\x04 \x01(\t\x12\x13\n\x0bsource_item\x18\x05 \x01(\t\x12\x10\n\x08sequence\x18\x06 \x01(\x03\x12/\n\x0b\x63\x61ptured_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07part_id\x18\x08 \x01(\t\x12\x0e\n\x06lot_id\x18\t \x01(\t\x12\x0f\n\x07product\x18\n \x01(\t\x12\x0e\n\x06recipe\x18\x0b \x01(\t\x12\r\n\x05image\x18\x0c \x01(\x0c\x12\'\n\x05truth\x18\r \x01(\x0e\x32\x18.inspectbus.api.v1.Label\x12\'\n\x05\x63laim\x18\x0e \x01(\x0b\x32\x18.inspectbus.api.v1.Claim\x12\x10\n\x08revision\x18\x0f \x01(\r*C\n\x05Label\x12\x15\n\x11LABEL_UNSPECIFIED\x10\x00\x12\x0e\n\nLABEL_GOOD\x10\x01\x12\x13\n\x0fLABEL_DEFECTIVE\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'inspectbus.api.v1.frame_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LABEL']._serialized_start=370
-  _globals['_LABEL']._serialized_end=437
-  _globals['_FRAME']._serialized_start=86
-  _globals['_FRAME']._serialized_end=368
+  _globals['_LABEL']._serialized_start=481
+  _globals['_LABEL']._serialized_end=548
+  _globals['_CLAIM']._serialized_start=85
+  _globals['_CLAIM']._serialized_end=135
+  _globals['_FRAME']._serialized_start=138
+  _globals['_FRAME']._serialized_end=479
 # @@protoc_insertion_point(module_scope)

@@ -37,6 +37,35 @@ LABEL_DEFECTIVE: Label.ValueType  # 2
 Global___Label: _TypeAlias = Label  # noqa: Y015
 
 @_typing.final
+class Claim(_message.Message):
+    """Bytes that rest in the frame store while their message travels without them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """Inside the configured store: never a URL, never a path."""
+    sha256: _builtins.bytes
+    """Of the bytes; whoever fetches them compares."""
+    size: _builtins.int
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        sha256: _builtins.bytes = ...,
+        size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "sha256", b"sha256", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Claim: _TypeAlias = Claim  # noqa: Y015
+
+@_typing.final
 class Frame(_message.Message):
     """One captured image of one part, as the camera gave it. Body of `inspectbus.frames`."""
 
@@ -55,6 +84,8 @@ class Frame(_message.Message):
     RECIPE_FIELD_NUMBER: _builtins.int
     IMAGE_FIELD_NUMBER: _builtins.int
     TRUTH_FIELD_NUMBER: _builtins.int
+    CLAIM_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
     frame_id: _builtins.str
     """UUIDv5 of station, run, source item and sequence, or the sender's own UUID. The idempotency key."""
     line: _builtins.str
@@ -72,11 +103,15 @@ class Frame(_message.Message):
     recipe: _builtins.str
     """Name of the recipe that prepares and judges this frame."""
     image: _builtins.bytes
-    """The encoded image file: PNG, JPEG, BMP or TIFF."""
+    """The encoded image file: PNG, JPEG, BMP or TIFF. Empty when `claim` says where it rests."""
     truth: Global___Label.ValueType
     """Ground truth, when the source knows it. Preparation and inference never read it."""
+    revision: _builtins.int
+    """0 as captured; one more with each replay of its dead letter."""
     @_builtins.property
     def captured_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def claim(self) -> Global___Claim: ...
     def __init__(
         self,
         *,
@@ -93,10 +128,12 @@ class Frame(_message.Message):
         recipe: _builtins.str = ...,
         image: _builtins.bytes = ...,
         truth: Global___Label.ValueType = ...,
+        claim: Global___Claim | None = ...,
+        revision: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["captured_at", b"captured_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["captured_at", b"captured_at", "claim", b"claim"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["captured_at", b"captured_at", "frame_id", b"frame_id", "image", b"image", "line", b"line", "lot_id", b"lot_id", "part_id", b"part_id", "product", b"product", "recipe", b"recipe", "run_id", b"run_id", "sequence", b"sequence", "source_item", b"source_item", "station", b"station", "truth", b"truth"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["captured_at", b"captured_at", "claim", b"claim", "frame_id", b"frame_id", "image", b"image", "line", b"line", "lot_id", b"lot_id", "part_id", b"part_id", "product", b"product", "recipe", b"recipe", "revision", b"revision", "run_id", b"run_id", "sequence", b"sequence", "source_item", b"source_item", "station", b"station", "truth", b"truth"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

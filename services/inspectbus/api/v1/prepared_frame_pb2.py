@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from inspectbus.api.v1 import frame_pb2 as inspectbus_dot_api_dot_v1_dot_frame__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&inspectbus/api/v1/prepared_frame.proto\x12\x11inspectbus.api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dinspectbus/api/v1/frame.proto\"G\n\x06Pixels\x12\x0e\n\x06height\x18\x01 \x01(\r\x12\r\n\x05width\x18\x02 \x01(\r\x12\x10\n\x08\x63hannels\x18\x03 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"T\n\rQualityReport\x12\x11\n\tsharpness\x18\x01 \x01(\x01\x12\x12\n\nbrightness\x18\x02 \x01(\x01\x12\r\n\x05glare\x18\x03 \x01(\x01\x12\r\n\x05noise\x18\x04 \x01(\x01\"\x96\x03\n\rPreparedFrame\x12\'\n\x05\x66rame\x18\x01 \x01(\x0b\x32\x18.inspectbus.api.v1.Frame\x12)\n\x06pixels\x18\x02 \x01(\x0b\x32\x19.inspectbus.api.v1.Pixels\x12\x31\n\x07quality\x18\x03 \x01(\x0b\x32 .inspectbus.api.v1.QualityReport\x12\x0e\n\x06recipe\x18\x04 \x01(\t\x12\x16\n\x0erecipe_version\x18\x05 \x01(\r\x12\r\n\x05model\x18\x06 \x01(\t\x12\x13\n\x0bmodel_alias\x18\x07 \x01(\t\x12\x18\n\x10preparation_hash\x18\x08 \x01(\t\x12\x1f\n\x12threshold_override\x18\t \x01(\x01H\x00\x88\x01\x01\x12/\n\x0breceived_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bprepared_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x15\n\x13_threshold_overrideb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&inspectbus/api/v1/prepared_frame.proto\x12\x11inspectbus.api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dinspectbus/api/v1/frame.proto\"p\n\x06Pixels\x12\x0e\n\x06height\x18\x01 \x01(\r\x12\r\n\x05width\x18\x02 \x01(\r\x12\x10\n\x08\x63hannels\x18\x03 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12\'\n\x05\x63laim\x18\x05 \x01(\x0b\x32\x18.inspectbus.api.v1.Claim\"T\n\rQualityReport\x12\x11\n\tsharpness\x18\x01 \x01(\x01\x12\x12\n\nbrightness\x18\x02 \x01(\x01\x12\r\n\x05glare\x18\x03 \x01(\x01\x12\r\n\x05noise\x18\x04 \x01(\x01\"\x96\x03\n\rPreparedFrame\x12\'\n\x05\x66rame\x18\x01 \x01(\x0b\x32\x18.inspectbus.api.v1.Frame\x12)\n\x06pixels\x18\x02 \x01(\x0b\x32\x19.inspectbus.api.v1.Pixels\x12\x31\n\x07quality\x18\x03 \x01(\x0b\x32 .inspectbus.api.v1.QualityReport\x12\x0e\n\x06recipe\x18\x04 \x01(\t\x12\x16\n\x0erecipe_version\x18\x05 \x01(\r\x12\r\n\x05model\x18\x06 \x01(\t\x12\x13\n\x0bmodel_alias\x18\x07 \x01(\t\x12\x18\n\x10preparation_hash\x18\x08 \x01(\t\x12\x1f\n\x12threshold_override\x18\t \x01(\x01H\x00\x88\x01\x01\x12/\n\x0breceived_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bprepared_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x15\n\x13_threshold_overrideb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,9 +34,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'inspectbus.api.v1.prepared_
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PIXELS']._serialized_start=125
-  _globals['_PIXELS']._serialized_end=196
-  _globals['_QUALITYREPORT']._serialized_start=198
-  _globals['_QUALITYREPORT']._serialized_end=282
-  _globals['_PREPAREDFRAME']._serialized_start=285
-  _globals['_PREPAREDFRAME']._serialized_end=691
+  _globals['_PIXELS']._serialized_end=237
+  _globals['_QUALITYREPORT']._serialized_start=239
+  _globals['_QUALITYREPORT']._serialized_end=323
+  _globals['_PREPAREDFRAME']._serialized_start=326
+  _globals['_PREPAREDFRAME']._serialized_end=732
 # @@protoc_insertion_point(module_scope)

@@ -28,11 +28,14 @@ class Pixels(_message.Message):
     WIDTH_FIELD_NUMBER: _builtins.int
     CHANNELS_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    CLAIM_FIELD_NUMBER: _builtins.int
     height: _builtins.int
     width: _builtins.int
     channels: _builtins.int
     data: _builtins.bytes
-    """Exactly height * width * channels bytes."""
+    """Exactly height * width * channels bytes. Empty when `claim` says where they rest."""
+    @_builtins.property
+    def claim(self) -> _frame_pb2.Claim: ...
     def __init__(
         self,
         *,
@@ -40,10 +43,11 @@ class Pixels(_message.Message):
         width: _builtins.int = ...,
         channels: _builtins.int = ...,
         data: _builtins.bytes = ...,
+        claim: _frame_pb2.Claim | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "data", b"data", "height", b"height", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "claim", b"claim", "data", b"data", "height", b"height", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

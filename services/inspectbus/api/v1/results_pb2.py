@@ -25,49 +25,50 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from inspectbus.api.v1 import decision_pb2 as inspectbus_dot_api_dot_v1_dot_decision__pb2
 from inspectbus.api.v1 import frame_pb2 as inspectbus_dot_api_dot_v1_dot_frame__pb2
+from inspectbus.api.v1 import gate_pb2 as inspectbus_dot_api_dot_v1_dot_gate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1finspectbus/api/v1/results.proto\x12\x11inspectbus.api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a inspectbus/api/v1/decision.proto\x1a\x1dinspectbus/api/v1/frame.proto\"\xfb\x01\n\x0e\x44\x65\x63isionFilter\x12\x0c\n\x04line\x18\x01 \x01(\t\x12\x0f\n\x07station\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12,\n\x08verdicts\x18\x04 \x03(\x0e\x32\x1a.inspectbus.api.v1.Verdict\x12\x0f\n\x07part_id\x18\x05 \x01(\t\x12\x0e\n\x06lot_id\x18\x06 \x01(\t\x12\x15\n\rmodel_version\x18\x07 \x01(\t\x12)\n\x05since\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05until\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xc8\x01\n\x06Record\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\x03\x12-\n\x08\x64\x65\x63ision\x18\x02 \x01(\x0b\x32\x1b.inspectbus.api.v1.Decision\x12/\n\x0brecorded_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x05truth\x18\x04 \x01(\x0e\x32\x18.inspectbus.api.v1.Label\x12\x12\n\nduplicates\x18\x05 \x01(\r\x12\x11\n\tconflicts\x18\x06 \x01(\r\"&\n\x12GetDecisionRequest\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\t\"@\n\x13GetDecisionResponse\x12)\n\x06record\x18\x01 \x01(\x0b\x32\x19.inspectbus.api.v1.Record\"p\n\x14ListDecisionsRequest\x12\x31\n\x06\x66ilter\x18\x01 \x01(\x0b\x32!.inspectbus.api.v1.DecisionFilter\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"\\\n\x15ListDecisionsResponse\x12*\n\x07records\x18\x01 \x03(\x0b\x32\x19.inspectbus.api.v1.Record\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"h\n\x15WatchDecisionsRequest\x12\x31\n\x06\x66ilter\x18\x01 \x01(\x0b\x32!.inspectbus.api.v1.DecisionFilter\x12\x12\n\x05\x61\x66ter\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\x08\n\x06_after\"C\n\x16WatchDecisionsResponse\x12)\n\x06record\x18\x01 \x01(\x0b\x32\x19.inspectbus.api.v1.Record\"G\n\nFrameLabel\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\t\x12\'\n\x05label\x18\x02 \x01(\x0e\x32\x18.inspectbus.api.v1.Label\"P\n\x13SubmitLabelsRequest\x12-\n\x06labels\x18\x01 \x03(\x0b\x32\x1d.inspectbus.api.v1.FrameLabel\x12\n\n\x02\x62y\x18\x02 \x01(\t\"(\n\x14SubmitLabelsResponse\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\r\"\x98\x01\n\tConfusion\x12\x16\n\x0etrue_positives\x18\x01 \x01(\x04\x12\x17\n\x0f\x66\x61lse_positives\x18\x02 \x01(\x04\x12\x16\n\x0etrue_negatives\x18\x03 \x01(\x04\x12\x17\n\x0f\x66\x61lse_negatives\x18\x04 \x01(\x04\x12\x16\n\x0eheld_defective\x18\x05 \x01(\x04\x12\x11\n\theld_good\x18\x06 \x01(\x04\"\xff\x01\n\x06Scores\x12/\n\tconfusion\x18\x01 \x01(\x0b\x32\x1c.inspectbus.api.v1.Confusion\x12\x16\n\tprecision\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x06recall\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x0f\n\x02\x66\x31\x18\x04 \x01(\x01H\x02\x88\x01\x01\x12\x15\n\x08\x61\x63\x63uracy\x18\x05 \x01(\x01H\x03\x88\x01\x01\x12\x13\n\x06\x65scape\x18\x06 \x01(\x01H\x04\x88\x01\x01\x12\x15\n\x08overkill\x18\x07 \x01(\x01H\x05\x88\x01\x01\x42\x0c\n\n_precisionB\t\n\x07_recallB\x05\n\x03_f1B\x0b\n\t_accuracyB\t\n\x07_escapeB\x0b\n\t_overkill\"w\n\x10GetScoresRequest\x12\x31\n\x06\x66ilter\x18\x01 \x01(\x0b\x32!.inspectbus.api.v1.DecisionFilter\x12\x30\n\x08group_by\x18\x02 \x01(\x0e\x32\x1e.inspectbus.api.v1.ScoresGroup\"X\n\tScoresRow\x12\r\n\x05group\x18\x01 \x01(\t\x12)\n\x06scores\x18\x02 \x01(\x0b\x32\x19.inspectbus.api.v1.Scores\x12\x11\n\tdecisions\x18\x03 \x01(\x04\"n\n\x11GetScoresResponse\x12-\n\x07overall\x18\x01 \x01(\x0b\x32\x1c.inspectbus.api.v1.ScoresRow\x12*\n\x04rows\x18\x02 \x03(\x0b\x32\x1c.inspectbus.api.v1.ScoresRow*|\n\x0bScoresGroup\x12\x1c\n\x18SCORES_GROUP_UNSPECIFIED\x10\x00\x12\x15\n\x11SCORES_GROUP_LINE\x10\x01\x12\x18\n\x14SCORES_GROUP_STATION\x10\x02\x12\x1e\n\x1aSCORES_GROUP_MODEL_VERSION\x10\x03\x32\xf4\x03\n\x0eResultsService\x12\\\n\x0bGetDecision\x12%.inspectbus.api.v1.GetDecisionRequest\x1a&.inspectbus.api.v1.GetDecisionResponse\x12\x62\n\rListDecisions\x12\'.inspectbus.api.v1.ListDecisionsRequest\x1a(.inspectbus.api.v1.ListDecisionsResponse\x12g\n\x0eWatchDecisions\x12(.inspectbus.api.v1.WatchDecisionsRequest\x1a).inspectbus.api.v1.WatchDecisionsResponse0\x01\x12_\n\x0cSubmitLabels\x12&.inspectbus.api.v1.SubmitLabelsRequest\x1a\'.inspectbus.api.v1.SubmitLabelsResponse\x12V\n\tGetScores\x12#.inspectbus.api.v1.GetScoresRequest\x1a$.inspectbus.api.v1.GetScoresResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1finspectbus/api/v1/results.proto\x12\x11inspectbus.api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a inspectbus/api/v1/decision.proto\x1a\x1dinspectbus/api/v1/frame.proto\x1a\x1cinspectbus/api/v1/gate.proto\"\xfb\x01\n\x0e\x44\x65\x63isionFilter\x12\x0c\n\x04line\x18\x01 \x01(\t\x12\x0f\n\x07station\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12,\n\x08verdicts\x18\x04 \x03(\x0e\x32\x1a.inspectbus.api.v1.Verdict\x12\x0f\n\x07part_id\x18\x05 \x01(\t\x12\x0e\n\x06lot_id\x18\x06 \x01(\t\x12\x15\n\rmodel_version\x18\x07 \x01(\t\x12)\n\x05since\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05until\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb4\x02\n\x06Record\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\x03\x12-\n\x08\x64\x65\x63ision\x18\x02 \x01(\x0b\x32\x1b.inspectbus.api.v1.Decision\x12/\n\x0brecorded_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x05truth\x18\x04 \x01(\x0e\x32\x18.inspectbus.api.v1.Label\x12\x12\n\nduplicates\x18\x05 \x01(\r\x12\x11\n\tconflicts\x18\x06 \x01(\r\x12,\n\x04gate\x18\x07 \x01(\x0b\x32\x1e.inspectbus.api.v1.GateOutcome\x12\x0c\n\x04late\x18\x08 \x01(\x08\x12.\n\trevisions\x18\t \x03(\x0b\x32\x1b.inspectbus.api.v1.Decision\"&\n\x12GetDecisionRequest\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\t\"@\n\x13GetDecisionResponse\x12)\n\x06record\x18\x01 \x01(\x0b\x32\x19.inspectbus.api.v1.Record\"p\n\x14ListDecisionsRequest\x12\x31\n\x06\x66ilter\x18\x01 \x01(\x0b\x32!.inspectbus.api.v1.DecisionFilter\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"\\\n\x15ListDecisionsResponse\x12*\n\x07records\x18\x01 \x03(\x0b\x32\x19.inspectbus.api.v1.Record\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"h\n\x15WatchDecisionsRequest\x12\x31\n\x06\x66ilter\x18\x01 \x01(\x0b\x32!.inspectbus.api.v1.DecisionFilter\x12\x12\n\x05\x61\x66ter\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\x08\n\x06_after\"C\n\x16WatchDecisionsResponse\x12)\n\x06record\x18\x01 \x01(\x0b\x32\x19.inspectbus.api.v1.Record\"G\n\nFrameLabel\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\t\x12\'\n\x05label\x18\x02 \x01(\x0e\x32\x18.inspectbus.api.v1.Label\"P\n\x13SubmitLabelsRequest\x12-\n\x06labels\x18\x01 \x03(\x0b\x32\x1d.inspectbus.api.v1.FrameLabel\x12\n\n\x02\x62y\x18\x02 \x01(\t\"(\n\x14SubmitLabelsResponse\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\r\"\x98\x01\n\tConfusion\x12\x16\n\x0etrue_positives\x18\x01 \x01(\x04\x12\x17\n\x0f\x66\x61lse_positives\x18\x02 \x01(\x04\x12\x16\n\x0etrue_negatives\x18\x03 \x01(\x04\x12\x17\n\x0f\x66\x61lse_negatives\x18\x04 \x01(\x04\x12\x16\n\x0eheld_defective\x18\x05 \x01(\x04\x12\x11\n\theld_good\x18\x06 \x01(\x04\"\xff\x01\n\x06Scores\x12/\n\tconfusion\x18\x01 \x01(\x0b\x32\x1c.inspectbus.api.v1.Confusion\x12\x16\n\tprecision\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x06recall\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x0f\n\x02\x66\x31\x18\x04 \x01(\x01H\x02\x88\x01\x01\x12\x15\n\x08\x61\x63\x63uracy\x18\x05 \x01(\x01H\x03\x88\x01\x01\x12\x13\n\x06\x65scape\x18\x06 \x01(\x01H\x04\x88\x01\x01\x12\x15\n\x08overkill\x18\x07 \x01(\x01H\x05\x88\x01\x01\x42\x0c\n\n_precisionB\t\n\x07_recallB\x05\n\x03_f1B\x0b\n\t_accuracyB\t\n\x07_escapeB\x0b\n\t_overkill\"w\n\x10GetScoresRequest\x12\x31\n\x06\x66ilter\x18\x01 \x01(\x0b\x32!.inspectbus.api.v1.DecisionFilter\x12\x30\n\x08group_by\x18\x02 \x01(\x0e\x32\x1e.inspectbus.api.v1.ScoresGroup\"X\n\tScoresRow\x12\r\n\x05group\x18\x01 \x01(\t\x12)\n\x06scores\x18\x02 \x01(\x0b\x32\x19.inspectbus.api.v1.Scores\x12\x11\n\tdecisions\x18\x03 \x01(\x04\"n\n\x11GetScoresResponse\x12-\n\x07overall\x18\x01 \x01(\x0b\x32\x1c.inspectbus.api.v1.ScoresRow\x12*\n\x04rows\x18\x02 \x03(\x0b\x32\x1c.inspectbus.api.v1.ScoresRow*|\n\x0bScoresGroup\x12\x1c\n\x18SCORES_GROUP_UNSPECIFIED\x10\x00\x12\x15\n\x11SCORES_GROUP_LINE\x10\x01\x12\x18\n\x14SCORES_GROUP_STATION\x10\x02\x12\x1e\n\x1aSCORES_GROUP_MODEL_VERSION\x10\x03\x32\xf4\x03\n\x0eResultsService\x12\\\n\x0bGetDecision\x12%.inspectbus.api.v1.GetDecisionRequest\x1a&.inspectbus.api.v1.GetDecisionResponse\x12\x62\n\rListDecisions\x12\'.inspectbus.api.v1.ListDecisionsRequest\x1a(.inspectbus.api.v1.ListDecisionsResponse\x12g\n\x0eWatchDecisions\x12(.inspectbus.api.v1.WatchDecisionsRequest\x1a).inspectbus.api.v1.WatchDecisionsResponse0\x01\x12_\n\x0cSubmitLabels\x12&.inspectbus.api.v1.SubmitLabelsRequest\x1a\'.inspectbus.api.v1.SubmitLabelsResponse\x12V\n\tGetScores\x12#.inspectbus.api.v1.GetScoresRequest\x1a$.inspectbus.api.v1.GetScoresResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'inspectbus.api.v1.results_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SCORESGROUP']._serialized_start=2031
-  _globals['_SCORESGROUP']._serialized_end=2155
-  _globals['_DECISIONFILTER']._serialized_start=153
-  _globals['_DECISIONFILTER']._serialized_end=404
-  _globals['_RECORD']._serialized_start=407
-  _globals['_RECORD']._serialized_end=607
-  _globals['_GETDECISIONREQUEST']._serialized_start=609
-  _globals['_GETDECISIONREQUEST']._serialized_end=647
-  _globals['_GETDECISIONRESPONSE']._serialized_start=649
-  _globals['_GETDECISIONRESPONSE']._serialized_end=713
-  _globals['_LISTDECISIONSREQUEST']._serialized_start=715
-  _globals['_LISTDECISIONSREQUEST']._serialized_end=827
-  _globals['_LISTDECISIONSRESPONSE']._serialized_start=829
-  _globals['_LISTDECISIONSRESPONSE']._serialized_end=921
-  _globals['_WATCHDECISIONSREQUEST']._serialized_start=923
-  _globals['_WATCHDECISIONSREQUEST']._serialized_end=1027
-  _globals['_WATCHDECISIONSRESPONSE']._serialized_start=1029
-  _globals['_WATCHDECISIONSRESPONSE']._serialized_end=1096
-  _globals['_FRAMELABEL']._serialized_start=1098
-  _globals['_FRAMELABEL']._serialized_end=1169
-  _globals['_SUBMITLABELSREQUEST']._serialized_start=1171
-  _globals['_SUBMITLABELSREQUEST']._serialized_end=1251
-  _globals['_SUBMITLABELSRESPONSE']._serialized_start=1253
-  _globals['_SUBMITLABELSRESPONSE']._serialized_end=1293
-  _globals['_CONFUSION']._serialized_start=1296
-  _globals['_CONFUSION']._serialized_end=1448
-  _globals['_SCORES']._serialized_start=1451
-  _globals['_SCORES']._serialized_end=1706
-  _globals['_GETSCORESREQUEST']._serialized_start=1708
-  _globals['_GETSCORESREQUEST']._serialized_end=1827
-  _globals['_SCORESROW']._serialized_start=1829
-  _globals['_SCORESROW']._serialized_end=1917
-  _globals['_GETSCORESRESPONSE']._serialized_start=1919
-  _globals['_GETSCORESRESPONSE']._serialized_end=2029
-  _globals['_RESULTSSERVICE']._serialized_start=2158
-  _globals['_RESULTSSERVICE']._serialized_end=2658
+  _globals['_SCORESGROUP']._serialized_start=2169
+  _globals['_SCORESGROUP']._serialized_end=2293
+  _globals['_DECISIONFILTER']._serialized_start=183
+  _globals['_DECISIONFILTER']._serialized_end=434
+  _globals['_RECORD']._serialized_start=437
+  _globals['_RECORD']._serialized_end=745
+  _globals['_GETDECISIONREQUEST']._serialized_start=747
+  _globals['_GETDECISIONREQUEST']._serialized_end=785
+  _globals['_GETDECISIONRESPONSE']._serialized_start=787
+  _globals['_GETDECISIONRESPONSE']._serialized_end=851
+  _globals['_LISTDECISIONSREQUEST']._serialized_start=853
+  _globals['_LISTDECISIONSREQUEST']._serialized_end=965
+  _globals['_LISTDECISIONSRESPONSE']._serialized_start=967
+  _globals['_LISTDECISIONSRESPONSE']._serialized_end=1059
+  _globals['_WATCHDECISIONSREQUEST']._serialized_start=1061
+  _globals['_WATCHDECISIONSREQUEST']._serialized_end=1165
+  _globals['_WATCHDECISIONSRESPONSE']._serialized_start=1167
+  _globals['_WATCHDECISIONSRESPONSE']._serialized_end=1234
+  _globals['_FRAMELABEL']._serialized_start=1236
+  _globals['_FRAMELABEL']._serialized_end=1307
+  _globals['_SUBMITLABELSREQUEST']._serialized_start=1309
+  _globals['_SUBMITLABELSREQUEST']._serialized_end=1389
+  _globals['_SUBMITLABELSRESPONSE']._serialized_start=1391
+  _globals['_SUBMITLABELSRESPONSE']._serialized_end=1431
+  _globals['_CONFUSION']._serialized_start=1434
+  _globals['_CONFUSION']._serialized_end=1586
+  _globals['_SCORES']._serialized_start=1589
+  _globals['_SCORES']._serialized_end=1844
+  _globals['_GETSCORESREQUEST']._serialized_start=1846
+  _globals['_GETSCORESREQUEST']._serialized_end=1965
+  _globals['_SCORESROW']._serialized_start=1967
+  _globals['_SCORESROW']._serialized_end=2055
+  _globals['_GETSCORESRESPONSE']._serialized_start=2057
+  _globals['_GETSCORESRESPONSE']._serialized_end=2167
+  _globals['_RESULTSSERVICE']._serialized_start=2296
+  _globals['_RESULTSSERVICE']._serialized_end=2796
 # @@protoc_insertion_point(module_scope)

@@ -11,6 +11,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from inspectbus.api.v1 import decision_pb2 as _decision_pb2
 from inspectbus.api.v1 import frame_pb2 as _frame_pb2
+from inspectbus.api.v1 import gate_pb2 as _gate_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -103,6 +104,9 @@ class Record(_message.Message):
     TRUTH_FIELD_NUMBER: _builtins.int
     DUPLICATES_FIELD_NUMBER: _builtins.int
     CONFLICTS_FIELD_NUMBER: _builtins.int
+    GATE_FIELD_NUMBER: _builtins.int
+    LATE_FIELD_NUMBER: _builtins.int
+    REVISIONS_FIELD_NUMBER: _builtins.int
     cursor: _builtins.int
     """Rises with every record; the cursor of WatchDecisions."""
     truth: _frame_pb2.Label.ValueType
@@ -110,10 +114,20 @@ class Record(_message.Message):
     duplicates: _builtins.int
     """How often the same decision came again, and how often a differing one did."""
     conflicts: _builtins.int
+    late: _builtins.bool
+    """The station acted without the decision, which had not come by its deadline."""
     @_builtins.property
     def decision(self) -> _decision_pb2.Decision: ...
     @_builtins.property
     def recorded_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def gate(self) -> _gate_pb2.GateOutcome:
+        """What the station did with the part; unset until its outcome is recorded."""
+
+    @_builtins.property
+    def revisions(self) -> _containers.RepeatedCompositeFieldContainer[_decision_pb2.Decision]:
+        """Decisions on later replays of the frame, by rising revision. Scores and filters know the first decision only."""
+
     def __init__(
         self,
         *,
@@ -123,10 +137,13 @@ class Record(_message.Message):
         truth: _frame_pb2.Label.ValueType = ...,
         duplicates: _builtins.int = ...,
         conflicts: _builtins.int = ...,
+        gate: _gate_pb2.GateOutcome | None = ...,
+        late: _builtins.bool = ...,
+        revisions: _abc.Iterable[_decision_pb2.Decision] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "recorded_at", b"recorded_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "gate", b"gate", "recorded_at", b"recorded_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conflicts", b"conflicts", "cursor", b"cursor", "decision", b"decision", "duplicates", b"duplicates", "recorded_at", b"recorded_at", "truth", b"truth"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conflicts", b"conflicts", "cursor", b"cursor", "decision", b"decision", "duplicates", b"duplicates", "gate", b"gate", "late", b"late", "recorded_at", b"recorded_at", "revisions", b"revisions", "truth", b"truth"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -17,6 +17,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future
 
+from prometheus_client import CollectorRegistry
+
 from inspectbus.bus.contract import Epitaph, Handler, Lane, Message
 from inspectbus.bus.embedded.broker import Broker, Limits
 from inspectbus.bus.embedded.consumer import Consumer
@@ -50,9 +52,9 @@ class EmbeddedBus:
             subscription.close(patience_s=0)
         self._broker.leave()
 
-    def publish(self, topic: Topic, message: Message) -> Future[None]:
+    def publish(self, topic: Topic, message: Message, *, patience_s: float | None = None) -> Future[None]:
         self._check_open()
-        return self._broker.publish(topic, message)
+        return self._broker.publish(topic, message, patience_s)
 
     def subscribe(
         self, topic: Topic, group: str, handler: Handler, *, prefetch: int = 16, epitaph: Epitaph | None = None
@@ -74,6 +76,14 @@ class EmbeddedBus:
 
     def depth(self, topic: Topic, group: str, lane: Lane = Lane.LIVE) -> int:
         return self._broker.queue(topic, group).depth(lane)
+
+    @property
+    def trouble(self) -> str:
+        """Never any: it lives where its users do."""
+        return ""
+
+    def report_to(self, registry: CollectorRegistry) -> None:
+        """Nothing that a service's own metrics do not say."""
 
     def _check_open(self) -> None:
         if self._closed:

@@ -101,14 +101,14 @@ class Broker:
             self._queues[key] = WorkQueue(topic, group, self.lock)
         return self._queues[key]
 
-    def publish(self, topic: Topic, message: Message) -> Future[None]:
+    def publish(self, topic: Topic, message: Message, patience_s: float | None) -> Future[None]:
         future: Future[None] = Future()
         future.set_running_or_notify_cancel()  # nobody can cancel what others already work on
         with self.lock:
             queues = [self._queue(topic, group) for group in topic.groups]
             roomy = self._room.wait_for(
                 lambda: self._closed or all(queue.has_room(message, self.limits) for queue in queues),
-                timeout=self.limits.publish_patience_s,
+                timeout=self.limits.publish_patience_s if patience_s is None else patience_s,
             )
             if self._closed:
                 raise BusClosed("the bus has been closed")
