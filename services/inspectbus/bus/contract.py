@@ -30,6 +30,10 @@ class Lane(StrEnum):
     BACKLOG = "backlog"
 
 
+BACKLOG_SHARE = 8
+"""Every so many deliveries the backlog goes first, when it waits: a draining spool neither stalls nor delays."""
+
+
 @dataclass(frozen=True)
 class Message:
     """One protobuf message on its way, with the CloudEvents attributes that travel as headers."""

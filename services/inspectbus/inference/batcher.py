@@ -23,14 +23,13 @@ import prometheus_client as prometheus
 import structlog
 
 from inspectbus.bus import Lane
+from inspectbus.bus.contract import BACKLOG_SHARE
 from inspectbus.errors import BadField, Internal, ModelNotReady, QueueFull, TooLate
 from inspectbus.imaging import Image
 from inspectbus.inference.engine import Engine
 
 log = structlog.get_logger(__name__)
 
-BACKLOG_SHARE = 8
-"""Every so many frames the backlog comes first, when it waits; the bus hands out its lanes by the same measure."""
 LOOK_S = 1.0
 """How long the idle thread sleeps between looks: nothing depends on it, a lost wake-up would cost a second."""
 

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from inspectbus.bus import Lane
+from inspectbus.bus.contract import BACKLOG_SHARE
 from inspectbus.errors import BadField, Internal, ModelNotReady, QueueFull, TooLate
 from inspectbus.imaging import Image
-from inspectbus.inference.batcher import BACKLOG_SHARE, Batcher, BatcherMetrics, Scored
+from inspectbus.inference.batcher import Batcher, BatcherMetrics, Scored
 from inspectbus.inference.engine import Engine, Images, Scores
 from tests.doubles.engines import PATIENCE_S, BrightnessEngine
 
