@@ -10,6 +10,7 @@ import pytest
 
 if TYPE_CHECKING:
     from tests.doubles.rabbitmq import Broker
+    from tests.doubles.vhost import Vhost
 
 # As `inspectbus` itself does, before anything loads torch: threads that wait for each other sleep.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -30,3 +31,13 @@ def rabbitmq_url(rabbitmq: Broker) -> Iterator[str]:
     vhost = rabbitmq.new_vhost()
     yield rabbitmq.url(vhost)
     rabbitmq.drop_vhost(vhost)
+
+
+@pytest.fixture
+def rabbitmq_vhost(rabbitmq: Broker) -> Iterator[Vhost]:
+    """The same, with the bus declared in it."""
+    from tests.doubles.vhost import Vhost
+
+    vhost = Vhost(rabbitmq, rabbitmq.new_vhost())
+    yield vhost
+    rabbitmq.drop_vhost(vhost.name)
