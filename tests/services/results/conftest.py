@@ -6,7 +6,6 @@ import sqlite3
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from sqlalchemy.pool import Pool
 
 from inspectbus.api.v1.decision_pb2 import Decision, Verdict
 from inspectbus.results.ledger import Ledger
-from inspectbus.stores.database import default_url, open_database
+from inspectbus.stores.database import open_database
 
 Decide = Callable[..., Decision]
 
@@ -43,12 +42,6 @@ def decide() -> Decide:
         return Decision(**(usual | fields))
 
     return make
-
-
-@pytest.fixture(params=["sqlite"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    assert request.param == "sqlite"
-    return default_url(tmp_path)
 
 
 @pytest.fixture
