@@ -16,7 +16,8 @@ import pytest
 import inspectbus
 from inspectbus.api.v1.decision_pb2 import Decision, Verdict
 from inspectbus.api.v1.results_pb2 import Record
-from inspectbus.results.ledger import Ledger, Outcome
+from inspectbus.results.first_wins import Fate
+from inspectbus.results.ledger import Ledger
 from inspectbus.stores.database import default_url, open_database
 
 RECORDER = """
@@ -95,5 +96,5 @@ def test_what_two_killed_recorders_had_committed_is_there_and_nothing_twice(hous
     assert set(said) <= set(recorded)
     assert len(recorded) == len(set(recorded))
     outcomes = ledger.record([decide(frame_id) for frame_id in ids])
-    assert outcomes.count(Outcome.DUPLICATE) == len(recorded)
-    assert outcomes.count(Outcome.RECORDED) == len(ids) - len(recorded)
+    assert outcomes.count(Fate.DUPLICATE) == len(recorded)
+    assert outcomes.count(Fate.RECORDED) == len(ids) - len(recorded)
