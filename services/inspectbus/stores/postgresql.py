@@ -32,11 +32,13 @@ _LOOK_S = 0.25
 T = TypeVar("T")
 
 
-def postgresql_engine(url: URL, application: str, statement_s: float = STATEMENT_S) -> Engine:
+def postgresql_engine(url: URL, application: str, statement_s: float | None = None) -> Engine:
     """Quiet: connects when it is first used. What the URL says of a connection wins over what is said here.
 
-    `application` is the name the server's own views show.
+    `application` is the name the server's own views show. No statement takes longer than statement_s, STATEMENT_S
+    where it is not given.
     """
+    statement_s = statement_s or STATEMENT_S
     limits = {"statement_timeout": statement_s, "idle_in_transaction_session_timeout": STATEMENT_S}
     options = " ".join(f"-c {name}={int(seconds * 1000)}" for name, seconds in limits.items())
     told = {
