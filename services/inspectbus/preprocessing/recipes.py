@@ -97,6 +97,9 @@ class Recipes:
             asked_at, known = self._newest.get(name, (float("-inf"), None))
         if known is not None and time.monotonic() - asked_at < self._fresh_s:
             return known
+        if known is not None:
+            # Whoever comes meanwhile takes the known one: a database that stands still must not hold up every worker.
+            self._remember(known)
         try:
             stored = self.get(name)
         except StorageAway as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,7 +12,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Engine, text
 
 from inspectbus.errors import NotFound, StorageFull
-from inspectbus.preprocessing.recipes import Recipes
+from inspectbus.preprocessing.recipes import Recipes, StoredRecipe
 from inspectbus.preprocessing.tables import metadata
 from inspectbus.stores.database import open_database
 
@@ -76,6 +77,33 @@ def test_what_one_replica_stored_another_uses_once_its_memory_is_old(database: E
     assert here.newest("cells").version == 2
     assert patient.newest("cells").version == 1
     assert prompt.newest("cells").version == 2
+
+
+def test_a_database_that_stands_still_holds_up_one_asker_and_not_all(
+    database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipes = Recipes(database, fresh_s=3600)
+    stored, _ = recipes.put(yaml(0.1))
+    asked, answer = threading.Event(), threading.Event()
+    read = recipes.get
+
+    def stand_still(name: str) -> StoredRecipe:
+        asked.set()
+        assert answer.wait(20)
+        return read(name)
+
+    monkeypatch.setattr(recipes, "get", stand_still)
+    recipes._newest["cells"] = (float("-inf"), stored)  # an hour later
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(recipes.newest, "cells")
+        assert asked.wait(20)
+        asked.clear()
+
+        assert recipes.newest("cells") == stored
+        assert not asked.is_set()
+
+        answer.set()
+        assert first.result(20) == stored
 
 
 def test_recipes_survive_the_process(database: Engine, database_url: str) -> None:

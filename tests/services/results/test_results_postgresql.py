@@ -119,6 +119,30 @@ def test_a_database_killed_again_and_again_under_load_costs_nothing(
     everything_is_there_once(door, told, dead)
 
 
+def test_what_the_database_calls_no_value_is_parked_at_once_and_costs_its_neighbours_nothing(
+    door: Door, url: str, bus: Bus, dead: Queue[Message], decide: Decide, act: Act
+) -> None:
+    poison = (
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF NEW.part_id = 'poison' THEN "
+        "RAISE EXCEPTION 'no such value' USING ERRCODE = 'data_exception'; END IF; RETURN NEW; END $$;"
+        "CREATE TRIGGER poison BEFORE INSERT ON decisions FOR EACH ROW EXECUTE FUNCTION refuse()"
+    )
+    database = postgresql.postgresql_engine(make_url(url), "test")
+    with database.begin() as connection:
+        connection.execute(text(poison))
+    database.dispose()
+    told = [decide() for _ in range(20)]
+
+    bus.publish(topics.DECISIONS, decision_message(decide(part_id="poison"), "test"))
+    for future in [future for decision in told for future in publish(bus, decision, act(decision))]:
+        future.result(PATIENCE_S)
+
+    letter = dead.get(timeout=PATIENCE_S)
+    assert letter.headers["attempts"] == "1"
+    assert "no such value" in letter.headers["error"]
+    everything_is_there_once(door, told, dead)
+
+
 def test_a_paused_database_holds_what_came_and_takes_it_afterwards(
     postgres: Postgres, door: Door, bus: Bus, dead: Queue[Message], decide: Decide, act: Act
 ) -> None:
