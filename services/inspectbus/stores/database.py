@@ -56,6 +56,7 @@ def open_database(url: str, owner: str, patience_s: float = START_PATIENCE_S) ->
     parsed = _parsed(url)
     deadline = time.monotonic() + patience_s
     pause = threading.Event()
+    told = ""
     while True:
         try:
             _migrate(parsed, owner)
@@ -63,7 +64,9 @@ def open_database(url: str, owner: str, patience_s: float = START_PATIENCE_S) ->
         except StorageAway as error:
             if parsed.get_backend_name() == "sqlite" or time.monotonic() > deadline:
                 raise
-            log.warning("waiting for the database", host=parsed.host, owner=owner, error=error.message)
+            if error.message != told:
+                log.warning("waiting for the database", host=parsed.host, owner=owner, error=error.message)
+            told = error.message
         pause.wait(0.5)
 
 
