@@ -18,7 +18,7 @@ import threading
 import zlib
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,6 +87,8 @@ class SegmentLog:
             with _translated(folder):
                 self._mark = self._read_mark()
                 self._recover()
+                if fsync:
+                    _sync_folder(folder.parent)
             self._stack = opening.pop_all()
         last = self._segments[-1].number if self._segments else 0
         self._next_number = max(last, self._mark.segment) + 1
@@ -103,6 +105,11 @@ class SegmentLog:
             with suppress(OSError):  # what stays is removed at the next opening
                 self._remove_dropped()
         self._stack.close()
+
+    @property
+    def mark(self) -> Position:
+        """Everything up to here has been dropped."""
+        return self._mark
 
     @property
     def records(self) -> int:
@@ -151,7 +158,7 @@ class SegmentLog:
             segment.ends.extend(begin + end for end in ends)
             return Position(segment.number, segment.end)
 
-    def read(self, after: Position | None = None) -> Iterator[tuple[Position, Record]]:
+    def read(self, after: Position | None = None) -> Generator[tuple[Position, Record], None, None]:
         """The records beyond `after` that are not dropped, in order, until there is none; damaged ones are skipped,
         counted and told. Raises StorageAway when the disk cannot be read."""
         position = after or Position(0, 0)
@@ -182,8 +189,13 @@ class SegmentLog:
             if position <= self._mark:
                 return
             self._mark = position
-            self._write_mark()
-            self._remove_dropped()
+            try:
+                self._write_mark()
+                self._remove_dropped()
+            except OSError:
+                # On a full disk there may be room for the mark once what lies below it is gone.
+                self._remove_dropped()
+                self._write_mark()
 
     def _next(self, position: Position) -> tuple[_Segment, int, int] | None:
         """The first record beyond the position: its segment, where it begins and ends."""
