@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Iterable
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
@@ -113,21 +114,35 @@ class Drain:
 
     def _send_all(self) -> bool:
         """Sends from the oldest frame to the last; True when all are confirmed, False when the bus failed one."""
+        last: Position | None = None
         failure: BaseException | None = None
-        with closing(self._spool.read()) as frames:
-            for position, body in frames:
-                if (failure := self._make_room()) is not None or self._closing:
-                    break
-                try:
-                    self._send(position, body)
-                except (QueueFull, BusClosed, TooLate) as error:
-                    failure = error
-                    break
+        while failure is None and not self._closing:
+            with closing(self._spool.read(last)) as frames:
+                last, failure = self._send_these(frames, last)
+            # Others may come while these are under way: they need not wait for them.
+            failure = failure or self._drop_confirmed()
+            if not self._under_way:
+                break
+            self._wait_for(self._under_way[0].confirmed)
         # Whatever is sent again had better be confirmed or failed by then.
         failure = self._settle() or failure
         if failure is not None and not self._closing:
             self._breaker.trip(failure)
         return failure is None
+
+    def _send_these(
+        self, frames: Iterable[tuple[Position, bytes]], last: Position | None
+    ) -> tuple[Position | None, BaseException | None]:
+        """The position of the last one sent, and what the bus failed with if it did."""
+        for position, body in frames:
+            if (failure := self._make_room()) is not None or self._closing:
+                return last, failure
+            try:
+                self._send(position, body)
+            except (QueueFull, BusClosed, TooLate) as error:
+                return last, error
+            last = position
+        return last, None
 
     def _send(self, position: Position, body: bytes) -> None:
         """Raises what the bus raises, but for a frame that will never go."""
@@ -161,8 +176,8 @@ class Drain:
         failure: BaseException | None = None
         while True:
             failure = self._drop_confirmed() or failure
-            left = [sent.confirmed for sent in self._under_way] + self._stragglers
-            left = [future for future in left if not future.done()]
+            left = [sent.confirmed for sent in self._under_way]
+            left += [future for future in self._stragglers if not future.done()]
             over = self._closing if until_s is None else time.monotonic() > until_s
             if not left or over:
                 return failure

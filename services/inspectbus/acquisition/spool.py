@@ -159,10 +159,10 @@ class Spool:
             self.changed.notify_all()
         return waiting.synced
 
-    def read(self) -> Generator[tuple[Position, bytes], None, None]:
+    def read(self, after: Position | None = None) -> Generator[tuple[Position, bytes], None, None]:
         """The serialised frames in the order they came. Raises StorageAway."""
         if self._segments is not None:
-            for position, record in self._segments.read():
+            for position, record in self._segments.read(after):
                 yield position, record[_SPOOLED_AT.size :]
 
     def drop_through(self, position: Position) -> None:
