@@ -82,10 +82,14 @@ class Drain:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.ask_to_stop()
+        self._thread.join(CONFIRM_S + CLOSE_S)
+
+    def ask_to_stop(self) -> None:
+        """Sends no more."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        self._thread.join(CONFIRM_S + CLOSE_S)
 
     def _run(self) -> None:
         pause_s = 0.0

@@ -130,6 +130,11 @@ class Outlet:
         self._last_frame_s = time.time()
         return passage.accepted
 
+    def stop_draining(self) -> None:
+        """What is on disk stays there for the next start."""
+        if self._drain is not None:
+            self._drain.ask_to_stop()
+
     def rescue(self) -> None:
         """Puts on disk what the bus has not confirmed. It may take the same frames all the same: under their ids."""
         with self._changed:

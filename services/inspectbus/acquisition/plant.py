@@ -44,6 +44,8 @@ class Plant:
     def __exit__(self, *_: object) -> None:
         with self._stack:
             self.ask_to_stop()
+            for station in self:
+                station.stop_draining()
             self._stopped(self._drain_s)
             for station in self:
                 station.rescue()

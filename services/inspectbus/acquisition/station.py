@@ -96,6 +96,10 @@ class Station:
             return False
         return self._outlet.drain(patience_s)
 
+    def stop_draining(self) -> None:
+        """What is on disk stays there for the next start."""
+        self._outlet.stop_draining()
+
     def rescue(self) -> None:
         """Puts on disk what the bus has not confirmed, where the station spools."""
         self._outlet.rescue()
