@@ -11,11 +11,12 @@ import functools
 import json
 import types
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from google.protobuf.descriptor import EnumDescriptor
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -49,6 +50,21 @@ class StationState(StrEnum):
     RUNNING = "RUNNING"
     FINISHED = "FINISHED"
     FAILED = "FAILED"
+    UNKNOWN = "UNKNOWN"
+
+
+class GateAction(StrEnum):
+    PASS = "PASS"  # noqa: S105 - what is done with a part
+    REJECT = "REJECT"
+    DIVERT = "DIVERT"
+    UNKNOWN = "UNKNOWN"
+    """A word of a service newer than this client. Treat it as your fail-safe action."""
+
+
+class GateReason(StrEnum):
+    DECISION = "DECISION"
+    DEADLINE = "DEADLINE"
+    RESTART = "RESTART"
     UNKNOWN = "UNKNOWN"
 
 
@@ -133,6 +149,23 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class GateOutcome:
+    """What a station did with the part of one frame. `waited_s` is None after a restart; `verdict` is None when the
+    station acted without one."""
+
+    frame_id: str
+    line: str
+    station: str
+    run_id: str
+    action: GateAction
+    reason: GateReason
+    at: datetime | None
+    waited_s: float | None
+    verdict: Verdict | None
+    part_id: str
+
+
+@dataclass(frozen=True)
 class Record:
     """A decision as the ledger holds it. `truth` is the newest label."""
 
@@ -194,6 +227,15 @@ class Station:
     in_flight: int
     last_frame_at: datetime | None
     fps: float
+    spooled: int
+    spooled_bytes: int
+    behind: timedelta | None
+    dropped: int
+    pending: int
+    outcomes: int
+    late: int
+    deadline: timedelta | None
+    fail_safe: GateAction | None
 
 
 @dataclass(frozen=True)
@@ -365,6 +407,8 @@ def _plain(message: Message, name: str, hint: Any) -> Any:
         return None if optional and value == 0 else kind(_words(descriptor.enum_type).get(value, "UNKNOWN"))
     if isinstance(value, Timestamp):
         return value.ToDatetime(tzinfo=UTC)
+    if isinstance(value, Duration):
+        return value.ToTimedelta()
     if isinstance(value, Message):
         return read(get_args(hint)[0] if optional else hint, value)
     return value

@@ -6,18 +6,20 @@ import threading
 import time
 from concurrent.futures import Future
 
+from inspectbus.acquisition.gate import Gate
 from inspectbus.acquisition.metrics import AcquisitionMetrics
 from inspectbus.api.v1 import frame_pb2
 from inspectbus.bus import Bus, Message
 from inspectbus.bus.topics import FRAMES
-from inspectbus.errors import BusClosed, QueueFull
+from inspectbus.errors import InspectBusError
 
 
 class Outlet:
-    def __init__(self, bus: Bus, line: str, station: str, metrics: AcquisitionMetrics) -> None:
+    def __init__(self, bus: Bus, line: str, station: str, metrics: AcquisitionMetrics, gate: Gate) -> None:
         self.line = line
         self.station = station
         self._bus = bus
+        self._gate = gate
         self._accepted_total = metrics.accepted.labels(line, station)
         self._failures = metrics.failures.labels(line, station)
         self._in_flight_gauge = metrics.in_flight.labels(line, station)
@@ -41,7 +43,8 @@ class Outlet:
         return self._last_frame_s
 
     def publish(self, frame: frame_pb2.Frame) -> Future[None]:
-        """Done when the frame is accepted. Blocks while the bus is full; raises QueueFull, BusClosed."""
+        """Done when the frame is accepted. Blocks while the bus is full; raises as the bus and `Gate.expect`."""
+        self._gate.expect(frame)
         message = Message(
             body=frame.SerializeToString(),
             key=(self.line, self.station),
@@ -52,7 +55,9 @@ class Outlet:
         begun_s = time.monotonic()
         try:
             future = self._bus.publish(FRAMES, message)
-        except (QueueFull, BusClosed):
+        except InspectBusError:
+            # It certainly did not go. One whose future fails may have arrived all the same, so its part still waits.
+            self._gate.forget(frame.frame_id)
             self._failures.inc()
             raise
         with self._changed:

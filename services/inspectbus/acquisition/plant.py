@@ -17,8 +17,13 @@ from inspectbus.errors import NotFound
 log = structlog.get_logger(__name__)
 
 
+FAREWELL_S = 1.0
+"""How long the bus may take to confirm the last outcomes of all gates; their journals have them anyway."""
+
+
 class Plant:
-    """Leaving it stops every station and lets what is in flight be accepted, for `drain_s` at most."""
+    """Entering it opens the gates, which first give what a former life left pending. Leaving it stops every station and
+    lets what is in flight be accepted and get its outcome, for `drain_s` at most."""
 
     def __init__(self, settings: AcquisitionSettings, bus: Bus, metrics: AcquisitionMetrics) -> None:
         self._drain_s = settings.drain_s
@@ -31,6 +36,8 @@ class Plant:
         self._stations[INSPECT_LINE, own.name] = self.inspect_station
 
     def __enter__(self) -> Plant:
+        for station in self:
+            station.gate.open()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -40,6 +47,12 @@ class Plant:
         for station in self:
             if not station.stopped(max(0.0, until_s - time.monotonic())):
                 log.warning("left with frames in flight", line=station.line, station=station.name)
+        for station in self:
+            if not station.gate.settled(max(0.0, until_s - time.monotonic())):
+                log.warning("left with frames pending at the gate", line=station.line, station=station.name)
+        until_s = time.monotonic() + FAREWELL_S
+        for station in self:
+            station.gate.close(max(0.0, until_s - time.monotonic()))
 
     def __iter__(self) -> Iterator[Station]:
         return iter(self._stations.values())

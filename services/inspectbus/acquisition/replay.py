@@ -30,7 +30,7 @@ from inspectbus.acquisition.settings import AcquisitionSettings, StationSettings
 from inspectbus.acquisition.sources import Capture, Source, Unreadable, open_source
 from inspectbus.api.v1 import acquisition_pb2, frame_pb2
 from inspectbus.domain.frame import frame_id
-from inspectbus.errors import BadField, BusClosed, InspectBusError, NotPossibleNow, QueueFull
+from inspectbus.errors import BadField, InspectBusError, NotPossibleNow
 
 log = structlog.get_logger(__name__)
 
@@ -246,7 +246,9 @@ class Replay:
         """Hands a frame under way to the bus, once."""
         try:
             future = self._outlet.publish(self._under_way[position])
-        except (QueueFull, BusClosed) as error:
+        except InspectBusError as error:
+            if not error.retryable:
+                raise
             self._refuse(position, error)
         else:
             future.add_done_callback(lambda done: self._settle(position, done))

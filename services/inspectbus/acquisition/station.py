@@ -14,6 +14,7 @@ from concurrent.futures import Future
 import structlog
 
 from inspectbus.acquisition.cursor import Journal, Mark
+from inspectbus.acquisition.gate import Gate
 from inspectbus.acquisition.metrics import AcquisitionMetrics
 from inspectbus.acquisition.outlet import Outlet
 from inspectbus.acquisition.replay import FAILED, FINISHED, STOPPED, Replay, new_run_id
@@ -40,7 +41,10 @@ class Station:
         self._station = station
         self._settings = settings
         self._metrics = metrics
-        self._outlet = Outlet(bus, line, station.name, metrics)
+        # Neither name can hold a dot, so two stations never share a folder.
+        folder = settings.state_dir / "acquisition" / f"{line}.{station.name}.gate"
+        self.gate = Gate(line, station.name, station.gate, folder, bus, metrics)
+        self._outlet = Outlet(bus, line, station.name, metrics, self.gate)
         self._journal = Journal(settings.state_dir / "acquisition", line, station.name)
         # Pushed frames share one run per life of the service: nobody could resume them but their sender.
         self._push_run_id = new_run_id()
@@ -113,6 +117,8 @@ class Station:
                 status.run_id = self._last_run.run_id
                 status.accepted = self._last_run.next - self._last_run.unreadable
                 status.unreadable = self._last_run.unreadable
+        self.gate.describe(status)
+        status.detail = "; ".join(filter(None, (status.detail, self.gate.trouble)))
         return status
 
     def frame(self, shot: acquisition_pb2.Shot, recipe: str = "") -> frame_pb2.Frame:
@@ -140,7 +146,7 @@ class Station:
         return frame
 
     def publish(self, frame: frame_pb2.Frame) -> Future[None]:
-        """Done when the frame is accepted. Blocks while the bus is full; raises QueueFull, BusClosed."""
+        """Done when the frame is accepted. Blocks while the bus is full; raises as the bus and `Gate.expect`."""
         return self._outlet.publish(frame)
 
     def __str__(self) -> str:

@@ -70,6 +70,8 @@ def _show(stations: list[Station], as_json: bool) -> None:
             station.accepted,
             station.unreadable,
             station.in_flight,
+            station.pending,
+            station.late,
             time_of_day(station.last_frame_at),
             station.detail,
         )
@@ -84,6 +86,8 @@ def _show(stations: list[Station], as_json: bool) -> None:
         "accepted",
         "unreadable",
         "in flight",
+        "pending",
+        "late",
         "last frame",
         "detail",
     )
