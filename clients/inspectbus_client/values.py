@@ -1,6 +1,7 @@
 """What the client hands out: frozen values in plain words, one per message of the contract.
 
-    message ─ read(kind) ─> value     enum ─> word, Timestamp ─> aware datetime, unset ─> None
+    message ─ read(kind) ─> value     enum ─> word, Timestamp ─> aware datetime, Duration ─> timedelta,
+    unset ─> None
 
 Fields carry the contract's names, so protos/inspectbus/api/v1 is their documentation; a test compares the two.
 """
@@ -45,26 +46,25 @@ class Label(StrEnum):
     UNKNOWN = "UNKNOWN"
 
 
-class StationState(StrEnum):
-    STOPPED = "STOPPED"
-    RUNNING = "RUNNING"
-    FINISHED = "FINISHED"
-    FAILED = "FAILED"
-    UNKNOWN = "UNKNOWN"
-
-
 class GateAction(StrEnum):
-    PASS = "PASS"  # noqa: S105 - what is done with a part
+    PASS = "PASS"  # noqa: S105 - a word of the line, no password
     REJECT = "REJECT"
     DIVERT = "DIVERT"
     UNKNOWN = "UNKNOWN"
-    """A word of a service newer than this client. Treat it as your fail-safe action."""
 
 
 class GateReason(StrEnum):
     DECISION = "DECISION"
     DEADLINE = "DEADLINE"
     RESTART = "RESTART"
+    UNKNOWN = "UNKNOWN"
+
+
+class StationState(StrEnum):
+    STOPPED = "STOPPED"
+    RUNNING = "RUNNING"
+    FINISHED = "FINISHED"
+    FAILED = "FAILED"
     UNKNOWN = "UNKNOWN"
 
 
@@ -150,15 +150,14 @@ class Decision:
 
 @dataclass(frozen=True)
 class GateOutcome:
-    """What a station did with the part of one frame. `waited_s` is None after a restart; `verdict` is None when the
-    station acted without one."""
+    """What the station did with the part. `waited_s` is None when the station had restarted meanwhile."""
 
     frame_id: str
     line: str
     station: str
     run_id: str
-    action: GateAction
-    reason: GateReason
+    action: GateAction | None
+    reason: GateReason | None
     at: datetime | None
     waited_s: float | None
     verdict: Verdict | None

@@ -11,7 +11,12 @@ _STATION = ("line", "station")
 
 class AcquisitionMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.accepted = Counter("inspectbus_frames_accepted", "Frames the bus accepted.", _STATION, registry=registry)
+        self.accepted = Counter(
+            "inspectbus_frames_accepted",
+            "Frames accepted: confirmed by the bus or synced on disk.",
+            _STATION,
+            registry=registry,
+        )
         self.unreadable = Counter(
             "inspectbus_images_unreadable", "Images of a source that could not be read.", _STATION, registry=registry
         )
@@ -33,6 +38,23 @@ class AcquisitionMetrics:
             "Time a source waited because the line was full.",
             _STATION,
             registry=registry,
+        )
+        self.spooled = Counter(
+            "inspectbus_frames_spooled", "Frames that went to disk, the bus being away.", _STATION, registry=registry
+        )
+        self.drained = Counter(
+            "inspectbus_frames_drained", "Frames from disk that the bus accepted.", _STATION, registry=registry
+        )
+        self.dropped = Counter(
+            "inspectbus_frames_dropped",
+            "Accepted frames given up: the disk was full, or they were too old or beyond sending.",
+            _STATION,
+            registry=registry,
+        )
+        self.spool_frames = Gauge("inspectbus_spool_frames", "Frames on disk.", _STATION, registry=registry)
+        self.spool_bytes = Gauge("inspectbus_spool_bytes", "Bytes of the frames on disk.", _STATION, registry=registry)
+        self.spool_oldest_seconds = Gauge(
+            "inspectbus_spool_oldest_seconds", "Age of the oldest frame on disk.", _STATION, registry=registry
         )
         self.inspections = Counter(
             "inspectbus_inspections",

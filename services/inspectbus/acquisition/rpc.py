@@ -189,7 +189,10 @@ class AcquisitionRpc(acquisition_pb2_grpc.AcquisitionServiceServicer):
         recipe = checked_name(request.recipe, "recipe") if request.recipe else ""
         frame = station.frame(self._checked(request.shot), recipe)
         return self._inspections.begin(
-            frame.frame_id, lambda: station.publish(frame), patience_s, own_id=bool(request.shot.frame_id)
+            frame.frame_id,
+            lambda: station.publish(frame, may_spool=False),
+            patience_s,
+            own_id=bool(request.shot.frame_id),
         )
 
     def _station(

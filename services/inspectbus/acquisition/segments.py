@@ -18,7 +18,7 @@ import threading
 import zlib
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,6 +74,9 @@ class SegmentLog:
         self._folder = folder
         self._segment_bytes = segment_bytes
         self._fsync = fsync
+        # Files are changed under the first, the index of records under the second, which nobody holds while the disk
+        # works: to ask how much is in the log never waits for a sync. Taken in this order.
+        self._disk = threading.Lock()
         self._lock = threading.Lock()
         self._segments: list[_Segment] = []
         self._active: BinaryIO | None = None
@@ -87,6 +90,8 @@ class SegmentLog:
             with _translated(folder):
                 self._mark = self._read_mark()
                 self._recover()
+                if fsync:
+                    _sync_folder(folder.parent)
             self._stack = opening.pop_all()
         last = self._segments[-1].number if self._segments else 0
         self._next_number = max(last, self._mark.segment) + 1
@@ -98,11 +103,16 @@ class SegmentLog:
         self.close()
 
     def close(self) -> None:
-        with self._lock:
+        with self._disk:
             self._retire()
             with suppress(OSError):  # what stays is removed at the next opening
                 self._remove_dropped()
         self._stack.close()
+
+    @property
+    def mark(self) -> Position:
+        """Everything up to here has been dropped."""
+        return self._mark
 
     @property
     def records(self) -> int:
@@ -135,7 +145,7 @@ class SegmentLog:
             data += zlib.crc32(record, zlib.crc32(length)).to_bytes(4, "little") + length
             data += record
             ends.append(len(data))
-        with self._lock, _translated(self._folder):
+        with self._disk, _translated(self._folder):
             segment, file = self._writable(len(data))
             begin = segment.end
             try:
@@ -148,10 +158,11 @@ class SegmentLog:
                     file.truncate(begin)
                 self._retire()
                 raise
-            segment.ends.extend(begin + end for end in ends)
-            return Position(segment.number, segment.end)
+            with self._lock:
+                segment.ends.extend(begin + end for end in ends)
+            return Position(segment.number, begin + len(data))
 
-    def read(self, after: Position | None = None) -> Iterator[tuple[Position, Record]]:
+    def read(self, after: Position | None = None) -> Generator[tuple[Position, Record], None, None]:
         """The records beyond `after` that are not dropped, in order, until there is none; damaged ones are skipped,
         counted and told. Raises StorageAway when the disk cannot be read."""
         position = after or Position(0, 0)
@@ -178,12 +189,18 @@ class SegmentLog:
     def drop_through(self, position: Position) -> None:
         """Everything up to the position is given no more, not after a restart either. Raises StorageFull, StorageAway:
         then it is given again after a restart."""
-        with self._lock, _translated(self._folder):
+        with self._disk, _translated(self._folder):
             if position <= self._mark:
                 return
-            self._mark = position
-            self._write_mark()
-            self._remove_dropped()
+            with self._lock:
+                self._mark = position
+            try:
+                self._write_mark()
+                self._remove_dropped()
+            except OSError:
+                # On a full disk there may be room for the mark once what lies below it is gone.
+                self._remove_dropped()
+                self._write_mark()
 
     def _next(self, position: Position) -> tuple[_Segment, int, int] | None:
         """The first record beyond the position: its segment, where it begins and ends."""
@@ -209,7 +226,8 @@ class SegmentLog:
             segment = _Segment(number, self._folder / f"{number:016d}.log")
             self._active = segment.path.open("xb", buffering=0)
             self._next_number += 1
-            self._segments.append(segment)
+            with self._lock:
+                self._segments.append(segment)
             if self._fsync:
                 _sync_folder(self._folder)
         return self._segments[-1], self._active
@@ -222,11 +240,12 @@ class SegmentLog:
 
     def _cut(self, segment: _Segment, at: int) -> None:
         """A segment that was whole when opened no longer is."""
-        with self._lock:
+        with self._disk:
             self._tell_damage(segment.path, at, segment.end)
             if self._active is not None and segment is self._segments[-1]:
                 self._retire()
-            del segment.ends[bisect_right(segment.ends, at) :]
+            with self._lock:
+                del segment.ends[bisect_right(segment.ends, at) :]
 
     def _dropped_of(self, segment: _Segment) -> int:
         return bisect_right(segment.ends, self._mark.end) if segment.number == self._mark.segment else 0
@@ -237,7 +256,8 @@ class SegmentLog:
         for segment in list(self._segments):
             if segment is not writing and (segment.number, segment.end) <= self._mark:
                 segment.path.unlink(missing_ok=True)
-                self._segments.remove(segment)
+                with self._lock:
+                    self._segments.remove(segment)
 
     def _recover(self) -> None:
         numbered = sorted((int(path.stem), path) for path in self._folder.glob("*.log") if path.stem.isdigit())

@@ -133,8 +133,17 @@ class StationSettings(_Part):
     the source; "endless" begins again until the station is stopped."""
     gate: GateSettings = GateSettings()
     """What the station does with its parts."""
+    when_spool_full: Literal["stop", "drop-oldest"] = "stop"
+    """When frames have to rest on the station's disk and it takes no more. "stop" refuses new frames: a source waits, a
+    sender is told. "drop-oldest" gives up the oldest, counted and told in the log: they will have no decision."""
     autostart: bool = True
     """Start, or go on with an unfinished run, when the service starts. A finished run is repeated only when told."""
+
+    @property
+    def spools(self) -> bool:
+        """Its frames go to disk when the bus is away: a camera does not wait. A source read at the line's own speed
+        does, and needs no disk."""
+        return self.fps > 0 or self.source.kind == "push"
 
     @property
     def plan(self) -> str:
@@ -162,6 +171,12 @@ class AcquisitionSettings(ServiceSettings):
     window: PositiveInt = Field(default=32, le=4096)
     """Frames of one station, or of one stream of pushed frames, that may be under way at once. Larger keeps a long line
     busy; smaller keeps a frame's wait short when cameras are faster than the line."""
+    spool_after_s: float = Field(default=2.0, gt=0, le=60, allow_inf_nan=False)
+    """How long the bus may take for a frame before it goes to the station's disk instead."""
+    spool_max_bytes: PositiveInt = 1024 * 1024 * 1024
+    """Frames one station may have on disk while the bus is away; its files take up to an eighth more."""
+    spool_max_age_s: float = Field(default=24 * 3600.0, gt=0, allow_inf_nan=False)
+    """How old they may grow; a spool with older ones counts as full."""
     max_image_bytes: PositiveInt = 24 * 1024 * 1024
     """Largest encoded image taken; below max_message_bytes, so that a refusal can name the field."""
     inspect_recipe: PlantName = "default"

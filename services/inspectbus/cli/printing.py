@@ -42,7 +42,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
 
 
 def json_line(value: Any) -> None:
-    """A dictionary, or a dataclass field by field; times as ISO 8601, spans in seconds."""
+    """A dictionary, or a dataclass field by field; times as ISO 8601, durations in seconds."""
     fields = value if isinstance(value, dict) else asdict(value)
     sys.stdout.write(json.dumps(fields, default=_json_default) + "\n")
     # Whoever reads a watch wants each line when it happens.
