@@ -236,6 +236,11 @@ class Station:
     spooled_bytes: int
     behind: timedelta | None
     dropped: int
+    pending: int
+    outcomes: int
+    late: int
+    deadline: timedelta | None
+    fail_safe: GateAction | None
 
 
 @dataclass(frozen=True)

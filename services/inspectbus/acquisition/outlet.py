@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from inspectbus.acquisition.breaker import Breaker
 from inspectbus.acquisition.drain import Drain
+from inspectbus.acquisition.gate import Gate
 from inspectbus.acquisition.metrics import AcquisitionMetrics
 from inspectbus.acquisition.settings import AcquisitionSettings, StationSettings
 from inspectbus.acquisition.spool import Bounds, Spool
@@ -48,11 +49,18 @@ class Outlet:
     """Thread-safe, and a context: entering opens the spool and sends what the last life left there."""
 
     def __init__(
-        self, bus: Bus, line: str, station: StationSettings, settings: AcquisitionSettings, metrics: AcquisitionMetrics
+        self,
+        bus: Bus,
+        line: str,
+        station: StationSettings,
+        settings: AcquisitionSettings,
+        metrics: AcquisitionMetrics,
+        gate: Gate,
     ) -> None:
         self.line = line
         self.station = station.name
         self._bus = bus
+        self._gate = gate
         self._spool_after_s = settings.spool_after_s
         self._accepted_total = metrics.accepted.labels(line, station.name)
         self._failures = metrics.failures.labels(line, station.name)
@@ -116,7 +124,9 @@ class Outlet:
         Blocks while the bus is full: for `spool_after_s` where the frame may go to disk then, for the bus's own
         patience where not. Raises, now or in the future, QueueFull, BusClosed, StorageFull, StorageAway, TooLate: the
         frame was not accepted. `may_spool` False: whoever waits for the decision has no use for a later one.
+        The frame's part waits at the gate from the first moment on; raises as `Gate.expect`, too.
         """
+        self._gate.expect(frame)
         passage = _Passage(frame_message(frame), spools=self._spools and may_spool and self._spool is not None)
         passage.accepted.set_running_or_notify_cancel()  # nobody can cancel what others already work on
         try:
@@ -125,6 +135,8 @@ class Outlet:
             else:
                 self._to_bus(passage)
         except InspectBusError as error:
+            # It certainly did not go. One whose future fails may have arrived all the same, so its part still waits.
+            self._gate.forget(frame.frame_id)
             self._refused(passage, error)
             raise
         self._last_frame_s = time.time()

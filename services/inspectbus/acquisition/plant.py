@@ -19,9 +19,13 @@ from inspectbus.errors import NotFound
 log = structlog.get_logger(__name__)
 
 
+FAREWELL_S = 1.0
+"""How long the bus may take to confirm the last outcomes of all gates; their journals have them anyway."""
+
+
 class Plant:
-    """Leaving it stops every station and lets what is in flight be accepted, for `drain_s` at most; what is still open
-    then goes to the disk of stations that spool."""
+    """Leaving it stops every station and lets what is in flight be accepted and get its outcome, for `drain_s` at most;
+    what is still open then goes to the disk of stations that spool."""
 
     def __init__(self, settings: AcquisitionSettings, bus: Bus, metrics: AcquisitionMetrics) -> None:
         self._drain_s = settings.drain_s
@@ -43,6 +47,7 @@ class Plant:
 
     def __exit__(self, *_: object) -> None:
         with self._stack:
+            until_s = time.monotonic() + self._drain_s
             self.ask_to_stop()
             for station in self:
                 station.stop_draining()
@@ -52,6 +57,12 @@ class Plant:
             # One second beyond: a station writes its cursor after it has drained.
             for station in self._stopped(RESCUE_S + 1.0):
                 log.warning("left with frames in flight", line=station.line, station=station.name)
+            for station in self:
+                if not station.gate.settled(max(0.0, until_s - time.monotonic())):
+                    log.warning("left with parts at the gate", line=station.line, station=station.name)
+            until_s = time.monotonic() + FAREWELL_S
+            for station in self:
+                station.gate.close(max(0.0, until_s - time.monotonic()))
 
     def __iter__(self) -> Iterator[Station]:
         return iter(self._stations.values())
