@@ -22,7 +22,7 @@ from inspectbus.api.v1.decision_pb2 import (
 from inspectbus.api.v1.frame_pb2 import LABEL_GOOD, Frame
 from inspectbus.api.v1.preprocessing_pb2_grpc import PreprocessingServiceStub
 from inspectbus.bus import Bus, Delivery, Lane, Message, topics
-from inspectbus.errors import BadField, StorageAway
+from inspectbus.errors import BadField, StorageAway, StorageFull
 from inspectbus.imaging import Image
 from inspectbus.imaging.decoding import DecodeLimits, decode
 from inspectbus.imaging.pixels import from_pixels
@@ -247,7 +247,7 @@ def test_a_frame_store_that_fails_for_a_moment_costs_a_retry_and_no_evidence(
     def once_full(self: object, key: str, data: bytes) -> None:
         calls.append(key)
         if len(calls) == 1:
-            raise OSError(28, "No space left on device")
+            raise StorageFull("the frame store takes no more: No space left on device")
         put(line.store, key, data)
 
     monkeypatch.setattr(type(line.store), "put", once_full)
@@ -265,7 +265,7 @@ def test_a_dead_frame_store_still_lets_poison_be_decided(line: Line, monkeypatch
     line.put_recipe()
 
     def full(self: object, key: str, data: bytes) -> None:
-        raise OSError(28, "No space left on device")
+        raise StorageFull("the frame store takes no more: No space left on device")
 
     monkeypatch.setattr(type(line.store), "put", full)
 
