@@ -83,7 +83,7 @@ class FrameStore:
             raise CorruptObject(f"object {claim.key} has {is_now} bytes; {claim.size} were claimed", field="claim.size")
         if hashlib.sha256(data).digest() != claim.sha256:
             raise CorruptObject(
-                f"object {claim.key} is changed: its sha256 is not the claimed one", field="claim.sha256"
+                f"object {claim.key} is changed: its sha256 is not the one claimed", field="claim.sha256"
             )
         return data
 
