@@ -6,18 +6,20 @@ import threading
 import time
 from concurrent.futures import Future
 
+from inspectbus.acquisition.claims import Claims
 from inspectbus.acquisition.metrics import AcquisitionMetrics
 from inspectbus.api.v1 import frame_pb2
 from inspectbus.bus import Bus, Message
 from inspectbus.bus.topics import FRAMES
-from inspectbus.errors import BusClosed, QueueFull
+from inspectbus.errors import BusClosed, QueueFull, StorageAway, StorageFull
 
 
 class Outlet:
-    def __init__(self, bus: Bus, line: str, station: str, metrics: AcquisitionMetrics) -> None:
+    def __init__(self, bus: Bus, line: str, station: str, claims: Claims, metrics: AcquisitionMetrics) -> None:
         self.line = line
         self.station = station
         self._bus = bus
+        self._claims = claims
         self._accepted_total = metrics.accepted.labels(line, station)
         self._failures = metrics.failures.labels(line, station)
         self._in_flight_gauge = metrics.in_flight.labels(line, station)
@@ -41,7 +43,15 @@ class Outlet:
         return self._last_frame_s
 
     def publish(self, frame: frame_pb2.Frame) -> Future[None]:
-        """Done when the frame is accepted. Blocks while the bus is full; raises QueueFull, BusClosed."""
+        """Done when the frame is accepted. Blocks while the bus is full.
+
+        Raises QueueFull, BusClosed, and StorageFull or StorageAway when its image is large and the frame store fails.
+        """
+        try:
+            frame = self._claims.claimed(frame)
+        except (StorageFull, StorageAway):
+            self._failures.inc()
+            raise
         message = Message(
             body=frame.SerializeToString(),
             key=(self.line, self.station),

@@ -30,7 +30,15 @@ from inspectbus.acquisition.settings import AcquisitionSettings, StationSettings
 from inspectbus.acquisition.sources import Capture, Source, Unreadable, open_source
 from inspectbus.api.v1 import acquisition_pb2, frame_pb2
 from inspectbus.domain.frame import frame_id
-from inspectbus.errors import BadField, BusClosed, InspectBusError, NotPossibleNow, QueueFull
+from inspectbus.errors import (
+    BadField,
+    BusClosed,
+    InspectBusError,
+    NotPossibleNow,
+    QueueFull,
+    StorageAway,
+    StorageFull,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -246,7 +254,7 @@ class Replay:
         """Hands a frame under way to the bus, once."""
         try:
             future = self._outlet.publish(self._under_way[position])
-        except (QueueFull, BusClosed) as error:
+        except (QueueFull, BusClosed, StorageFull, StorageAway) as error:
             self._refuse(position, error)
         else:
             future.add_done_callback(lambda done: self._settle(position, done))
@@ -266,7 +274,7 @@ class Replay:
 
     def _refuse(self, position: int, error: BaseException) -> None:
         """Keeps the frame for another try."""
-        self._trouble("bus", f"the bus refused a frame, trying again: {error}")
+        self._trouble("bus", f"a frame was refused, trying again: {error}")
         with self._changed:
             self._pause_s = min(max(2 * self._pause_s, FIRST_PAUSE_S), LONGEST_PAUSE_S)
             self._again_at_s = time.monotonic() + self._pause_s

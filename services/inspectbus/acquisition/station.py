@@ -13,6 +13,7 @@ from concurrent.futures import Future
 
 import structlog
 
+from inspectbus.acquisition.claims import Claims
 from inspectbus.acquisition.cursor import Journal, Mark
 from inspectbus.acquisition.metrics import AcquisitionMetrics
 from inspectbus.acquisition.outlet import Outlet
@@ -33,14 +34,20 @@ class Station:
     """Thread-safe."""
 
     def __init__(
-        self, line: str, station: StationSettings, settings: AcquisitionSettings, bus: Bus, metrics: AcquisitionMetrics
+        self,
+        line: str,
+        station: StationSettings,
+        settings: AcquisitionSettings,
+        bus: Bus,
+        claims: Claims,
+        metrics: AcquisitionMetrics,
     ) -> None:
         self.line = line
         self.name = station.name
         self._station = station
         self._settings = settings
         self._metrics = metrics
-        self._outlet = Outlet(bus, line, station.name, metrics)
+        self._outlet = Outlet(bus, line, station.name, claims, metrics)
         self._journal = Journal(settings.state_dir / "acquisition", line, station.name)
         # Pushed frames share one run per life of the service: nobody could resume them but their sender.
         self._push_run_id = new_run_id()
@@ -140,7 +147,7 @@ class Station:
         return frame
 
     def publish(self, frame: frame_pb2.Frame) -> Future[None]:
-        """Done when the frame is accepted. Blocks while the bus is full; raises QueueFull, BusClosed."""
+        """Done when the frame is accepted; see Outlet.publish."""
         return self._outlet.publish(frame)
 
     def __str__(self) -> str:
