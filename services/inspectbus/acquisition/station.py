@@ -13,6 +13,7 @@ from concurrent.futures import Future
 
 import structlog
 
+from inspectbus.acquisition.claims import Claims
 from inspectbus.acquisition.cursor import Journal, Mark
 from inspectbus.acquisition.gate import Gate
 from inspectbus.acquisition.metrics import AcquisitionMetrics
@@ -35,7 +36,13 @@ class Station:
     frames it left on disk."""
 
     def __init__(
-        self, line: str, station: StationSettings, settings: AcquisitionSettings, bus: Bus, metrics: AcquisitionMetrics
+        self,
+        line: str,
+        station: StationSettings,
+        settings: AcquisitionSettings,
+        bus: Bus,
+        claims: Claims,
+        metrics: AcquisitionMetrics,
     ) -> None:
         self.line = line
         self.name = station.name
@@ -45,7 +52,7 @@ class Station:
         # Neither name can hold a dot, so two stations never share a folder.
         folder = settings.state_dir / "acquisition" / "gate" / f"{line}.{station.name}"
         self.gate = Gate(line, station.name, station.gate, folder, bus, metrics)
-        self._outlet = Outlet(bus, line, station, settings, metrics, self.gate)
+        self._outlet = Outlet(bus, line, station, settings, metrics, self.gate, claims)
         self._journal = Journal(settings.state_dir / "acquisition", line, station.name)
         # Pushed frames share one run per life of the service: nobody could resume them but their sender.
         self._push_run_id = new_run_id()
