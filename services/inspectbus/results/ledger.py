@@ -33,6 +33,7 @@ from inspectbus.api.v1.frame_pb2 import Label
 from inspectbus.api.v1.results_pb2 import Record
 from inspectbus.domain.scores import Confusion
 from inspectbus.errors import NotFound
+from inspectbus.results.claims import note_claims
 from inspectbus.results.tables import decisions, labels, ledger_cursor
 from inspectbus.stores.database import reading, writing
 
@@ -121,6 +122,7 @@ class Ledger:
             ]
             if truths:
                 connection.execute(insert(labels), truths)
+            note_claims(connection, batch, now_us)
         return outcomes
 
     def label(self, given: Sequence[tuple[str, Label.ValueType]], by: str) -> None:
@@ -209,13 +211,16 @@ def fingerprint(decision: Decision) -> bytes:
 
     A frame that is delivered twice is judged twice: at another time, perhaps on another machine and in another batch.
     So these may differ: timings; measured quality, and the words and figures of a hold (not its reason and measure);
-    keys of evidence; the score beyond its third decimal, where processors round differently. All else must be equal.
+    keys of evidence and claims; the score beyond its third decimal, where processors round differently. All else must
+    be equal.
     """
     said = Decision()
     said.CopyFrom(decision)
     said.ClearField("timings")
     said.ClearField("quality")
     said.ClearField("evidence")
+    said.ClearField("image_key")
+    said.ClearField("pixels_key")
     if said.HasField("hold"):
         said.hold.CopyFrom(Hold(reason=said.hold.reason, measure=said.hold.measure))
     if said.HasField("score"):

@@ -50,7 +50,8 @@ def test_only_an_image_above_the_limit_is_claimed_under_the_key_of_its_evidence(
 def test_a_replayed_frame_waits_for_the_store_and_is_not_lost(
     acquisition: OpenAcquisition, line: SmallLine, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put, refused = FrameStore.put, []
+    put = FrameStore.put
+    refused: list[str] = []
 
     def away_at_first(self: FrameStore, key: str, data: bytes) -> None:
         if len(refused) < 2:
