@@ -31,6 +31,7 @@ from inspectbus.api.v1.gate_pb2 import GateOutcome
 from inspectbus.api.v1.results_pb2 import Record
 from inspectbus.domain.scores import Confusion
 from inspectbus.errors import NotFound
+from inspectbus.results.claims import note_claims
 from inspectbus.results.first_wins import Fate, FirstWins, Saying
 from inspectbus.results.rows import (
     NEWEST_LABEL,
@@ -94,6 +95,7 @@ class Ledger:
             ]
             if truths:
                 connection.execute(insert(labels), truths)
+            note_claims(connection, [entry for entry in batch if isinstance(entry, Decision)], now_us)
         return fates
 
     def label(self, given: Sequence[tuple[str, Label.ValueType]], by: str) -> None:

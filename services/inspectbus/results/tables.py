@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     ForeignKey,
     Index,
@@ -91,6 +92,18 @@ ledger_cursor = Table(
     # One row, which every recording transaction updates first.
     Column("id", Integer, primary_key=True, autoincrement=False),
     Column("last", BigInteger, nullable=False),
+)
+
+claims = Table(
+    "claims",
+    metadata,
+    # Of an object in the frame store that a message named.
+    Column("key", Text, primary_key=True),
+    # When a decision last named it; microseconds since the epoch.
+    Column("named_at_us", BigInteger, nullable=False),
+    # Never swept; see claims.py.
+    Column("pinned", Boolean, nullable=False),
+    Index("claims_by_time", "pinned", "named_at_us", "key"),
 )
 
 labels = Table(
