@@ -19,24 +19,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
-    """The one PostgreSQL of this run. A test that kills it starts it again."""
-    from tests.doubles.postgres import Postgres
-
-    with Postgres() as server:
-        yield server
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A fresh database of each kind that keeps the records."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'inspectbus.db'}"
-    server: Postgres = request.getfixturevalue("postgres")
-    return server.new_database()
-
-
-@pytest.fixture(scope="session")
 def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     """The one RabbitMQ of this run. A test that kills a broker starts its own."""
     from tests.doubles.rabbitmq import Broker
@@ -61,3 +43,21 @@ def rabbitmq_vhost(rabbitmq: Broker) -> Iterator[Vhost]:
     vhost = Vhost(rabbitmq, rabbitmq.new_vhost())
     yield vhost
     rabbitmq.drop_vhost(vhost.name)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """The one PostgreSQL of this run. A test that kills it starts it again."""
+    from tests.doubles.postgres import Postgres
+
+    with Postgres() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A fresh database of each kind that keeps the records."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'inspectbus.db'}"
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.new_database()

@@ -12,6 +12,7 @@ Needs gRPC and the contracts only; nothing of the services' own dependencies.
 from inspectbus_client.client import Client
 from inspectbus_client.decisions import DecisionFilter
 from inspectbus_client.frames import Image, Inspected, Published, Shot
+from inspectbus_client.gates import GateWatch
 from inspectbus_client.values import (
     Confusion,
     Decision,
@@ -55,6 +56,7 @@ __all__ = [
     "GateAction",
     "GateOutcome",
     "GateReason",
+    "GateWatch",
     "Hold",
     "HoldReason",
     "Image",

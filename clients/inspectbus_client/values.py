@@ -1,6 +1,7 @@
 """What the client hands out: frozen values in plain words, one per message of the contract.
 
-    message ─ read(kind) ─> value     enum ─> word, Timestamp ─> aware datetime, unset ─> None
+    message ─ read(kind) ─> value     enum ─> word, Timestamp ─> aware datetime, Duration ─> timedelta,
+    unset ─> None
 
 Fields carry the contract's names, so protos/inspectbus/api/v1 is their documentation; a test compares the two.
 """
@@ -11,11 +12,12 @@ import functools
 import json
 import types
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from google.protobuf.descriptor import EnumDescriptor
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -230,6 +232,15 @@ class Station:
     in_flight: int
     last_frame_at: datetime | None
     fps: float
+    spooled: int
+    spooled_bytes: int
+    behind: timedelta | None
+    dropped: int
+    pending: int
+    outcomes: int
+    late: int
+    deadline: timedelta | None
+    fail_safe: GateAction | None
 
 
 @dataclass(frozen=True)
@@ -401,6 +412,8 @@ def _plain(message: Message, name: str, hint: Any) -> Any:
         return None if optional and value == 0 else kind(_words(descriptor.enum_type).get(value, "UNKNOWN"))
     if isinstance(value, Timestamp):
         return value.ToDatetime(tzinfo=UTC)
+    if isinstance(value, Duration):
+        return value.ToTimedelta()
     if isinstance(value, Message):
         return read(get_args(hint)[0] if optional else hint, value)
     return value

@@ -303,8 +303,11 @@ def test_live_goes_first_and_backlog_keeps_its_share(bus: Bus) -> None:
         bus.publish(FRAMES, message(b"live"))
     eventually(lambda: [bus.depth(FRAMES, "preprocessing", lane) for lane in Lane], [40, 40])
     order: Queue[bytes] = Queue()
+    work = threading.Event()
 
     def handler(delivery: Delivery) -> None:
+        # Lanes matter where work is slower than its delivery.
+        work.wait(0.005)
         order.put(delivery.message.body)
         delivery.done()
 

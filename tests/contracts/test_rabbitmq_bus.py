@@ -90,7 +90,7 @@ def test_a_sender_with_little_patience_is_told_that_the_broker_is_away(breakable
         assert "broker" in bus.trouble
         breakable.start()
         bus.publish(FRAMES, message()).result(60)
-        assert bus.trouble == ""
+        assert "broker" not in bus.trouble
 
 
 def test_a_window_of_unconfirmed_messages_makes_the_sender_wait(breakable: Broker) -> None:

@@ -1,10 +1,10 @@
 """Acquisition, joined: stations and senders on one side, the bus on the other.
 
 sources ─> stations ─┐
-                     ├─> outlets ─> bus
-gRPC ─> rpc ─────────┘                │
-         ^                            │
-         └── inspections <── decisions┘
+                     ├─> outlets ─────> bus
+gRPC ─> rpc ─────────┘     └─> spools ─┘ │
+         ^                               │
+         └── inspections <── decisions ──┘
 """
 
 from __future__ import annotations

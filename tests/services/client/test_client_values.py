@@ -54,6 +54,8 @@ ENUMS = [
     (values.GateAction, gate_pb2.GateAction.DESCRIPTOR),
     (values.GateReason, gate_pb2.GateReason.DESCRIPTOR),
     (values.StationState, acquisition_pb2.StationState.DESCRIPTOR),
+    (values.GateAction, gate_pb2.GateAction.DESCRIPTOR),
+    (values.GateReason, gate_pb2.GateReason.DESCRIPTOR),
     (values.JobState, training_pb2.JobState.DESCRIPTOR),
 ]
 
