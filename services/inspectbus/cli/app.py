@@ -14,7 +14,20 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from inspectbus.cli import decisions, environment, inspect, models, recipes, run, scores, serve, stations, train
+from inspectbus.cli import (
+    bus,
+    dead,
+    decisions,
+    environment,
+    inspect,
+    models,
+    recipes,
+    run,
+    scores,
+    serve,
+    stations,
+    train,
+)
 from inspectbus.cli.printing import plain
 
 FAILED = 2
@@ -105,3 +118,5 @@ app.command("scores", epilog=scores.EXAMPLES)(scores.scores)
 app.add_typer(recipes.app, name="recipes", epilog=recipes.EXAMPLES)
 app.add_typer(stations.app, name="stations", epilog=stations.EXAMPLES)
 app.add_typer(decisions.app, name="decisions", epilog=decisions.EXAMPLES)
+app.add_typer(bus.app, name="bus", epilog=bus.EXAMPLES)
+app.add_typer(dead.app, name="dead", epilog=dead.EXAMPLES)
