@@ -8,7 +8,6 @@ The engine's thread hands each score to a small pool, so it never waits for a di
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -70,7 +69,6 @@ class _Door:
         self._bus = bus
         self._loader = loader
         self._evidence = evidence
-        self._model_patience_s = settings.model_patience_s
         self._pool = pool
         self._decisions = prometheus.Counter(
             "inspectbus_inference_decisions", "Decisions published.", ["verdict", "reason"], registry=registry
@@ -80,7 +78,7 @@ class _Door:
         """Takes one prepared frame. Raises BadField for a body that is none: it is parked, and nobody can decide it."""
         message = delivery.message
         prepared = _parsed(message)
-        serving = self._loader.wait(_patience_left(message, self._model_patience_s))
+        serving = self._loader.wait()
         try:
             card, scored = self._admit(prepared, serving, message.lane)
         except ModelNotReady as error:
@@ -169,11 +167,6 @@ class _Door:
         reason = HoldReason.Name(decision.hold.reason).removeprefix("HOLD_REASON_").lower()
         self._decisions.labels(verdict, reason if decision.HasField("hold") else "").inc()
         return published
-
-
-def _patience_left(message: Message, patience_s: float) -> float:
-    """Counted from the message's making, so that frames without a model are held after one patience, not one each."""
-    return min(patience_s, message.time_s + patience_s - time.time())
 
 
 def _parsed(message: Message) -> PreparedFrame:

@@ -18,6 +18,7 @@ from inspectbus.preprocessing.recipes import Recipes
 from inspectbus.preprocessing.rpc import NAME, PreprocessingRpc
 from inspectbus.preprocessing.settings import PreprocessingSettings
 from inspectbus.runtime.rpc_server import Door, rpc_server
+from inspectbus.runtime.watchdog import Watchdog
 from inspectbus.stores.database import default_url, open_database
 from inspectbus.stores.frames import FrameStore
 from inspectbus.stores.model_directory import ModelDirectory
@@ -37,7 +38,8 @@ def open_service(settings: PreprocessingSettings, bus: Bus) -> Iterator[Door]:
         house.callback(database.dispose)
         recipes = Recipes(database, settings.recipe_fresh_s)
         models = house.enter_context(ModelDirectory(settings.models_address, settings.state_dir / "directory"))
-        preparer = Preparer(recipes, models, limits, metrics)
+        watchdog = house.enter_context(Watchdog(settings.call_limit_s))
+        preparer = Preparer(recipes, models, limits, metrics, watchdog)
         house.enter_context(
             frames_prepared(
                 bus,

@@ -15,7 +15,7 @@ from concurrent.futures import Future
 
 from prometheus_client import CollectorRegistry
 
-from inspectbus.bus.contract import Epitaph, Handler, Lane, Message
+from inspectbus.bus.contract import Epitaph, Handler, Lane, Message, StartChild
 from inspectbus.bus.keeper import Keeper
 from inspectbus.bus.rabbitmq import naming, wire
 from inspectbus.bus.rabbitmq.addresses import parse
@@ -25,6 +25,8 @@ from inspectbus.bus.rabbitmq.follower import Follower
 from inspectbus.bus.rabbitmq.link import Link
 from inspectbus.bus.rabbitmq.metrics import BusMetrics
 from inspectbus.bus.rabbitmq.publisher import Publisher
+from inspectbus.bus.rabbitmq.quarantine import Quarantine
+from inspectbus.bus.rabbitmq.ward import Ward
 from inspectbus.bus.topics import Topic
 from inspectbus.errors import BadField, BusClosed, NotAllowed
 
@@ -37,8 +39,10 @@ FLUSH_S = 5.0
 class RabbitMQBus:
     """A process's bus. A broker that is away is waited for; one that refuses our user is told at once."""
 
-    def __init__(self, url: str, name: str = "inspectbus") -> None:
-        """`name` shows in the broker's list of connections. Raises BadField, NotAllowed."""
+    def __init__(self, url: str, name: str = "inspectbus", start_child: StartChild | None = None) -> None:
+        """`name` shows in the broker's list of connections. `start_child` starts this process's service again for what
+        is worked on alone; without it nothing is, and the delivery limit is the net. Raises BadField, NotAllowed.
+        """
         addresses = parse(url, name)
         self._limits = addresses.limits
         self._publishing = Link("publish", addresses)
@@ -48,6 +52,8 @@ class RabbitMQBus:
         self._depths = Depths(self._consuming)
         self._lock = threading.Lock()
         self._subscriptions: list[Consumer | Follower] = []
+        self._quarantines: list[Quarantine] = []
+        self._ward = Ward(start_child, self.publish, self._limits.quarantine_s) if start_child else None
         self._metrics = BusMetrics(self._publishing, self._consuming, self._publisher, self.consumers)
         self._closed = False
         for link in (self._publishing, self._consuming):
@@ -69,6 +75,10 @@ class RabbitMQBus:
         if self._closed:
             return
         self._closed = True
+        if self._ward is not None:
+            self._ward.close()
+        for quarantine in self._quarantines:
+            quarantine.close()
         for subscription in self.subscriptions():
             subscription.close(patience_s=0)
         self._publisher.close(FLUSH_S if not self._publishing.trouble else 0.0)
@@ -104,10 +114,15 @@ class RabbitMQBus:
             keeper=self._keeper,
             limits=self._limits,
             on_settled=self._metrics.settled,
+            quarantine=self._ward is not None,
         )
         with self._lock:
             self._subscriptions.append(consumer)
         consumer.start()
+        if self._ward is not None:
+            quarantine = Quarantine(consumer, self._ward, self._consuming)
+            self._quarantines.append(quarantine)
+            quarantine.start()
         return consumer
 
     def follow(self, topic: Topic, handler: Callable[[Message], None], *, key: tuple[str, ...] = ()) -> Follower:

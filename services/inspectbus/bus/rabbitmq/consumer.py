@@ -161,19 +161,18 @@ class Consumer:
                 self._detour(delivery, naming.quarantine_queue(delivery.queue), "quarantined")
                 continue
             try:
-                wire.check(
-                    self.topic,
-                    delivery.properties,
-                    delivery.body,
-                    body_bytes=self.limits.body_bytes,
-                    ahead_s=self.limits.ahead_s,
-                )
+                self.check(delivery)
                 self._handler(delivery)
             except Exception as error:  # whatever a handler raises decides about its message, never about this thread
                 if isinstance(error, InspectBusError) and not error.retryable:
                     delivery.park(error)
                 else:
                     delivery.retry(error)
+
+    def check(self, delivery: Delivery) -> None:
+        """Raises BadField for what is no message of this topic."""
+        limits = self.limits
+        wire.check(self.topic, delivery.properties, delivery.body, body_bytes=limits.body_bytes, ahead_s=limits.ahead_s)
 
     def _may_take(self) -> bool:
         return len(self._in_hand) < self._prefetch and any(self._inbox.values())
@@ -207,6 +206,23 @@ class Consumer:
             self._on_settled(delivery.queue, how)
             delivery.intake.settle(delivery.tag)
 
+    def take_in_hand(self, delivery: Delivery) -> None:
+        """A delivery that came by another queue than ours, and is settled like our own."""
+        with self._changed:
+            self._in_hand.add(delivery)
+
+    def again_alone(self, delivery: Delivery, error: BaseException) -> None:
+        """Back into quarantine, counted; past the limit it is parked."""
+        failures = wire.attempts(delivery.properties)[0] + 1
+        if not self.claim(delivery):
+            return
+        if failures >= self.limits.max_attempts:
+            self.park(delivery, error)
+            return
+        properties = wire.again(delivery.properties, delivery.routing_key, error=error)
+        pause_s = self.limits.retry_delay_s * 2 ** (failures - 1)
+        self._keeper.later(pause_s, lambda: self._detour(delivery, delivery.queue, "retried", properties))
+
     def retry(self, delivery: Delivery, error: BaseException) -> None:
         failures = wire.attempts(delivery.properties)[0] + 1
         if failures >= self.limits.max_attempts:
@@ -239,8 +255,8 @@ class Consumer:
 
         def told(failure: BaseException | None) -> None:
             if failure is None:
-                chore = lambda: self._send(delivery, DEAD.name, delivery.queue, "parked", properties)  # noqa: E731
-                self._keeper.later(0, chore)
+                queue = naming.home_queue(delivery.queue)
+                self._keeper.later(0, lambda: self._send(delivery, DEAD.name, queue, "parked", properties))
             else:
                 self._keeper.later(AGAIN_S, lambda: self._bury(delivery, error))
 

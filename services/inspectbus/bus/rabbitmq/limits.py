@@ -25,6 +25,8 @@ class Limits:
     """Before the second attempt; doubles with each further one, up to thirty seconds."""
     quarantine_after: int = 2
     """Deliveries lost with their worker before a message is worked on alone."""
+    quarantine_s: float = 30.0
+    """How long a message may be worked on alone before its process is killed."""
     news_limit: int = 1000
     """Messages waiting for one follower."""
     news_bytes: int = 32 * 1024 * 1024

@@ -29,6 +29,11 @@ def quarantine_queue(queue: str) -> str:
     return f"{queue}.quarantine"
 
 
+def home_queue(queue: str) -> str:
+    """The work queue whose quarantine this may be."""
+    return queue.removesuffix(".quarantine")
+
+
 def routing_key(topic: Topic, key: tuple[str, ...], lane: Lane) -> str:
     """<lane>.<line>.<station> on laned topics; a dead letter's is the queue it died in."""
     if topic is DEAD:
