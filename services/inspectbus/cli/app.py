@@ -18,6 +18,7 @@ from inspectbus.cli import (
     bus,
     dead,
     decisions,
+    doctor,
     environment,
     inspect,
     models,
@@ -115,6 +116,7 @@ app.command("train", epilog=train.TRAIN_EXAMPLES)(train.train)
 app.command("evaluate", epilog=train.EVALUATE_EXAMPLES)(train.evaluate)
 app.command("models", epilog=models.EXAMPLES)(models.models)
 app.command("scores", epilog=scores.EXAMPLES)(scores.scores)
+app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
 app.add_typer(recipes.app, name="recipes", epilog=recipes.EXAMPLES)
 app.add_typer(stations.app, name="stations", epilog=stations.EXAMPLES)
 app.add_typer(decisions.app, name="decisions", epilog=decisions.EXAMPLES)
