@@ -44,7 +44,7 @@ def look_at_state(folder: Path) -> list[Finding]:
     about = "state folder"
     if not folder.exists():
         above = next((parent for parent in folder.absolute().parents if parent.exists()), Path("/"))
-        if os.access(above, os.W_OK | os.X_OK):
+        if above.is_dir() and os.access(above, os.W_OK | os.X_OK):
             return [Finding(about, State.WARN, f"{folder} is not there yet: the first start of a service makes it")]
         return [
             Finding(

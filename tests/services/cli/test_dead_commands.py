@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pika
 import pytest
@@ -25,6 +25,9 @@ from inspectbus.bus.topics import DECISIONS, FRAMES, PREPARED, Topic
 from inspectbus.domain.decision import hold_decision
 from inspectbus.errors import BadField
 from inspectbus.stores.frames import FrameStore, evidence_key
+
+if TYPE_CHECKING:
+    from tests.doubles.rabbitmq import Broker
 
 pytestmark = pytest.mark.rabbitmq
 
@@ -330,6 +333,23 @@ def test_letters_of_strangers_are_listed_and_shown_without_harm(
     assert "\x1b" not in shown.stdout + table.stdout + replayed.stdout
     assert replayed.exit_code in (0, 1)
     line.wait_for(0 if replayed.exit_code == 0 else 1)
+
+
+def test_the_operators_user_may_look_replay_and_drop(
+    rabbitmq: Broker, line: Line, inspectbus: Inspectbus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rabbitmq.import_definitions(topology.definitions(line.addresses.vhost, {"inspectbus-operator": "secret"}))
+    line.bury(line.frame(1).SerializeToString(), line.frame(2).SerializeToString())
+    monkeypatch.setenv("INSPECTBUS_BUS_URL", rabbitmq.url(line.addresses.vhost, "inspectbus-operator", "secret"))
+
+    (first, second) = lines(inspectbus("dead", "list", "--json"))
+    replayed = inspectbus("dead", "replay", first["id"])
+    dropped = inspectbus("dead", "drop", second["id"], "--yes")
+
+    assert (replayed.exit_code, dropped.exit_code) == (0, 0)
+    assert inspectbus("bus", "status").exit_code == 0
+    line.wait_for(1, "inspectbus.preprocessing.backlog")
+    line.wait_for(0)
 
 
 def test_dropping_asks_first_and_then_it_is_gone(line: Line, inspectbus: Inspectbus) -> None:
