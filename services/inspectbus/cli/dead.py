@@ -235,15 +235,8 @@ def _original(letter: Letter, config: Path | None) -> bytes:
 
 
 def _fetched(claim: Claim, config: Path | None) -> bytes:
-    import hashlib
-
-    from inspectbus.errors import NotPossibleNow
     from inspectbus.line import read_plant, settings_class
-    from inspectbus.stores.frames import FrameStore
+    from inspectbus.stores.frames import FrameStore, default_url
 
     settings: Any = settings_class("inference").load(read_plant(config).get("inference", {}) if config else {})
-    store = FrameStore(settings.frame_store_url or f"file://{(settings.state_dir / 'frames').absolute()}")
-    image = store.get(claim.key)
-    if hashlib.sha256(image).digest() != claim.sha256:
-        raise NotPossibleNow(f"object {claim.key} of the frame store is not the one that was claimed", field="save")
-    return image
+    return FrameStore(settings.frame_store_url or default_url(settings.state_dir)).fetch(claim)

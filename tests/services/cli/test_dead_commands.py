@@ -187,6 +187,7 @@ def test_an_image_that_travelled_by_claim_is_saved_from_the_frame_store(
 ) -> None:
     monkeypatch.setenv("INSPECTBUS_FRAME_STORE_URL", f"file://{tmp_path}/frames")
     store = FrameStore(f"file://{tmp_path}/frames")
+    (tmp_path / "frames").mkdir()
     frame = line.frame(2, image=b"")
     key = evidence_key("line-1", "top", frame.frame_id, "original", "png")
     frame.claim.CopyFrom(Claim(key=key, sha256=hashlib.sha256(PNG).digest(), size=len(PNG)))

@@ -71,6 +71,7 @@ def test_with_everything_away_each_thing_is_named_within_twenty_seconds(
 def test_a_plant_that_is_well_is_told_so(
     inspectbus: Inspectbus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "frames").mkdir()
     with open_plant() as plant:
         address = plant.addresses["acquisition"]
         monkeypatch.setenv("INSPECTBUS_ACQUISITION_ADDRESS", address)
