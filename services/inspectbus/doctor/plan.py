@@ -31,7 +31,7 @@ def checks_of(services: Sequence[str], sections: Mapping[str, Mapping[str, Any]]
             stores[_told(each, "frame_store_url") or f"file://{(each.state_dir / 'frames').absolute()}"] = None
     checks += [Check("database", partial(_database, url, owners)) for url, owners in databases.items()]
     checks += [Check("frame store", partial(_frame_store, url)) for url in stores]
-    checks += [Check("state folder", partial(_state, folder)) for folder in {each.state_dir for each in asked.values()}]
+    checks += [Check("state folder", partial(_state, folder)) for folder in _folders(asked)]
     if "inference" in asked:
         checks.append(Check("model", partial(_model, asked["inference"])))
     for name in asked:
@@ -55,6 +55,10 @@ def _address(name: str, settings: Mapping[str, ServiceSettings]) -> str:
     own = settings[name]
     host = "127.0.0.1" if own.host in ("0.0.0.0", "::", "[::]") else own.host  # noqa: S104
     return f"[{host.strip('[]')}]:{own.port}" if ":" in host else f"{host}:{own.port}"
+
+
+def _folders(settings: Mapping[str, ServiceSettings]) -> list[Path]:
+    return list(dict.fromkeys(each.state_dir for each in settings.values()))
 
 
 def _told(settings: ServiceSettings, field: str) -> str:
