@@ -199,7 +199,11 @@ class _Acquisition(acquisition_pb2_grpc.AcquisitionServiceServicer):
         if (line, station) not in self._plant.stations:
             raise NotFound(f"there is no station {line}/{station}", field="station")
         state = self._plant.stations[line, station]
-        return acquisition_pb2.Station(line=line, station=station, recipe="cells", source="push", state=state, fps=4)
+        found = acquisition_pb2.Station(line=line, station=station, recipe="cells", source="push", state=state, fps=4)
+        if station == "side":
+            found.spooled, found.spooled_bytes, found.dropped = 12, 34_567, 3
+            found.behind.FromMilliseconds(200_500)
+        return found
 
     def ListStations(self, request: Any, context: Any) -> acquisition_pb2.ListStationsResponse:
         self._plant.enter("ListStations")

@@ -11,6 +11,7 @@ import structlog
 from inspectbus.acquisition.metrics import AcquisitionMetrics
 from inspectbus.acquisition.outlet import RESCUE_S
 from inspectbus.acquisition.settings import INSPECT_LINE, AcquisitionSettings
+from inspectbus.acquisition.spool import spool_folder
 from inspectbus.acquisition.station import Station
 from inspectbus.bus import Bus
 from inspectbus.domain.names import checked_name
@@ -25,6 +26,7 @@ class Plant:
 
     def __init__(self, settings: AcquisitionSettings, bus: Bus, metrics: AcquisitionMetrics) -> None:
         self._drain_s = settings.drain_s
+        self._state_dir = settings.state_dir
         self._stations: dict[tuple[str, str], Station] = {}
         for line in settings.lines:
             for station in line.stations:
@@ -35,6 +37,7 @@ class Plant:
         self._stack = ExitStack()
 
     def __enter__(self) -> Plant:
+        self._tell_forgotten_spools()
         with ExitStack() as opening:
             for station in self:
                 opening.enter_context(station)
@@ -74,6 +77,14 @@ class Plant:
     def ask_to_stop(self) -> None:
         for station in self:
             station.ask_to_stop()
+
+    def _tell_forgotten_spools(self) -> None:
+        """Accepted frames of a station that the plant no longer has: whoever took it out must hear of them."""
+        ours = {spool_folder(self._state_dir, *names) for names in self._stations}
+        for file in sorted(spool_folder(self._state_dir, "*", "*").parent.glob("*.*/*.log")):
+            if file.parent not in ours and file.stat().st_size:
+                ours.add(file.parent)
+                log.warning("frames of a station that is not in the plant rest on disk", folder=str(file.parent))
 
     def _stopped(self, patience_s: float) -> list[Station]:
         """Waits so long for all; those that have not stopped."""

@@ -285,3 +285,22 @@ def test_numbers_tell_how_far_behind_a_station_is(
     first = top(stub).behind.ToNanoseconds()
     second = until(stub, lambda status: status.behind.ToNanoseconds() > first)
     assert 0 < second.behind.ToNanoseconds() / 1e9 < PATIENCE_S + (time.monotonic() - begun_s)
+
+
+def test_frames_of_a_station_taken_out_of_the_plant_are_told(
+    acquisition: OpenAcquisition,
+    bus: FickleBus,
+    line: SmallLine,
+    house: ExitStack,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bus.go_away("refuses")
+    push(acquisition(PUSH), b"picture")
+    house.close()
+    capsys.readouterr()
+
+    acquisition({**PUSH, "name": "side"})
+
+    told = capsys.readouterr().out
+    assert "frames of a station that is not in the plant rest on disk" in told
+    assert "line-1.top" in told
