@@ -46,6 +46,20 @@ class Label(StrEnum):
     UNKNOWN = "UNKNOWN"
 
 
+class GateAction(StrEnum):
+    PASS = "PASS"  # noqa: S105 - a word of the line, no password
+    REJECT = "REJECT"
+    DIVERT = "DIVERT"
+    UNKNOWN = "UNKNOWN"
+
+
+class GateReason(StrEnum):
+    DECISION = "DECISION"
+    DEADLINE = "DEADLINE"
+    RESTART = "RESTART"
+    UNKNOWN = "UNKNOWN"
+
+
 class StationState(StrEnum):
     STOPPED = "STOPPED"
     RUNNING = "RUNNING"
@@ -126,6 +140,9 @@ class Decision:
     timings: Timings
     evidence: Evidence
     truth: Label | None
+    revision: int
+    image_key: str
+    pixels_key: str
 
     @property
     def latency_s(self) -> float | None:
@@ -135,8 +152,24 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class GateOutcome:
+    """What the station did with the part. `waited_s` is None when the station had restarted meanwhile."""
+
+    frame_id: str
+    line: str
+    station: str
+    run_id: str
+    action: GateAction | None
+    reason: GateReason | None
+    at: datetime | None
+    waited_s: float | None
+    verdict: Verdict | None
+    part_id: str
+
+
+@dataclass(frozen=True)
 class Record:
-    """A decision as the ledger holds it. `truth` is the newest label."""
+    """A decision as the ledger holds it. `truth` is the newest label, `gate` None until its outcome is recorded."""
 
     cursor: int
     decision: Decision
@@ -144,6 +177,9 @@ class Record:
     truth: Label | None
     duplicates: int
     conflicts: int
+    gate: GateOutcome | None
+    late: bool
+    revisions: tuple[Decision, ...]
 
 
 @dataclass(frozen=True)
@@ -200,6 +236,11 @@ class Station:
     spooled_bytes: int
     behind: timedelta | None
     dropped: int
+    pending: int
+    outcomes: int
+    late: int
+    deadline: timedelta | None
+    fail_safe: GateAction | None
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,15 @@ leaving stops the cameras first and the ledger last.
 from __future__ import annotations
 
 import fcntl
+import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -32,6 +36,9 @@ log = structlog.get_logger(__name__)
 
 ENGINE_PATIENCE_S = 120.0
 """Loading, checking and warming a model takes seconds; on a machine under load more."""
+
+COMMAND = (sys.executable, "-m", "inspectbus")
+"""Starts this program again."""
 
 SERVICES = ("results", "training", "inference", "preprocessing", "acquisition")
 """In the order of opening."""
@@ -67,9 +74,23 @@ def open_line(
         for service in SERVICES:
             if service in services:
                 settings = _settings(service, sections.get(service, {}), forced, doors)
-                bus = house.enter_context(connect(settings.bus_url))
+                start_child = partial(_start_alone, service, sections.get(service, {}))
+                bus = house.enter_context(connect(settings.bus_url, f"inspectbus-{service}", start_child))
                 doors[service] = house.enter_context(_open_service(service, settings, bus))
         yield doors
+
+
+def _start_alone(service: str, section: Mapping[str, Any], fd: int) -> subprocess.Popen[bytes]:
+    """The service once more, with the same settings, on a bus of one message; see bus/solo.py."""
+    prefix = str(settings_class(service).model_config["env_prefix"])
+    environment = {**os.environ, f"{prefix}BUS_URL": f"solo://{fd}", f"{prefix}PORT": "0", f"{prefix}METRICS_PORT": "0"}
+    process = subprocess.Popen(  # noqa: S603
+        [*COMMAND, "serve", service, "--config", "-"], env=environment, stdin=subprocess.PIPE, pass_fds=(fd,)
+    )
+    assert process.stdin is not None
+    with process.stdin as config:
+        config.write(json.dumps({service: section}, default=str).encode())
+    return process
 
 
 def _settings(
@@ -161,9 +182,10 @@ def _own(state_dir: Path) -> dict[str, Any]:
 
 
 def read_plant(path: Path) -> dict[str, dict[str, Any]]:
-    """plant.yaml: a mapping of service names to their settings. Raises BadField naming the entry at fault."""
+    """plant.yaml ("-" is standard input): settings by service. Raises BadField naming the entry at fault."""
     try:
-        content = read_mapping(path.read_text(encoding="utf-8"), str(path))
+        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
+        content = read_mapping(text, str(path))
     except OSError as error:
         raise BadField(f"cannot read {path}: {error.strerror}", field="plant") from None
     except UnicodeDecodeError as error:

@@ -9,6 +9,7 @@ with its attempts counted. News is a convenience and never the record: a followe
 
 from __future__ import annotations
 
+import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,6 +29,10 @@ class Lane(StrEnum):
 
     LIVE = "live"
     BACKLOG = "backlog"
+
+
+BACKLOG_SHARE = 8
+"""Every so many deliveries the backlog goes first, when it waits: a draining spool neither stalls nor delays."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,10 @@ delivery; raising anything else retries it."""
 Epitaph = Callable[[Message, BaseException], Sequence["Future[None]"]]
 """Called before a message is parked, whoever parks it. Publishes what the world must hear (a HOLD decision) and gives
 the futures the bus must wait for before it lets the message go."""
+
+
+StartChild = Callable[[int], "subprocess.Popen[bytes]"]
+"""Starts this process's service again on the bus solo://FD, with the file descriptor passed on."""
 
 
 class Subscription(Protocol):

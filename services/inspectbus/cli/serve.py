@@ -23,10 +23,13 @@ SIGTERM or Ctrl-C drains: no new work, work in hand finished, then the end.
 
 def serve(
     services: Annotated[list[str], typer.Argument(help="results, training, inference, preprocessing, acquisition.")],
-    config: Annotated[Path | None, typer.Option(envvar="INSPECTBUS_PLANT", help="plant.yaml with settings.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(envvar="INSPECTBUS_PLANT", help="plant.yaml with settings; - reads them from standard input."),
+    ] = None,
 ) -> None:
     """Run services in this process until it is told to stop."""
-    from inspectbus.line import SERVICES, open_line, read_plant
+    from inspectbus.line import SERVICES, open_line, read_plant, settings_class
     from inspectbus.runtime.signals import stop_on_signals
 
     console = Console(stderr=True)
@@ -39,7 +42,8 @@ def serve(
             table.add_row(door.service, door.address, f"http://{door.metrics_address}/metrics")
         console.print(table)
         missing = [service for service in SERVICES if service not in doors]
-        if missing:
+        embedded = settings_class(services[0]).load(sections.get(services[0])).bus_url.startswith("embedded://")
+        if missing and embedded:
             console.print(
                 f"the embedded bus ends with this process, so nothing reaches {', '.join(missing)} over it: "
                 "the services here answer at their gRPC doors"

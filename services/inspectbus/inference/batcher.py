@@ -23,14 +23,14 @@ import prometheus_client as prometheus
 import structlog
 
 from inspectbus.bus import Lane
+from inspectbus.bus.contract import BACKLOG_SHARE
 from inspectbus.errors import BadField, Internal, ModelNotReady, QueueFull, TooLate
 from inspectbus.imaging import Image
 from inspectbus.inference.engine import Engine
+from inspectbus.runtime.watchdog import Watchdog
 
 log = structlog.get_logger(__name__)
 
-BACKLOG_SHARE = 8
-"""Every so many frames the backlog comes first, when it waits; the bus hands out its lanes by the same measure."""
 LOOK_S = 1.0
 """How long the idle thread sleeps between looks: nothing depends on it, a lost wake-up would cost a second."""
 
@@ -93,6 +93,7 @@ class Batcher:
         height: int,
         width: int,
         metrics: BatcherMetrics,
+        watchdog: Watchdog,
         *,
         max_batch_size: int,
         max_batch_wait_s: float,
@@ -101,6 +102,7 @@ class Batcher:
     ) -> None:
         self._engine = engine
         self._metrics = metrics
+        self._watchdog = watchdog
         self._max_batch_wait_s = max_batch_wait_s
         self._queue_limit = queue_limit
         self._drain_s = drain_s
@@ -239,7 +241,8 @@ class Batcher:
             np.copyto(self._slot[place], item.image)
         begun = time.perf_counter()
         try:
-            scores = self._engine.infer(self._slot[: len(batch)])
+            with self._watchdog.watching(f"a pass of {len(batch)} images through the network"):
+                scores = self._engine.infer(self._slot[: len(batch)])
             if scores.shape != (len(batch),):
                 raise Internal(f"the engine gave scores of shape {scores.shape} for {len(batch)} images")
         except Exception as error:  # an engine may raise anything; it concerns these images and never the next

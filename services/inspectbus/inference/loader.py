@@ -24,6 +24,7 @@ from inspectbus.imaging.decoding import decode
 from inspectbus.inference.batcher import Batcher, BatcherMetrics
 from inspectbus.inference.engine import Engine, Images, Scores, open_engine
 from inspectbus.inference.settings import InferenceSettings
+from inspectbus.runtime.watchdog import Watchdog
 from inspectbus.stores.model_directory import ModelDirectory
 from inspectbus.stores.models import ModelStore, default_url, read_card
 
@@ -64,14 +65,17 @@ class Loader:
         self._failures = prometheus.Counter(
             "inspectbus_inference_load_failures", "Attempts to load a model, by error.", ["reason"], registry=registry
         )
+        self._watchdog = Watchdog(settings.call_limit_s)
         self._parts = ExitStack()
         self._serving: Serving | None = None
         self._detail = "loading has not been tried yet"
         self._closing = False
+        self._started_s = time.monotonic()
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._look, name="inference-loader", daemon=True)
 
     def __enter__(self) -> Loader:
+        self._parts.enter_context(self._watchdog)
         self._thread.start()
         return self
 
@@ -98,10 +102,15 @@ class Loader:
         """Runs of the engine since start, by size."""
         return {size: count for size, count in self._metrics.sizes.items() if count}
 
-    def wait(self, patience_s: float) -> Serving | None:
-        """What serves, as soon as it does; None when patience ends first, or the service does."""
+    def wait(self) -> Serving | None:
+        """What serves, as soon as it does; None when the patience for a first model ends first, or the service does.
+
+        Counted from the service's start, not from a frame's making: frames that waited in a queue while no service ran
+        find one that has just begun to load, and all frames of a service without a model are told after one patience.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self._serving or self._closing, timeout=max(0.0, patience_s))
+            left_s = self._started_s + self._settings.model_patience_s - time.monotonic()
+            self._changed.wait_for(lambda: self._serving or self._closing, timeout=max(0.0, left_s))
             return self._serving
 
     def stop_waiting(self) -> None:
@@ -152,6 +161,7 @@ class Loader:
             card.preparation.height,
             card.preparation.width,
             self._metrics,
+            self._watchdog,
             max_batch_size=settings.max_batch_size,
             max_batch_wait_s=settings.max_batch_wait_s,
             queue_limit=settings.queue_limit,

@@ -18,6 +18,7 @@ from inspectbus.imaging.preparation import prepare
 from inspectbus.imaging.quality import measure, violation
 from inspectbus.preprocessing.metrics import PreprocessingMetrics
 from inspectbus.preprocessing.recipes import Recipes, StoredRecipe
+from inspectbus.runtime.watchdog import Watchdog
 from inspectbus.stores.model_directory import ModelDirectory
 
 
@@ -38,8 +39,14 @@ class Preparer:
     """Thread-safe; keeps nothing of an image."""
 
     def __init__(
-        self, recipes: Recipes, models: ModelDirectory, limits: DecodeLimits, metrics: PreprocessingMetrics
+        self,
+        recipes: Recipes,
+        models: ModelDirectory,
+        limits: DecodeLimits,
+        metrics: PreprocessingMetrics,
+        watchdog: Watchdog,
     ) -> None:
+        self._watchdog = watchdog
         self._recipes = recipes
         self._models = models
         self._limits = limits
@@ -51,6 +58,10 @@ class Preparer:
 
     def prepare(self, image: bytes, stored: StoredRecipe) -> Prepared:
         """Raises UnreadableImage, BadField when the geometry does not fit the picture, ModelNotReady."""
+        with self._watchdog.watching(f"preparing an image of {len(image)} bytes by recipe {stored.recipe.name}"):
+            return self._prepare(image, stored)
+
+    def _prepare(self, image: bytes, stored: StoredRecipe) -> Prepared:
         recipe = stored.recipe
         with self._metrics.timed("decode"):
             picture = decode(image, self._limits)

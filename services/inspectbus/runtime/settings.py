@@ -56,6 +56,9 @@ class ServiceSettings(BaseSettings):
     """Largest gRPC message taken or sent."""
     rpc_threads: PositiveInt = Field(default=32, le=1024)
     """Calls served at once; one more is told RESOURCE_EXHAUSTED. An open stream counts as a call."""
+    call_limit_s: float = Field(default=60.0, gt=0, le=3600, allow_inf_nan=False)
+    """How long one step of work on one frame (preparing it, a pass of the network) may take. One that takes longer
+    hangs, and the watchdog ends the process."""
     drain_s: float = Field(default=20.0, gt=0, le=600, allow_inf_nan=False)
     """How long work in hand may take to finish when the service stops."""
 

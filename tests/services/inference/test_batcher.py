@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from inspectbus.bus import Lane
+from inspectbus.bus.contract import BACKLOG_SHARE
 from inspectbus.errors import BadField, Internal, ModelNotReady, QueueFull, TooLate
 from inspectbus.imaging import Image
-from inspectbus.inference.batcher import BACKLOG_SHARE, Batcher, BatcherMetrics, Scored
+from inspectbus.inference.batcher import Batcher, BatcherMetrics, Scored
 from inspectbus.inference.engine import Engine, Images, Scores
+from inspectbus.runtime.watchdog import Watchdog
 from tests.doubles.engines import PATIENCE_S, BrightnessEngine
 
 SIDE = 4
@@ -36,7 +38,15 @@ def make(
 ) -> Batcher:
     metrics = BatcherMetrics(CollectorRegistry(), size)
     return Batcher(
-        engine, SIDE, SIDE, metrics, max_batch_size=size, max_batch_wait_s=wait_s, queue_limit=limit, drain_s=drain_s
+        engine,
+        SIDE,
+        SIDE,
+        metrics,
+        Watchdog(60.0),
+        max_batch_size=size,
+        max_batch_wait_s=wait_s,
+        queue_limit=limit,
+        drain_s=drain_s,
     )
 
 
@@ -253,7 +263,15 @@ def test_what_was_done_is_counted(engine: BrightnessEngine) -> None:
     registry = CollectorRegistry()
     metrics = BatcherMetrics(registry, 4)
     with Batcher(
-        engine, SIDE, SIDE, metrics, max_batch_size=4, max_batch_wait_s=0, queue_limit=3, drain_s=PATIENCE_S
+        engine,
+        SIDE,
+        SIDE,
+        metrics,
+        Watchdog(60.0),
+        max_batch_size=4,
+        max_batch_wait_s=0,
+        queue_limit=3,
+        drain_s=PATIENCE_S,
     ) as batcher:
         busy(batcher, engine)
         kept = [batcher.call(image(n)) for n in range(2)]

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -17,6 +14,7 @@ from inspectbus.bus.contract import Lane, Message
 from inspectbus.bus.embedded.consumer import Consumer
 from inspectbus.bus.embedded.follower import Follower
 from inspectbus.bus.embedded.work_queue import Entry, Publication, WorkQueue
+from inspectbus.bus.keeper import Keeper
 from inspectbus.bus.topics import Topic
 from inspectbus.errors import BusClosed, QueueFull
 
@@ -43,7 +41,7 @@ class Limits:
 
 
 class Broker:
-    """All queues of one name. `keeper` is its one thread: it brings retries back and buries what is parked."""
+    """All queues of one name. Its keeper brings retries back and buries what is parked."""
 
     _all: dict[str, Broker] = {}  # noqa: RUF012 - shared on purpose: the brokers of this process
     _all_lock = threading.Lock()
@@ -62,16 +60,12 @@ class Broker:
         self.limits = limits
         self.lock = threading.Lock()
         self._room = threading.Condition(self.lock)
-        self._chores_changed = threading.Condition(self.lock)
         self._handles = 0
         self._closed = False
         self._queues: dict[tuple[str, str], WorkQueue] = {}
         self._followers: list[Follower] = []
-        self._chores: list[tuple[float, int, Callable[[], None]]] = []
-        self._order = itertools.count()
         self._open: set[Future[None]] = set()
-        self._keeper = threading.Thread(target=self._keep, name=f"bus-{name}-keeper", daemon=True)
-        self._keeper.start()
+        self._keeper = Keeper(f"bus-{name}-keeper")
 
     def leave(self) -> None:
         with self._all_lock:
@@ -85,11 +79,9 @@ class Broker:
             unsettled = list(self._open)
             self._open.clear()
             self._room.notify_all()
-            self._chores_changed.notify_all()
         for future in unsettled:
             future.set_exception(BusClosed("the bus was closed before this message was settled"))
-        if threading.current_thread() is not self._keeper:
-            self._keeper.join(timeout=5)
+        self._keeper.close()
 
     def queue(self, topic: Topic, group: str) -> WorkQueue:
         with self.lock:
@@ -138,9 +130,7 @@ class Broker:
             future.set_result(None)
 
     def later(self, delay_s: float, chore: Callable[[], None]) -> None:
-        with self.lock:
-            heapq.heappush(self._chores, (time.monotonic() + delay_s, next(self._order), chore))
-            self._chores_changed.notify()
+        self._keeper.later(delay_s, chore)
 
     def put_back(self, queue: WorkQueue, entry: Entry, *, first: bool = False) -> None:
         with self.lock:
@@ -186,14 +176,3 @@ class Broker:
         with self.lock:
             queue.hand_out()
             self._room.notify_all()
-
-    def _keep(self) -> None:
-        while True:
-            with self.lock:
-                while not self._closed and (not self._chores or self._chores[0][0] > time.monotonic()):
-                    wait_s = self._chores[0][0] - time.monotonic() if self._chores else None
-                    self._chores_changed.wait(wait_s)
-                if self._closed:
-                    return
-                chore = heapq.heappop(self._chores)[2]
-            chore()

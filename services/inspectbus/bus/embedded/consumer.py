@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ import structlog
 
 from inspectbus.bus.contract import Epitaph, Handler, Message
 from inspectbus.bus.embedded.work_queue import Entry, WorkQueue
+from inspectbus.bus.keeper import when_all
 from inspectbus.errors import BusClosed, InspectBusError, QueueFull
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ class Consumer:
                 self._broker.bury(self._queue, delivery.entry, error)
                 self._broker.settle(delivery.entry)
 
-        _when_all(futures, buried)
+        when_all(futures, buried)
 
 
 class Delivery:
@@ -166,7 +167,7 @@ class Delivery:
 
     def done(self, after: Iterable[Future[None]] = ()) -> None:
         if self._consumer.claim(self):
-            _when_all(list(after), self._outputs_settled)
+            when_all(list(after), self._outputs_settled)
 
     def retry(self, error: BaseException) -> None:
         if self._consumer.claim(self):
@@ -185,23 +186,3 @@ class Delivery:
             self._consumer.settle(self)
         else:
             self._consumer.retry(self, failure)
-
-
-def _when_all(futures: list[Future[None]], then: Callable[[BaseException | None], None]) -> None:
-    """Calls `then` once, when the last future is done, with the first failure found or None."""
-    if not futures:
-        then(None)
-        return
-    left = len(futures)
-    lock = threading.Lock()
-
-    def one_done(_: Future[None]) -> None:
-        nonlocal left
-        with lock:
-            left -= 1
-            last = left == 0
-        if last:
-            then(next((failure for future in futures if (failure := future.exception()) is not None), None))
-
-    for future in futures:
-        future.add_done_callback(one_done)

@@ -8,15 +8,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from inspectbus.bus.contract import Lane, Message
+from inspectbus.bus.contract import BACKLOG_SHARE, Lane, Message
 from inspectbus.bus.topics import Topic
 
 if TYPE_CHECKING:
     from inspectbus.bus.embedded.broker import Limits
     from inspectbus.bus.embedded.consumer import Consumer
-
-BACKLOG_SHARE = 8
-"""Every so many deliveries the backlog goes first, when it waits: a draining spool neither stalls nor delays."""
 
 
 @dataclass

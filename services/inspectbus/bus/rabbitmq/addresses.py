@@ -1,0 +1,104 @@
+"""Where the broker is: amqp[s]://user:password@host:port[,host:port...]/vhost?window_messages=64&cafile=/etc/ca.pem
+
+The password stays inside this module's values and never stands in a message, a log or a repr.
+"""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import pika
+
+from inspectbus.bus.rabbitmq.limits import Limits
+from inspectbus.errors import BadField
+
+_TLS_FILES = ("cafile", "certfile", "keyfile")
+_PORTS = {"amqp": 5672, "amqps": 5671}
+SOCKET_PATIENCE_S = 5.0
+"""For one TCP connection, and for the handshake on it: a frozen broker accepts the first, never answers the second."""
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Nodes of one broker, tried in turn."""
+
+    nodes: tuple[str, ...]
+    """host:port, for messages."""
+    user: str
+    vhost: str
+    limits: Limits
+    parameters: tuple[pika.ConnectionParameters, ...] = field(repr=False)
+    """One for each node."""
+
+
+def parse(url: str, name: str = "inspectbus") -> Addresses:
+    """Raises BadField, without the URL's text, for one that cannot be meant. `name` shows in the broker's lists."""
+    try:
+        parts = urlsplit(url)
+        query = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
+        login, _, hosts = parts.netloc.rpartition("@")
+        user, _, password = login.partition(":")
+        nodes = [_node(host, _PORTS[parts.scheme]) for host in hosts.split(",")]
+    except (ValueError, KeyError):
+        raise BadField("not a broker's URL: use amqp://user:password@host:5672/vhost", field="bus_url") from None
+    tls = {key: query.pop(key) for key in _TLS_FILES if key in query}
+    limits = _limits(query)
+    vhost = unquote(parts.path[1:]) or "/"
+    options = None
+    if parts.scheme == "amqps":
+        options = _tls(tls)
+    elif tls:
+        raise BadField(f"{next(iter(tls))} needs amqps://", field="bus_url")
+    user = unquote(user) or "guest"
+    credentials = pika.PlainCredentials(user, unquote(password) or "guest", erase_on_connect=False)
+    parameters = tuple(
+        pika.ConnectionParameters(
+            host=host,
+            port=port,
+            virtual_host=vhost,
+            credentials=credentials,
+            heartbeat=limits.heartbeat_s,
+            ssl_options=pika.SSLOptions(options, host) if options is not None else None,
+            socket_timeout=SOCKET_PATIENCE_S,
+            stack_timeout=2 * SOCKET_PATIENCE_S,
+            client_properties={"connection_name": name},
+        )
+        for host, port in nodes
+    )
+    return Addresses(tuple(f"{host}:{port}" for host, port in nodes), user, vhost, limits, parameters)
+
+
+def _node(text: str, default_port: int) -> tuple[str, int]:
+    parts = urlsplit(f"//{text}")
+    if not parts.hostname or parts.path:
+        raise ValueError(text)
+    return parts.hostname, parts.port or default_port
+
+
+def _limits(query: dict[str, str]) -> Limits:
+    kinds: dict[str, type] = {item.name: type(getattr(Limits, item.name)) for item in fields(Limits)}
+    given: dict[str, Any] = {}
+    for key, value in query.items():
+        if key not in kinds:
+            raise BadField(f"the bus URL has no option {key[:40]!r}; there are {', '.join(kinds)}", field="bus_url")
+        try:
+            number = kinds[key](value)
+        except ValueError:
+            raise BadField(f"bus URL option {key}: {value[:40]!r} is no number", field="bus_url") from None
+        if not 0 < number < 1e12:
+            raise BadField(f"bus URL option {key} must be above 0", field="bus_url")
+        given[key] = number
+    return replace(Limits(), **given)
+
+
+def _tls(files: dict[str, str]) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=files.get("cafile") or None)
+        if "certfile" in files:
+            context.load_cert_chain(files["certfile"], files.get("keyfile"))
+    except OSError as error:
+        raise BadField(f"the bus URL's certificates cannot be read: {error.strerror}", field="bus_url") from None
+    return context

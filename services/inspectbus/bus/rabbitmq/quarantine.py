@@ -1,0 +1,105 @@
+"""Quarantine: what went down with its workers is worked on alone, and decided whatever happens.
+
+    <queue>.quarantine ─> one at a time ─> ward ─┬─ done ──────────────────> ack
+                                                 ├─ failed, may succeed ───> again, counted, after a pause
+                                                 └─ died, hung, cannot ────> epitaph, dead letter, ack
+
+An innocent that was merely prefetched beside a culprit takes this way too, and loses nothing but a moment.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+
+import pika
+import structlog
+
+from inspectbus.bus.rabbitmq import naming
+from inspectbus.bus.rabbitmq.consumer import Consumer, Delivery
+from inspectbus.bus.rabbitmq.intake import Intake, Tag
+from inspectbus.bus.rabbitmq.link import Link
+from inspectbus.bus.rabbitmq.ward import Ward
+from inspectbus.errors import InspectBusError
+
+log = structlog.get_logger(__name__)
+
+LOOK_S = 5.0
+"""How often an idle quarantine looks whether its child is still needed."""
+
+
+class Quarantine:
+    """Beside a subscription, on all its lanes' quarantine queues."""
+
+    def __init__(self, consumer: Consumer, ward: Ward, link: Link) -> None:
+        self._consumer = consumer
+        self._ward = ward
+        self._changed = threading.Condition()
+        self._waiting: deque[Delivery] = deque()
+        self._closed = False
+        self._intakes = [
+            Intake(link, naming.quarantine_queue(queue), 1, self._on_delivery, on_lost=self._forget)
+            for queue in naming.work_queues(consumer.topic, consumer.group)
+        ]
+        self._thread = threading.Thread(target=self._work, name=f"{consumer.topic.name}-quarantine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+        for intake in self._intakes:
+            intake.start()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for intake in self._intakes:
+            intake.close(2.0)
+        self._thread.join(timeout=5)
+
+    def _on_delivery(
+        self, intake: Intake, tag: Tag, routing_key: str, properties: pika.BasicProperties, body: bytes
+    ) -> None:
+        with self._changed:
+            self._waiting.append(Delivery(self._consumer, intake, tag, routing_key, properties, body))
+            self._changed.notify_all()
+
+    def _forget(self) -> None:
+        """A channel has gone: what it delivered comes again."""
+        with self._changed:
+            for delivery in self._waiting:
+                delivery.void = True
+            self._waiting.clear()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                if not self._changed.wait_for(lambda: self._closed or self._waiting, LOOK_S):
+                    delivery = None
+                elif self._closed:
+                    return
+                else:
+                    delivery = self._waiting.popleft()
+            if delivery is None:
+                self._ward.look()
+            else:
+                self._try_alone(delivery)
+
+    def _try_alone(self, delivery: Delivery) -> None:
+        consumer = self._consumer
+        consumer.take_in_hand(delivery)
+        log.info("working alone", queue=delivery.queue, subject=delivery.message.subject)
+        try:
+            consumer.check(delivery)
+            self._ward.work(consumer.topic, consumer.group, delivery.message, delivery.attempts)
+        except InspectBusError as error:
+            if self._closed:
+                return
+            if error.retryable:
+                consumer.again_alone(delivery, error)
+            else:
+                delivery.park(error)
+        except Exception as error:  # a fault of ours must not be taken for the message's
+            log.exception("the quarantine failed", queue=delivery.queue)
+            consumer.again_alone(delivery, error)
+        else:
+            delivery.done()

@@ -1,0 +1,151 @@
+"""Messages as AMQP carries them: CloudEvents attributes as headers, protobuf as body.
+
+What arrives here was sent by anybody who has a password: nothing is believed that was not looked at.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import pika
+
+from inspectbus.bus.contract import Lane, Message
+from inspectbus.bus.rabbitmq import naming
+from inspectbus.bus.topics import DEAD, Topic
+from inspectbus.errors import BadField
+
+CONTENT_TYPE = "application/protobuf"
+_CLOUD = "cloudEvents:"
+_OURS = "inspectbus:"
+KEY = _OURS + "key"
+"""The routing key as it was first published: a way by retry, quarantine or dead letters changes the broker's own."""
+ATTEMPTS = _OURS + "attempts"
+"""Failures that a handler had with the message so far."""
+FIRST_FAILED = _OURS + "first-failed"
+LAST_FAILED = _OURS + "last-failed"
+ERROR = _OURS + "error"
+MAX_HEADER_CHARS = 1000
+"""Of an error's text: headers travel in one AMQP frame."""
+
+
+def properties(topic: Topic, message: Message) -> pika.BasicProperties:
+    """Persistent, with an id that is the same each time the same message is sent."""
+    headers: dict[str, Any] = {
+        _CLOUD + "specversion": "1.0",
+        _CLOUD + "id": message.id,
+        _CLOUD + "source": message.source,
+        _CLOUD + "type": topic.body,
+        _CLOUD + "subject": message.subject,
+        _CLOUD + "time": rfc3339(message.time_s),
+        **message.headers,
+    }
+    return pika.BasicProperties(
+        content_type=CONTENT_TYPE, delivery_mode=2, message_id=message.id[:255], headers=headers
+    )
+
+
+def message_of(topic: Topic, routing_key: str, properties: pika.BasicProperties, body: bytes) -> Message:
+    """What can be known of a message, whether or not `check` is content with it."""
+    headers: Mapping[str, Any] = properties.headers or {}
+    key = str(headers.get(KEY) or routing_key)
+    lane, words = Lane.LIVE, tuple(key.split("."))
+    if topic is DEAD:
+        words = naming.origin(routing_key)
+    elif topic.laned:
+        lane, words = (Lane.BACKLOG if words[0] == Lane.BACKLOG else Lane.LIVE), words[1:]
+    return Message(
+        body=body,
+        key=words,
+        source=str(headers.get(_CLOUD + "source", "")),
+        subject=str(headers.get(_CLOUD + "subject", "")),
+        lane=lane,
+        id=str(headers.get(_CLOUD + "id", properties.message_id or "")),
+        time_s=_seconds(headers.get(_CLOUD + "time")) or 0.0,
+        headers=_words(headers),
+    )
+
+
+def check(topic: Topic, properties: pika.BasicProperties, body: bytes, *, body_bytes: int, ahead_s: float) -> None:
+    """Raises BadField with what is wrong, when it is no message of this topic that we would have sent."""
+    headers: Mapping[str, Any] = properties.headers or {}
+    if properties.content_type != CONTENT_TYPE:
+        raise BadField(f"content type {properties.content_type!r} is not {CONTENT_TYPE}", field="content_type")
+    for name in ("id", "source", "type", "time"):
+        if not isinstance(headers.get(_CLOUD + name), str):
+            raise BadField(f"header {_CLOUD}{name} is missing", field=_CLOUD + name)
+    if topic.body and headers[_CLOUD + "type"] != topic.body:
+        raise BadField(f"a {headers[_CLOUD + 'type'][:100]} is no {topic.body}", field=_CLOUD + "type")
+    made_s = _seconds(headers[_CLOUD + "time"])
+    if made_s is None:
+        raise BadField(f"{headers[_CLOUD + 'time'][:60]!r} is no time", field=_CLOUD + "time")
+    if made_s > time.time() + ahead_s:
+        raise BadField(
+            f"made at {headers[_CLOUD + 'time'][:40]}, which is in the future: is the sender's clock wrong?",
+            field=_CLOUD + "time",
+        )
+    if len(body) > body_bytes:
+        raise BadField(f"the body has {len(body)} bytes, at most {body_bytes} are worked on", field="body")
+
+
+def attempts(properties: pika.BasicProperties) -> tuple[int, int]:
+    """Failures of handlers, and deliveries that were lost with their worker or given back."""
+    headers: Mapping[str, Any] = properties.headers or {}
+    return _count(headers.get(ATTEMPTS)), _count(headers.get("x-delivery-count"))
+
+
+def again(
+    properties: pika.BasicProperties, routing_key: str, *, error: BaseException | None = None, delay_s: float = 0.0
+) -> pika.BasicProperties:
+    """For the copy of a message that goes another way: the same, with its key kept and the failure noted."""
+    headers: dict[str, Any] = dict(properties.headers or {})
+    headers.pop("x-delivery-count", None)
+    headers.setdefault(KEY, routing_key)
+    if error is not None:
+        now = rfc3339(time.time())
+        headers[ATTEMPTS] = _count(headers.get(ATTEMPTS)) + 1
+        headers.setdefault(FIRST_FAILED, now)
+        headers[LAST_FAILED] = now
+        headers[ERROR] = f"{type(error).__name__}: {error}"[:MAX_HEADER_CHARS]
+    return pika.BasicProperties(
+        content_type=properties.content_type,
+        delivery_mode=2,
+        message_id=properties.message_id,
+        headers=headers,
+        expiration=str(int(delay_s * 1000)) if delay_s else None,
+    )
+
+
+def rfc3339(time_s: float) -> str:
+    """Nine decimals, so that the float comes back as it was."""
+    whole = datetime.fromtimestamp(int(time_s), UTC)
+    return f"{whole:%Y-%m-%dT%H:%M:%S}{f'{time_s % 1:.9f}'[1:]}Z"
+
+
+def _seconds(text: object) -> float | None:
+    """Seconds since the epoch of an RFC 3339 time; None when it is none."""
+    try:
+        whole, _, fraction = str(text).removesuffix("Z").partition(".")
+        seconds = datetime.fromisoformat(whole).replace(tzinfo=UTC).timestamp()
+        return float(f"{int(seconds)}.{fraction or 0}")
+    except (ValueError, OverflowError):
+        return None
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) and 0 <= value < 1_000_000 else 0
+
+
+def _words(headers: Mapping[str, Any]) -> dict[str, str]:
+    """What travels with a message for its reader. A dead letter's are those of the contract."""
+    words = {
+        name: value
+        for name, value in headers.items()
+        if isinstance(value, str) and not name.startswith((_CLOUD, _OURS, "x-"))
+    }
+    for name in (ERROR, ATTEMPTS, FIRST_FAILED, LAST_FAILED):
+        if name in headers:
+            words[name.removeprefix(_OURS)] = str(headers[name])
+    return words

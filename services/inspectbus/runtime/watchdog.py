@@ -1,0 +1,90 @@
+"""The watchdog: ends the process when a call hangs, because nothing less ends a call.
+
+    with watchdog.watching("preparing frame ..."): ...      longer than the limit ─> every thread's stack, exit code 70
+
+Whoever runs the process starts it again, and the message that hung comes back counted. A call that hangs inside a
+library while it holds the interpreter's lock stops our thread too: then the C timer of `faulthandler`, which our thread
+must wind up again and again, runs out.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import itertools
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+HUNG = 70
+"""Exit code (EX_SOFTWARE): a call did not come back."""
+LOOKS = 8
+"""Looks per limit: a hung call is found this share of the limit late at most."""
+
+
+def end_process() -> None:
+    faulthandler.dump_traceback(all_threads=True)
+    sys.stderr.flush()
+    os._exit(HUNG)
+
+
+class Watchdog:
+    """One for each service. Entering starts its thread; leaving ends it."""
+
+    def __init__(self, limit_s: float, on_hang: Callable[[], None] = end_process) -> None:
+        self._limit_s = limit_s
+        self._on_hang = on_hang
+        self._lock = threading.Lock()
+        self._calls: dict[int, tuple[float, str]] = {}
+        self._numbers = itertools.count()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def __enter__(self) -> Watchdog:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=5)
+
+    @contextmanager
+    def watching(self, what: str) -> Iterator[None]:
+        """For calls of one step that ends by itself within milliseconds, never for a wait."""
+        number = next(self._numbers)
+        with self._lock:
+            self._calls[number] = (time.monotonic(), what)
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._calls[number]
+
+    def _watch(self) -> None:
+        pause_s = self._limit_s / LOOKS
+        wound = False
+        while not self._stop.wait(pause_s):
+            with self._lock:
+                oldest = min(self._calls.values(), default=None)
+            if oldest is None:
+                if wound:
+                    faulthandler.cancel_dump_traceback_later()
+                    wound = False
+                continue
+            begun_s, what = oldest
+            hung_s = time.monotonic() - begun_s
+            if hung_s > self._limit_s:
+                log.critical("a call hangs, the process ends", what=what, seconds=round(hung_s, 1))
+                self._on_hang()
+                return
+            if self._on_hang is end_process:
+                faulthandler.dump_traceback_later(self._limit_s + pause_s, exit=True)
+                wound = True
+        if wound:
+            faulthandler.cancel_dump_traceback_later()
