@@ -20,7 +20,7 @@ from inspectbus.acquisition.drain import Drain
 from inspectbus.acquisition.gate import Gate
 from inspectbus.acquisition.metrics import AcquisitionMetrics
 from inspectbus.acquisition.settings import AcquisitionSettings, StationSettings
-from inspectbus.acquisition.spool import Bounds, Spool
+from inspectbus.acquisition.spool import Bounds, Spool, spool_folder
 from inspectbus.api.v1 import frame_pb2
 from inspectbus.bus import Bus, Message
 from inspectbus.bus.messages import frame_message
@@ -78,8 +78,7 @@ class Outlet:
         self._spool: Spool | None = None
         self._drain: Drain | None = None
         self._stack = ExitStack()
-        # Neither name can hold a dot or a slash, so two stations never share a folder.
-        folder = settings.state_dir / "acquisition" / "spool" / f"{line}.{station.name}"
+        folder = spool_folder(settings.state_dir, line, station.name)
         # A station that spools no more may have frames of the time when it did.
         if station.spools or folder.exists():
             drop_oldest = station.when_spool_full == "drop-oldest"
