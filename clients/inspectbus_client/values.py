@@ -140,6 +140,9 @@ class Decision:
     timings: Timings
     evidence: Evidence
     truth: Label | None
+    revision: int
+    image_key: str
+    pixels_key: str
 
     @property
     def latency_s(self) -> float | None:
@@ -166,7 +169,7 @@ class GateOutcome:
 
 @dataclass(frozen=True)
 class Record:
-    """A decision as the ledger holds it. `truth` is the newest label."""
+    """A decision as the ledger holds it. `truth` is the newest label, `gate` None until its outcome is recorded."""
 
     cursor: int
     decision: Decision
@@ -174,6 +177,9 @@ class Record:
     truth: Label | None
     duplicates: int
     conflicts: int
+    gate: GateOutcome | None
+    late: bool
+    revisions: tuple[Decision, ...]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ Way = Literal["refuses", "is full", "loses", "swallows"]
 
 class FickleBus:
     """Away, it does one of four things with a frame: refuses it at once, is full, takes it and fails its future, or
-    takes it and says nothing until it comes back (`lose_swallowed` then fails the futures). Other topics go through."""
+    takes it and says nothing, until `lose_swallowed` or its coming back fails the futures. Other topics go through."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
@@ -43,6 +43,7 @@ class FickleBus:
         with self._lock:
             self._way = None
         self.trouble = ""
+        self.lose_swallowed()
 
     def lose_swallowed(self) -> None:
         with self._lock:

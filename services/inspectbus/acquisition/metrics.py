@@ -33,6 +33,12 @@ class AcquisitionMetrics:
             buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
             registry=registry,
         )
+        self.claim_seconds = Histogram(
+            "inspectbus_claim_seconds",
+            "Writing one large image to the frame store before its frame is published.",
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15),
+            registry=registry,
+        )
         self.back_pressure_seconds = Counter(
             "inspectbus_back_pressure_seconds",
             "Time a source waited because the line was full.",

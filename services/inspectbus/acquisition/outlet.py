@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from inspectbus.acquisition.breaker import Breaker
+from inspectbus.acquisition.claims import Claims
 from inspectbus.acquisition.drain import Drain
 from inspectbus.acquisition.gate import Gate
 from inspectbus.acquisition.metrics import AcquisitionMetrics
@@ -56,11 +57,13 @@ class Outlet:
         settings: AcquisitionSettings,
         metrics: AcquisitionMetrics,
         gate: Gate,
+        claims: Claims,
     ) -> None:
         self.line = line
         self.station = station.name
         self._bus = bus
         self._gate = gate
+        self._claims = claims
         self._spool_after_s = settings.spool_after_s
         self._accepted_total = metrics.accepted.labels(line, station.name)
         self._failures = metrics.failures.labels(line, station.name)
@@ -82,7 +85,7 @@ class Outlet:
             drop_oldest = station.when_spool_full == "drop-oldest"
             bounds = Bounds(settings.spool_max_bytes, settings.spool_max_age_s, drop_oldest)
             self._spool = Spool(folder, line, station.name, bounds, metrics)
-            self._drain = Drain(self._spool, bus, self._breaker, line, station.name, settings.window, metrics)
+            self._drain = Drain(self._spool, bus, self._breaker, line, station.name, settings.window, metrics, claims)
 
     def __enter__(self) -> Outlet:
         if self._spool is not None and self._drain is not None:
@@ -127,11 +130,23 @@ class Outlet:
         The frame's part waits at the gate from the first moment on; raises as `Gate.expect`, too.
         """
         self._gate.expect(frame)
-        passage = _Passage(frame_message(frame), spools=self._spools and may_spool and self._spool is not None)
+        spools = self._spools and may_spool and self._spool is not None
+        away = spools and self._knows_the_bus_away
+        store_fails: InspectBusError | None = None
+        if not away:
+            try:
+                frame = self._claims.claimed(frame)
+            except (StorageFull, StorageAway) as error:
+                # The station's own disk takes the image as well, and the drain claims it later.
+                store_fails, away = error, spools
+        passage = _Passage(frame_message(frame), spools)
         passage.accepted.set_running_or_notify_cancel()  # nobody can cancel what others already work on
         try:
-            if passage.spools and self._knows_the_bus_away:
+            if away:
                 self._to_spool(passage, patience_s=self._spool_after_s)
+            elif store_fails is not None:
+                self._failures.inc()
+                raise store_fails
             else:
                 self._to_bus(passage)
         except InspectBusError as error:
@@ -141,6 +156,11 @@ class Outlet:
             raise
         self._last_frame_s = time.time()
         return passage.accepted
+
+    def stop_draining(self) -> None:
+        """What is on disk stays there for the next start."""
+        if self._drain is not None:
+            self._drain.ask_to_stop()
 
     def rescue(self) -> None:
         """Puts on disk what the bus has not confirmed. It may take the same frames all the same: under their ids."""

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 
 import structlog
 
+from inspectbus.acquisition.claims import Claims
 from inspectbus.acquisition.metrics import AcquisitionMetrics
 from inspectbus.acquisition.outlet import RESCUE_S
 from inspectbus.acquisition.settings import INSPECT_LINE, AcquisitionSettings
@@ -29,12 +30,13 @@ class Plant:
 
     def __init__(self, settings: AcquisitionSettings, bus: Bus, metrics: AcquisitionMetrics) -> None:
         self._drain_s = settings.drain_s
+        claims = Claims(settings, metrics)
         self._stations: dict[tuple[str, str], Station] = {}
         for line in settings.lines:
             for station in line.stations:
-                self._stations[line.name, station.name] = Station(line.name, station, settings, bus, metrics)
+                self._stations[line.name, station.name] = Station(line.name, station, settings, bus, claims, metrics)
         own = settings.inspect_station
-        self.inspect_station = Station(INSPECT_LINE, own, settings, bus, metrics)
+        self.inspect_station = Station(INSPECT_LINE, own, settings, bus, claims, metrics)
         self._stations[INSPECT_LINE, own.name] = self.inspect_station
         self._stack = ExitStack()
 
@@ -49,6 +51,8 @@ class Plant:
         with self._stack:
             until_s = time.monotonic() + self._drain_s
             self.ask_to_stop()
+            for station in self:
+                station.stop_draining()
             self._stopped(self._drain_s)
             for station in self:
                 station.rescue()

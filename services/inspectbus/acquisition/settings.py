@@ -21,6 +21,7 @@ from pydantic_settings import SettingsConfigDict
 from inspectbus.domain.names import checked_name, name_from
 from inspectbus.errors import BadField
 from inspectbus.runtime.settings import ServiceSettings
+from inspectbus.stores.frames import INLINE_MAX_BYTES
 
 INSPECT_LINE = "inspect"
 """The line of the service's own station; no line of the plant may take its name."""
@@ -179,6 +180,13 @@ class AcquisitionSettings(ServiceSettings):
     """How old they may grow; a spool with older ones counts as full."""
     max_image_bytes: PositiveInt = 24 * 1024 * 1024
     """Largest encoded image taken; below max_message_bytes, so that a refusal can name the field."""
+    inline_max_bytes: PositiveInt = INLINE_MAX_BYTES
+    """An image larger than this rests in the frame store, and its message carries only its key."""
+    frame_store_url: str = ""
+    """Where large images rest (file://, s3://), the same for all services of a line; empty: the folder `frames` in
+    state_dir."""
+    frame_store_fsync: bool = False
+    """Bring each object of a folder to the disk itself before its message goes, for power cuts; milliseconds each."""
     inspect_recipe: PlantName = "default"
     """Recipe of an inspection that names neither a station nor a recipe."""
     inspect_patience_s: float = Field(default=30.0, gt=0, le=600, allow_inf_nan=False)

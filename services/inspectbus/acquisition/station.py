@@ -14,6 +14,7 @@ from contextlib import ExitStack
 
 import structlog
 
+from inspectbus.acquisition.claims import Claims
 from inspectbus.acquisition.cursor import Journal, Mark
 from inspectbus.acquisition.gate import Gate
 from inspectbus.acquisition.metrics import AcquisitionMetrics
@@ -36,7 +37,13 @@ class Station:
     frames it left on disk."""
 
     def __init__(
-        self, line: str, station: StationSettings, settings: AcquisitionSettings, bus: Bus, metrics: AcquisitionMetrics
+        self,
+        line: str,
+        station: StationSettings,
+        settings: AcquisitionSettings,
+        bus: Bus,
+        claims: Claims,
+        metrics: AcquisitionMetrics,
     ) -> None:
         self.line = line
         self.name = station.name
@@ -46,7 +53,7 @@ class Station:
         # Neither name can hold a dot, so two stations never share a folder.
         folder = settings.state_dir / "acquisition" / "gate" / f"{line}.{station.name}"
         self.gate = Gate(line, station.name, station.gate, folder, bus, metrics)
-        self._outlet = Outlet(bus, line, station, settings, metrics, self.gate)
+        self._outlet = Outlet(bus, line, station, settings, metrics, self.gate, claims)
         self._journal = Journal(settings.state_dir / "acquisition", line, station.name)
         # Pushed frames share one run per life of the service: nobody could resume them but their sender.
         self._push_run_id = new_run_id()
@@ -106,6 +113,10 @@ class Station:
         if self._replay is not None and not self._replay.ended(patience_s):
             return False
         return self._outlet.drain(patience_s)
+
+    def stop_draining(self) -> None:
+        """What is on disk stays there for the next start."""
+        self._outlet.stop_draining()
 
     def rescue(self) -> None:
         """Puts on disk what the bus has not confirmed, where the station spools."""

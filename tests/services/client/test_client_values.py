@@ -51,6 +51,8 @@ ENUMS = [
     (values.Verdict, decision_pb2.Verdict.DESCRIPTOR),
     (values.HoldReason, decision_pb2.HoldReason.DESCRIPTOR),
     (values.Label, frame_pb2.Label.DESCRIPTOR),
+    (values.GateAction, gate_pb2.GateAction.DESCRIPTOR),
+    (values.GateReason, gate_pb2.GateReason.DESCRIPTOR),
     (values.StationState, acquisition_pb2.StationState.DESCRIPTOR),
     (values.GateAction, gate_pb2.GateAction.DESCRIPTOR),
     (values.GateReason, gate_pb2.GateReason.DESCRIPTOR),
