@@ -129,6 +129,14 @@ class Outlet:
         The frame's part waits at the gate from the first moment on; raises as `Gate.expect`, too.
         """
         self._gate.expect(frame)
+        try:
+            return self._send(frame, may_spool)
+        except InspectBusError:
+            # It certainly did not go. One whose future fails may have arrived all the same, so its part still waits.
+            self._gate.forget(frame.frame_id)
+            raise
+
+    def _send(self, frame: frame_pb2.Frame, may_spool: bool) -> Future[None]:
         spools = self._spools and may_spool and self._spool is not None
         away = spools and self._knows_the_bus_away
         store_fails: InspectBusError | None = None
@@ -149,8 +157,6 @@ class Outlet:
             else:
                 self._to_bus(passage)
         except InspectBusError as error:
-            # It certainly did not go. One whose future fails may have arrived all the same, so its part still waits.
-            self._gate.forget(frame.frame_id)
             self._refused(passage, error)
             raise
         self._last_frame_s = time.time()
