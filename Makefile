@@ -23,12 +23,16 @@ run: $(VENV)/.run ## Train once, then inspect a replayed test part on four stati
 	$(BIN)/inspectbus run --frames $(FRAMES) $(if $(FPS),--fps $(FPS)) $(if $(DATA),--data "$(DATA)") $(RUN_ARGS)
 
 .PHONY: test
-test: $(VENV)/.test ## Lint, types, contracts and every test
+test: $(VENV)/.test servers ## Lint, types, contracts and every test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	cd protos && ../$(BIN)/buf lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+.PHONY: soak
+soak: $(VENV)/.test servers ## The long fault tests, with their figures
+	$(BIN)/python -m pytest -m soak -s tests/faults $(PYTEST_ARGS)
 
 .PHONY: lint
 lint: $(VENV)/.test ## Format, and mend what can be mended
@@ -51,6 +55,16 @@ $(BIN)/python:
 	@if ! $(PYTHON) -c 'import ensurepip' 2>/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		echo "installing python3-venv, which this Python lacks"; apt-get update -q && apt-get install -y -q --no-install-recommends python3-venv; fi
 	$(PYTHON) -m venv $(VENV)
+
+# Tests start these themselves, as children of their own; the programs are all they need. Never fails: what is missing is skipped.
+.PHONY: servers
+servers:
+	@if [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] && { command -v postgres || ls /usr/lib/postgresql/*/bin/postgres; } >/dev/null 2>&1; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "installing rabbitmq-server and postgresql, which tests start for themselves"; \
+		{ apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends rabbitmq-server postgresql; } >/dev/null \
+			|| echo "they could not be installed: tests that need them will be skipped"; \
+	else echo "tests that need RabbitMQ or PostgreSQL will be skipped: apt-get install rabbitmq-server postgresql"; fi
 
 $(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing InspectBus into $(VENV); the first time fetches about 1 GB and takes a few minutes"

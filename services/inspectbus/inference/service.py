@@ -34,6 +34,7 @@ def open_service(settings: InferenceSettings, bus: Bus) -> Iterator[Door]:
     """
     torch_engine.chosen_device(settings.device)
     registry = CollectorRegistry()
+    bus.report_to(registry)
     store = FrameStore(settings.frame_store_url or default_url(settings.state_dir))
     evidence = EvidenceKeeper(store, registry, keep=settings.keep_evidence, qualified_share=settings.evidence_share)
     with ExitStack() as house:

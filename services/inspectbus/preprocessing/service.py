@@ -31,6 +31,7 @@ def open_service(settings: PreprocessingSettings, bus: Bus) -> Iterator[Door]:
     # Each worker is one thread already; OpenCV's own would only take turns with them.
     cv2.setNumThreads(settings.opencv_threads)
     registry = CollectorRegistry()
+    bus.report_to(registry)
     metrics = PreprocessingMetrics(registry)
     limits = DecodeLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
     store = FrameStore(

@@ -29,6 +29,7 @@ _CONTRACT = results_pb2.DESCRIPTOR.services_by_name["ResultsService"].full_name
 def open_service(settings: ResultsSettings, bus: Bus) -> Iterator[Door]:
     """Runs results until left. The bus is the caller's, who closes it afterwards."""
     registry = CollectorRegistry()
+    bus.report_to(registry)
     with ExitStack() as house:
         engine = open_database(settings.database_url or default_url(settings.state_dir), "results")
         house.callback(engine.dispose)

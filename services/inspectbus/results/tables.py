@@ -38,7 +38,7 @@ decisions = Table(
     Column("model_version", Text, nullable=False),
     # A number of the contract's enum, as is `labels.label`.
     Column("verdict", SmallInteger, nullable=False),
-    # What must be equal for a repeat to be a duplicate; see `fingerprint` in ledger.py.
+    # What must be equal for a repeat to be a duplicate; see `fingerprint` in rows.py.
     Column("fingerprint", LargeBinary, nullable=False),
     Column("duplicates", Integer, nullable=False),
     Column("conflicts", Integer, nullable=False),
@@ -51,6 +51,39 @@ decisions = Table(
     Index("decisions_by_lot", "lot_id", "cursor"),
     Index("decisions_by_model_version", "model_version", "cursor"),
     Index("decisions_by_time", "recorded_at_us"),
+)
+
+# Neither of the next two points at `decisions`: an outcome or a replay's decision may come before the first decision.
+
+outcomes = Table(
+    "outcomes",
+    metadata,
+    Column("frame_id", Text, primary_key=True),
+    Column("recorded_at_us", BigInteger, nullable=False),
+    # By the station's wall clock.
+    Column("at_us", BigInteger, nullable=False),
+    Column("line", Text, nullable=False),
+    Column("station", Text, nullable=False),
+    # Numbers of the contract's enums.
+    Column("action", SmallInteger, nullable=False),
+    Column("reason", SmallInteger, nullable=False),
+    Column("fingerprint", LargeBinary, nullable=False),
+    Column("duplicates", Integer, nullable=False),
+    Column("conflicts", Integer, nullable=False),
+    # The whole GateOutcome, serialised.
+    Column("outcome", LargeBinary, nullable=False),
+)
+
+revisions = Table(
+    "revisions",
+    metadata,
+    Column("frame_id", Text, primary_key=True),
+    Column("revision", Integer, primary_key=True, autoincrement=False),
+    Column("recorded_at_us", BigInteger, nullable=False),
+    Column("fingerprint", LargeBinary, nullable=False),
+    Column("duplicates", Integer, nullable=False),
+    Column("conflicts", Integer, nullable=False),
+    Column("decision", LargeBinary, nullable=False),
 )
 
 ledger_cursor = Table(

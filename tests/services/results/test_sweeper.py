@@ -14,7 +14,8 @@ from inspectbus.api.v1.decision_pb2 import Decision, Evidence, Hold, HoldReason,
 from inspectbus.errors import NotFound, StorageAway
 from inspectbus.results import claims as noting
 from inspectbus.results import sweeper as sweeping
-from inspectbus.results.ledger import Ledger, Outcome
+from inspectbus.results.first_wins import Fate
+from inspectbus.results.ledger import Ledger
 from inspectbus.results.sweeper import Sweeper
 from inspectbus.results.tables import claims
 from inspectbus.stores.database import writing
@@ -136,7 +137,7 @@ def test_a_repeat_begins_the_grace_anew_because_a_message_was_still_under_way(
     ledger.record([decision])
     with writing(engine) as connection:
         connection.execute(claims.update().values(named_at_us=1))
-    assert ledger.record([decision]) == [Outcome.DUPLICATE]
+    assert ledger.record([decision]) == [Fate.DUPLICATE]
 
     sweeper(engine, store, grace_s=3600).sweep()
 
@@ -161,7 +162,7 @@ def test_a_claim_says_nothing_about_what_was_decided(ledger: Ledger, store: Fram
     decision = decide()
     ledger.record([decision])
 
-    assert ledger.record([claimed(store, decision)]) == [Outcome.DUPLICATE]
+    assert ledger.record([claimed(store, decision)]) == [Fate.DUPLICATE]
 
 
 @pytest.mark.parametrize("key", ["../../etc/passwd", "http://example.org/x.png", "/etc/passwd", "another's"])
