@@ -29,10 +29,6 @@ LOOK_UP_S = 0.2
 """How often a reader thread that has no room looks whether the watch is over."""
 
 
-_END = Unreachable("the watch was closed")
-"""Wakes who waits for an event; never raised."""
-
-
 class Gates:
     """The part of the client that follows gates."""
 
@@ -42,7 +38,8 @@ class Gates:
         """Every outcome of the station's gate from now on, until you leave. Use it with `with`, or `close` it.
 
         Iterating raises TooLate when no heartbeat came for as long as the gate promises one, Unreachable when the
-        stream broke, or what the service refused the watch with: take the fail-safe position then.
+        stream broke, or what the service refused the watch with: take the fail-safe position then. Raises
+        NotPossibleNow when this client has been closed.
         """
         return GateWatch(self._wire, self._gates, acquisition_pb2.WatchGateRequest(line=line, station=station))
 
@@ -60,6 +57,7 @@ class GateWatch:
         stub: acquisition_pb2_grpc.AcquisitionServiceStub,
         request: acquisition_pb2.WatchGateRequest,
     ) -> None:
+        wire.check_open()
         self._wire = wire
         self._closed = threading.Event()
         self._events: Queue[acquisition_pb2.WatchGateResponse | InspectBusError] = Queue(UNREAD_LIMIT)
@@ -82,8 +80,6 @@ class GateWatch:
     def close(self) -> None:
         self._closed.set()
         self._call.cancel()
-        with suppress(Full):  # then nobody waits for one
-            self._events.put_nowait(_END)
 
     def __iter__(self) -> Self:
         return self
@@ -117,10 +113,12 @@ class GateWatch:
         try:
             for event in self._call:
                 if not self._put(event):
-                    return
+                    break
         except grpc.RpcError as error:
             end = failure_of(error, self._where).error
-        self._put(end)
+        if not self._put(end):
+            with suppress(Full):  # then nobody waits
+                self._events.put_nowait(end)
 
     def _put(self, event: acquisition_pb2.WatchGateResponse | InspectBusError) -> bool:
         """False when the watch is over."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -18,12 +19,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import psutil
 import psycopg
 
-from tests.doubles.servers import free_port, missing
+from tests.doubles.children import lasting_port, start_child
+from tests.doubles.servers import missing
 
 PASSWORD = "plant-secret"
 PATIENCE_S = 30.0
@@ -40,13 +42,22 @@ def _programs() -> Path:
     return folders[-1].parent
 
 
-def _account() -> dict[str, Any]:
-    """PostgreSQL refuses to run as root, so root starts it as somebody else: arguments for subprocess."""
+def _account() -> pwd.struct_passwd | None:
+    """PostgreSQL refuses to run as root, so root starts it as somebody else."""
     if os.geteuid() != 0:
-        return {}
+        return None
     names = {each.pw_name for each in pwd.getpwall()}
-    other = pwd.getpwnam("postgres" if "postgres" in names else "nobody")
-    return {"user": other.pw_uid, "group": other.pw_gid, "extra_groups": []}
+    return pwd.getpwnam("postgres" if "postgres" in names else "nobody")
+
+
+def _becoming(account: pwd.struct_passwd | None) -> list[str]:
+    """The words before a command that is to run as that account; the kernel still ends it with its parent."""
+    if account is None:
+        return []
+    return [
+        *("setpriv", "--reuid", str(account.pw_uid), "--regid", str(account.pw_gid), "--clear-groups"),
+        *("--pdeathsig", "KILL"),
+    ]
 
 
 class Postgres:
@@ -59,7 +70,7 @@ class Postgres:
         self._process: subprocess.Popen[bytes] | None = None
         self._databases = 0
         self._numbering = threading.Lock()
-        self.port = free_port()
+        self.port = lasting_port()
 
     def __enter__(self) -> Self:
         try:
@@ -90,7 +101,6 @@ class Postgres:
     def start(self) -> None:
         """In the same folder and at the same port as before; answers when it takes connections."""
         assert self._process is None, "it runs already"
-        log = (self._folder / "log").open("ab")
         settings = {
             "listen_addresses": "127.0.0.1",
             "port": str(self.port),
@@ -98,19 +108,10 @@ class Postgres:
             "max_connections": "100",
             "shared_buffers": "32MB",
         }
-        with log:
-            self._process = subprocess.Popen(
-                [
-                    self._programs / "postgres",
-                    *("-D", self._folder / "data"),
-                    *(word for name, value in settings.items() for word in ("-c", f"{name}={value}")),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=self._folder,
-                **self._account,
-            )
+        command: list[str | Path] = [*_becoming(self._account), self._programs / "postgres"]
+        command += ["-D", self._folder / "data"]
+        command += [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+        self._process = start_child(command, self._folder / "log", cwd=self._folder)
         deadline = time.monotonic() + PATIENCE_S
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -121,7 +122,7 @@ class Postgres:
         """As `systemctl stop` does: connections are cut, everything is written down."""
         process = self._process
         assert process is not None, "it does not run"
-        process.send_signal(2)  # SIGINT: the fast shutdown
+        process.send_signal(signal.SIGINT)  # the fast shutdown
         process.wait(PATIENCE_S)
         self._process = None
 
@@ -167,11 +168,12 @@ class Postgres:
     def _make_cluster(self) -> None:
         password = self._folder / "password"
         password.write_text(PASSWORD)
-        if self._account:
+        if self._account is not None:
             for path in (self._folder, password):
-                os.chown(path, self._account["user"], self._account["group"])
+                os.chown(path, self._account.pw_uid, self._account.pw_gid)
         subprocess.run(
             [
+                *_becoming(self._account),
                 self._programs / "initdb",
                 *("--pgdata", self._folder / "data", "--username", "inspectbus", "--pwfile", password),
                 # Nothing to lose yet: this is for the making alone, and spares its many small writes.
@@ -181,7 +183,6 @@ class Postgres:
             capture_output=True,
             timeout=PATIENCE_S * 2,
             cwd=self._folder,
-            **self._account,
         )
 
 

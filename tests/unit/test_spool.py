@@ -16,8 +16,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from inspectbus.acquisition.breaker import Breaker
+from inspectbus.acquisition.claims import Claims
 from inspectbus.acquisition.drain import Drain
 from inspectbus.acquisition.metrics import AcquisitionMetrics
+from inspectbus.acquisition.settings import AcquisitionSettings
 from inspectbus.acquisition.spool import Bounds, Spool
 from inspectbus.api.v1 import frame_pb2
 from inspectbus.bus import Bus, Lane, connect
@@ -272,7 +274,8 @@ def line(bus: FickleBus) -> Iterator[SmallLine]:
 @contextmanager
 def draining(spool: Spool, bus: Bus, window: int = 8) -> Iterator[Breaker]:
     breaker = Breaker(bus, "line-1", "top")
-    with Drain(spool, bus, breaker, "line-1", "top", window, AcquisitionMetrics(CollectorRegistry())):
+    metrics = AcquisitionMetrics(CollectorRegistry())
+    with Drain(spool, bus, breaker, "line-1", "top", window, metrics, Claims(AcquisitionSettings(), metrics)):
         yield breaker
 
 

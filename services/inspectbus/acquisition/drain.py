@@ -19,6 +19,7 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from inspectbus.acquisition.breaker import Breaker
+from inspectbus.acquisition.claims import Claims
 from inspectbus.acquisition.metrics import AcquisitionMetrics
 from inspectbus.acquisition.segments import Position
 from inspectbus.acquisition.spool import Spool
@@ -26,7 +27,7 @@ from inspectbus.api.v1 import frame_pb2
 from inspectbus.bus import Bus, Lane
 from inspectbus.bus.messages import frame_message
 from inspectbus.bus.topics import FRAMES
-from inspectbus.errors import BadField, BusClosed, QueueFull, StorageAway, TooLate
+from inspectbus.errors import BadField, BusClosed, QueueFull, StorageAway, StorageFull, TooLate
 
 log = structlog.get_logger(__name__)
 
@@ -62,7 +63,9 @@ class Drain:
         station: str,
         window: int,
         metrics: AcquisitionMetrics,
+        claims: Claims,
     ) -> None:
+        self._claims = claims
         self._spool = spool
         self._bus = bus
         self._breaker = breaker
@@ -143,16 +146,17 @@ class Drain:
                 return last, failure
             try:
                 self._send(position, body)
-            except (QueueFull, BusClosed, TooLate) as error:
+            except (QueueFull, BusClosed, TooLate, StorageFull, StorageAway) as error:
                 return last, error
             last = position
         return last, None
 
     def _send(self, position: Position, body: bytes) -> None:
-        """Raises what the bus raises, but for a frame that will never go."""
+        """Raises what bus and frame store raise, but for a frame that will never go."""
         lost = ""
         try:
-            message = frame_message(frame_pb2.Frame.FromString(body), Lane.BACKLOG)
+            frame = self._claims.claimed(frame_pb2.Frame.FromString(body))
+            message = frame_message(frame, Lane.BACKLOG)
             confirmed = self._bus.publish(FRAMES, message, patience_s=CONFIRM_S)
         except (BadField, DecodeError) as error:
             lost = f"the bus will never take it: {error}"

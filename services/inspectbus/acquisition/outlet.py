@@ -85,7 +85,7 @@ class Outlet:
             drop_oldest = station.when_spool_full == "drop-oldest"
             bounds = Bounds(settings.spool_max_bytes, settings.spool_max_age_s, drop_oldest)
             self._spool = Spool(folder, line, station.name, bounds, metrics)
-            self._drain = Drain(self._spool, bus, self._breaker, line, station.name, settings.window, metrics)
+            self._drain = Drain(self._spool, bus, self._breaker, line, station.name, settings.window, metrics, claims)
 
     def __enter__(self) -> Outlet:
         if self._spool is not None and self._drain is not None:
@@ -127,21 +127,26 @@ class Outlet:
         Blocks while the bus is full: for `spool_after_s` where the frame may go to disk then, for the bus's own
         patience where not. Raises, now or in the future, QueueFull, BusClosed, StorageFull, StorageAway, TooLate: the
         frame was not accepted. `may_spool` False: whoever waits for the decision has no use for a later one.
-        The frame's part waits at the gate from the first moment on; raises as `Gate.expect`, too. A large image goes
-        to the frame store first, and is refused with StorageFull or StorageAway when that fails.
+        The frame's part waits at the gate from the first moment on; raises as `Gate.expect`, too.
         """
         self._gate.expect(frame)
-        try:
-            frame = self._claims.claimed(frame)
-        except (StorageFull, StorageAway):
-            self._failures.inc()
-            self._gate.forget(frame.frame_id)
-            raise
-        passage = _Passage(frame_message(frame), spools=self._spools and may_spool and self._spool is not None)
+        spools = self._spools and may_spool and self._spool is not None
+        away = spools and self._knows_the_bus_away
+        store_fails: InspectBusError | None = None
+        if not away:
+            try:
+                frame = self._claims.claimed(frame)
+            except (StorageFull, StorageAway) as error:
+                # The station's own disk takes the image as well, and the drain claims it later.
+                store_fails, away = error, spools
+        passage = _Passage(frame_message(frame), spools)
         passage.accepted.set_running_or_notify_cancel()  # nobody can cancel what others already work on
         try:
-            if passage.spools and self._knows_the_bus_away:
+            if away:
                 self._to_spool(passage, patience_s=self._spool_after_s)
+            elif store_fails is not None:
+                self._failures.inc()
+                raise store_fails
             else:
                 self._to_bus(passage)
         except InspectBusError as error:

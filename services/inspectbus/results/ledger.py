@@ -95,7 +95,7 @@ class Ledger:
             ]
             if truths:
                 connection.execute(insert(labels), truths)
-            note_claims(connection, (entry for entry in batch if isinstance(entry, Decision)), now_us)
+            note_claims(connection, [entry for entry in batch if isinstance(entry, Decision)], now_us)
         return fates
 
     def label(self, given: Sequence[tuple[str, Label.ValueType]], by: str) -> None:

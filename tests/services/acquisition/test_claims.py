@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import uuid
 from pathlib import Path
-from queue import Queue
 
 import grpc
 import pytest
@@ -73,26 +72,24 @@ def test_a_replayed_frame_waits_for_the_store_and_is_not_lost(
     assert len(refused) == 2
 
 
-def test_a_pushed_frame_is_refused_while_the_store_is_away_and_taken_when_it_is_back(
+def test_a_pushed_frame_rests_on_the_stations_disk_while_the_store_is_away_and_goes_when_it_is_back(
     acquisition: OpenAcquisition, line: SmallLine, tmp_path: Path
 ) -> None:
     (tmp_path / "volume").write_text("no folder yet")
     stub = acquisition(PUSH, frame_store_url=f"file://{tmp_path}/volume/frames")
     shot = Shot(image=LARGE, frame_id=str(uuid.uuid4()))
-    requests: Queue[PublishFramesRequest | None] = Queue()
-    answers = stub.PublishFrames(iter(requests.get, None), timeout=PATIENCE_S)
 
-    requests.put(PublishFramesRequest(line="line-1", station="top", shot=shot))
-    refused = next(answers)
-    (tmp_path / "volume").unlink()
-    requests.put(PublishFramesRequest(line="line-1", station="top", shot=shot))
-    taken = next(answers)
-    requests.put(None)
-
-    assert refused.refusal.reason == "StorageAway"
-    assert "frame store" in refused.refusal.message
+    [taken] = stub.PublishFrames(
+        iter([PublishFramesRequest(line="line-1", station="top", shot=shot)]), timeout=PATIENCE_S
+    )
     assert not taken.HasField("refusal")
-    assert [frame.frame_id for frame in line.frames] == [shot.frame_id]
+    assert line.frames == []
+
+    (tmp_path / "volume").unlink()
+    line.wait_for_frames(1)
+    [frame] = line.frames
+    assert frame.frame_id == shot.frame_id
+    assert FrameStore(f"file://{tmp_path}/volume/frames").fetch(frame.claim) == LARGE
 
 
 def test_an_inspection_is_told_that_the_store_is_away(
