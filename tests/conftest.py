@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
+    from tests.doubles.postgres import Postgres
     from tests.doubles.rabbitmq import Broker
+    from tests.doubles.vhost import Vhost
 
 # As `inspectbus` itself does, before anything loads torch: threads that wait for each other sleep.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -30,3 +33,31 @@ def rabbitmq_url(rabbitmq: Broker) -> Iterator[str]:
     vhost = rabbitmq.new_vhost()
     yield rabbitmq.url(vhost)
     rabbitmq.drop_vhost(vhost)
+
+
+@pytest.fixture
+def rabbitmq_vhost(rabbitmq: Broker) -> Iterator[Vhost]:
+    """The same, with the bus declared in it."""
+    from tests.doubles.vhost import Vhost
+
+    vhost = Vhost(rabbitmq, rabbitmq.new_vhost())
+    yield vhost
+    rabbitmq.drop_vhost(vhost.name)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """The one PostgreSQL of this run. A test that kills it starts it again."""
+    from tests.doubles.postgres import Postgres
+
+    with Postgres() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A fresh database of each kind that keeps the records."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'inspectbus.db'}"
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.new_database()

@@ -12,11 +12,15 @@ Needs gRPC and the contracts only; nothing of the services' own dependencies.
 from inspectbus_client.client import Client
 from inspectbus_client.decisions import DecisionFilter
 from inspectbus_client.frames import Image, Inspected, Published, Shot
+from inspectbus_client.gates import GateWatch
 from inspectbus_client.values import (
     Confusion,
     Decision,
     Engine,
     Evidence,
+    GateAction,
+    GateOutcome,
+    GateReason,
     Hold,
     HoldReason,
     Job,
@@ -49,6 +53,10 @@ __all__ = [
     "DecisionFilter",
     "Engine",
     "Evidence",
+    "GateAction",
+    "GateOutcome",
+    "GateReason",
+    "GateWatch",
     "Hold",
     "HoldReason",
     "Image",

@@ -14,6 +14,7 @@ from typing import Any, Self, cast
 from inspectbus.errors import BadField
 from inspectbus_client.decisions import Decisions
 from inspectbus_client.frames import Frames
+from inspectbus_client.gates import Gates
 from inspectbus_client.jobs import Jobs
 from inspectbus_client.models import Models
 from inspectbus_client.recipes import Recipes
@@ -21,7 +22,7 @@ from inspectbus_client.stations import Stations
 from inspectbus_client.wire import SERVICES, Wire
 
 
-class Client(Frames, Stations, Decisions, Recipes, Models, Jobs):
+class Client(Frames, Stations, Gates, Decisions, Recipes, Models, Jobs):
     """Thread-safe. Quiet until the first call, which opens the channel to the service it needs.
 
     Every call has a deadline, raises one family of errors (`inspectbus.errors`), and is tried again within its

@@ -1,6 +1,7 @@
 """What the client hands out: frozen values in plain words, one per message of the contract.
 
-    message ─ read(kind) ─> value     enum ─> word, Timestamp ─> aware datetime, unset ─> None
+    message ─ read(kind) ─> value     enum ─> word, Timestamp ─> aware datetime, Duration ─> timedelta,
+    unset ─> None
 
 Fields carry the contract's names, so protos/inspectbus/api/v1 is their documentation; a test compares the two.
 """
@@ -11,11 +12,12 @@ import functools
 import json
 import types
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from google.protobuf.descriptor import EnumDescriptor
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -41,6 +43,20 @@ class HoldReason(StrEnum):
 class Label(StrEnum):
     GOOD = "GOOD"
     DEFECTIVE = "DEFECTIVE"
+    UNKNOWN = "UNKNOWN"
+
+
+class GateAction(StrEnum):
+    PASS = "PASS"  # noqa: S105 - a word of the line, no password
+    REJECT = "REJECT"
+    DIVERT = "DIVERT"
+    UNKNOWN = "UNKNOWN"
+
+
+class GateReason(StrEnum):
+    DECISION = "DECISION"
+    DEADLINE = "DEADLINE"
+    RESTART = "RESTART"
     UNKNOWN = "UNKNOWN"
 
 
@@ -124,6 +140,9 @@ class Decision:
     timings: Timings
     evidence: Evidence
     truth: Label | None
+    revision: int
+    image_key: str
+    pixels_key: str
 
     @property
     def latency_s(self) -> float | None:
@@ -133,8 +152,24 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class GateOutcome:
+    """What the station did with the part. `waited_s` is None when the station had restarted meanwhile."""
+
+    frame_id: str
+    line: str
+    station: str
+    run_id: str
+    action: GateAction | None
+    reason: GateReason | None
+    at: datetime | None
+    waited_s: float | None
+    verdict: Verdict | None
+    part_id: str
+
+
+@dataclass(frozen=True)
 class Record:
-    """A decision as the ledger holds it. `truth` is the newest label."""
+    """A decision as the ledger holds it. `truth` is the newest label, `gate` None until its outcome is recorded."""
 
     cursor: int
     decision: Decision
@@ -142,6 +177,9 @@ class Record:
     truth: Label | None
     duplicates: int
     conflicts: int
+    gate: GateOutcome | None
+    late: bool
+    revisions: tuple[Decision, ...]
 
 
 @dataclass(frozen=True)
@@ -194,6 +232,15 @@ class Station:
     in_flight: int
     last_frame_at: datetime | None
     fps: float
+    spooled: int
+    spooled_bytes: int
+    behind: timedelta | None
+    dropped: int
+    pending: int
+    outcomes: int
+    late: int
+    deadline: timedelta | None
+    fail_safe: GateAction | None
 
 
 @dataclass(frozen=True)
@@ -365,6 +412,8 @@ def _plain(message: Message, name: str, hint: Any) -> Any:
         return None if optional and value == 0 else kind(_words(descriptor.enum_type).get(value, "UNKNOWN"))
     if isinstance(value, Timestamp):
         return value.ToDatetime(tzinfo=UTC)
+    if isinstance(value, Duration):
+        return value.ToTimedelta()
     if isinstance(value, Message):
         return read(get_args(hint)[0] if optional else hint, value)
     return value

@@ -9,11 +9,12 @@ Each kind carries what the wire needs: the gRPC status, whether trying again may
     ├── NotFound             no such station, recipe, frame, job, model
     ├── AlreadyRunning       the thing asked for is under way already
     ├── NotPossibleNow       a precondition does not hold; the caller must change something first
-    │   └── CorruptModel     a model version's files do not fit its card
+    │   ├── CorruptModel     a model version's files do not fit its card
+    │   └── CorruptObject    an object of the frame store is not the one its claim describes
     ├── NotAllowed           the caller may not do this
     ├── QueueFull            at a limit; the same call may succeed later
-    ├── StorageFull          database or disk takes no more
-    ├── StorageAway          database is locked, lost or restarting
+    ├── StorageFull          database, disk or bucket takes no more
+    ├── StorageAway          database is locked, lost or restarting; the frame store does not answer
     ├── ModelNotReady        no model has been warmed up yet
     ├── BusClosed            the bus is gone; what was not confirmed must be sent again
     ├── Unreachable          nobody answers at the service's address; made by the client, never sent
@@ -62,6 +63,10 @@ class NotPossibleNow(InspectBusError):
 
 
 class CorruptModel(NotPossibleNow):
+    pass
+
+
+class CorruptObject(NotPossibleNow):
     pass
 
 

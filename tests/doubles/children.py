@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 PR_SET_PDEATHSIG, SIGKILL = 1, 9
@@ -28,19 +29,27 @@ _STARTER = ThreadPoolExecutor(1, "children")
 
 
 def start_child(
-    command: Sequence[str | Path], log: Path, env: Mapping[str, str] | None = None, cwd: Path | None = None
+    command: Sequence[str | Path],
+    log: Path | None,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    *,
+    own_group: bool = False,
 ) -> subprocess.Popen[bytes]:
-    """Starts a program whose output is appended to `log`. A session that is killed takes it along."""
+    """Starts a program whose output is appended to `log`, or read from its stdout. A session that is killed takes it
+    along. With `own_group` it leads a process group of its pid, in which its own children are too.
+    """
     guarded = [sys.executable, "-ISc", GUARD, str(os.getpid()), *map(str, command)]
-    with log.open("ab") as output:
+    with ExitStack() as files:
         return _STARTER.submit(
             subprocess.Popen,
             guarded,
             stdin=subprocess.DEVNULL,
-            stdout=output,
+            stdout=files.enter_context(log.open("ab")) if log else subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env=None if env is None else dict(env),
             cwd=cwd,
+            process_group=0 if own_group else None,
         ).result()
 
 

@@ -24,6 +24,7 @@ from inspectbus.api.v1 import (
     acquisition_pb2_grpc,
     decision_pb2,
     frame_pb2,
+    gate_pb2,
     inference_pb2,
     inference_pb2_grpc,
     model_pb2,
@@ -65,6 +66,8 @@ class Plant:
         """Each job's states to come; the last one stays."""
         self.hold_answers = threading.Event()
         """While clear, streams answer; set, they wait before each answer, until the client has gone."""
+        self.gate_events: list[acquisition_pb2.WatchGateResponse] = []
+        """What WatchGate says."""
         self.answers_at_once = 1
         """Streams answer in groups of this size, the newest request first."""
         self.most_unanswered = 0
@@ -199,7 +202,10 @@ class _Acquisition(acquisition_pb2_grpc.AcquisitionServiceServicer):
         if (line, station) not in self._plant.stations:
             raise NotFound(f"there is no station {line}/{station}", field="station")
         state = self._plant.stations[line, station]
-        return acquisition_pb2.Station(line=line, station=station, recipe="cells", source="push", state=state, fps=4)
+        said = acquisition_pb2.Station(line=line, station=station, recipe="cells", source="push", state=state, fps=4)
+        said.pending, said.outcomes, said.late, said.fail_safe = 3, 40, 2, gate_pb2.GATE_ACTION_DIVERT
+        said.deadline.FromMilliseconds(2500)
+        return said
 
     def ListStations(self, request: Any, context: Any) -> acquisition_pb2.ListStationsResponse:
         self._plant.enter("ListStations")
@@ -220,6 +226,18 @@ class _Acquisition(acquisition_pb2_grpc.AcquisitionServiceServicer):
         self._station(request.line, request.station)
         self._plant.stations[request.line, request.station] = acquisition_pb2.STATION_STATE_STOPPED
         return acquisition_pb2.StopStationResponse(station=self._station(request.line, request.station))
+
+    def WatchGate(self, request: Any, context: Any) -> Iterator[acquisition_pb2.WatchGateResponse]:
+        """The events that stand in `gate_events`, and then silence until the client has gone."""
+        self._plant.enter("WatchGate")
+        self._station(request.line, request.station)
+        gone = threading.Event()
+        if not context.add_callback(gone.set):
+            return
+        for event in self._plant.gate_events:
+            self._plant.stream_step("WatchGate")
+            yield event
+        gone.wait(30)
 
     def Inspect(self, request: Any, context: Any) -> acquisition_pb2.InspectResponse:
         # Decided before it is refused: the answer is what got lost, which is the case that must not decide twice.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from typing import NoReturn
 
 import pytest
@@ -15,11 +14,3 @@ def missing(what: str, how: str) -> NoReturn:
     if os.environ.get("CI") == "true":
         pytest.fail(words)
     pytest.skip(words)
-
-
-def free_port() -> int:
-    """One that nobody listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

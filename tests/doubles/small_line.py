@@ -9,9 +9,9 @@ from contextlib import contextmanager
 import grpc
 from prometheus_client import CollectorRegistry
 
-from inspectbus.api.v1 import decision_pb2, frame_pb2, results_pb2, results_pb2_grpc
+from inspectbus.api.v1 import decision_pb2, frame_pb2, gate_pb2, results_pb2, results_pb2_grpc
 from inspectbus.bus import Bus, Delivery, Message
-from inspectbus.bus.topics import DECISIONS, FRAMES
+from inspectbus.bus.topics import DECISIONS, FRAMES, GATES
 from inspectbus.domain.decision import decision_of
 from inspectbus.errors import NotFound
 from inspectbus.runtime.rpc_server import rpc_server
@@ -24,23 +24,32 @@ DEFECT = b"defect"
 class SmallLine:
     """Open until closed. `hold` keeps frames unjudged until `let_go`; `tell_news` False records without telling."""
 
-    def __init__(self, bus: Bus, on_record: Callable[[decision_pb2.Decision], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        on_record: Callable[[decision_pb2.Decision], None] = lambda _: None,
+        on_outcome: Callable[[gate_pb2.GateOutcome], None] = lambda _: None,
+    ) -> None:
         self.tell_news = True
         self.frames: list[frame_pb2.Frame] = []
         """Every delivery, repeats too."""
         self.ledger: dict[str, decision_pb2.Decision] = {}
+        self.outcomes: list[gate_pb2.GateOutcome] = []
+        """Every delivery, repeats too."""
         self.address = ""
         self.may_record = threading.Event()
         """Clear it to keep decisions told but not recorded."""
         self.may_record.set()
         self._bus = bus
         self._on_record = on_record
+        self._on_outcome = on_outcome
         self._holding = False
         self._held: list[Delivery] = []
         self._changed = threading.Condition()
 
     def open(self) -> None:
         self._bus.subscribe(DECISIONS, "results", self._record)
+        self._bus.subscribe(GATES, "outcomes", self._take_outcome)
         self._bus.subscribe(FRAMES, "preprocessing", self._take, prefetch=1000)
 
     def hold(self) -> None:
@@ -58,6 +67,19 @@ class SmallLine:
         """Until so many deliveries have come."""
         with self._changed:
             assert self._changed.wait_for(lambda: len(self.frames) >= count, patience_s), f"{len(self.frames)} came"
+
+    def wait_for_outcomes(self, count: int, patience_s: float = 10.0) -> None:
+        """Until so many deliveries have come."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self.outcomes) >= count, patience_s), f"{len(self.outcomes)} came"
+
+    def _take_outcome(self, delivery: Delivery) -> None:
+        outcome = gate_pb2.GateOutcome.FromString(delivery.message.body)
+        self._on_outcome(outcome)
+        with self._changed:
+            self.outcomes.append(outcome)
+            self._changed.notify_all()
+        delivery.done()
 
     def _take(self, delivery: Delivery) -> None:
         with self._changed:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,10 @@ class Service:
         """The job, once it has ended."""
         *_, last = self.watch(job_id)
         return last
+
+
+Open = Callable[..., AbstractContextManager[Service]]
+"""Opens one more service with a training and settings of its own, as another replica would."""
 
 
 @contextmanager

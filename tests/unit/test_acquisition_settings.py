@@ -80,3 +80,29 @@ def test_the_own_station_has_a_proper_name_on_every_host(monkeypatch: pytest.Mon
     monkeypatch.setattr("socket.gethostname", lambda: "Pod_7.example.ORG" + "x" * 80)
 
     checked_name(AcquisitionSettings().inspect_station.name, "station")
+
+
+@pytest.mark.parametrize(
+    ("gate", "field"),
+    [
+        ({"deadline_s": 0}, "deadline_s"),
+        ({"deadline_s": float("inf")}, "deadline_s"),
+        ({"fail_safe": "stop"}, "fail_safe"),
+        ({"max_pending": 0}, "max_pending"),
+        ({"outputs": [{"kind": "plc"}]}, "outputs.0"),
+        ({"outputs": [{"kind": "file"}]}, "outputs.0.file.path"),
+        ({"dead_line_s": 2}, "dead_line_s"),
+    ],
+)
+def test_a_wrong_gate_is_refused_naming_it(gate: dict[str, Any], field: str) -> None:
+    with pytest.raises(BadField) as refused:
+        AcquisitionSettings.load(plant("top", gate=gate))
+
+    assert refused.value.field == f"lines.0.stations.0.gate.{field}"
+
+
+def test_two_gates_never_write_one_file() -> None:
+    gate = {"outputs": [{"kind": "file", "path": "/run/gate.jsonl"}]}
+
+    with pytest.raises(BadField, match=r"two gates would write /run/gate\.jsonl"):
+        AcquisitionSettings.load(plant("top", "side", gate=gate))

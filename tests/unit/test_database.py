@@ -58,7 +58,9 @@ def test_a_file_that_is_no_database_is_not_away(tmp_path: Path) -> None:
     assert refused.value.field == "database_url"
 
 
-@pytest.mark.parametrize("url", ["nonsense", "mysql://plant:secret@host/db", "://plant:secret@"])
+@pytest.mark.parametrize(
+    "url", ["nonsense", "mysql://plant:secret@host/db", "://plant:secret@", "postgresql://plant:secret@host:port/db"]
+)
 def test_an_unknown_database_url_is_refused_without_its_password(url: str) -> None:
     with pytest.raises(BadField) as refused:
         open_database(url, "results")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from inspectbus.errors import UnreadableImage
 from inspectbus.imaging.decoding import DecodeLimits, decode
-from inspectbus.imaging.headers import file_suffix, read_header
+from inspectbus.imaging.headers import read_header
 from tests.doubles.pictures import encoded, header_bomb, png_chunk, textured
 
 FORMS: dict[str, tuple[str, *tuple[int, ...]]] = {
@@ -271,12 +271,6 @@ def test_bad_files_leave_standard_error_alone(capfd: pytest.CaptureFixture[str])
         decode(_tiff_of_size(100, 100, data=bytes(64)))
 
     assert capfd.readouterr().err == ""
-
-
-@pytest.mark.parametrize(("form", "suffix"), [("png", "png"), ("jpeg", "jpg"), ("bmp", "bmp"), ("tiff", "tif")])
-def test_a_files_suffix_is_told_from_its_first_bytes(form: str, suffix: str) -> None:
-    assert file_suffix(encoded(textured(), *FORMS[form])[:8]) == suffix
-    assert file_suffix(b"") == file_suffix(b"hello") == "bin"
 
 
 def _jpeg_of_size(width: int, height: int) -> bytes:

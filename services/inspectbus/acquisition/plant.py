@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import structlog
 
+from inspectbus.acquisition.claims import Claims
 from inspectbus.acquisition.metrics import AcquisitionMetrics
+from inspectbus.acquisition.outlet import RESCUE_S
 from inspectbus.acquisition.settings import INSPECT_LINE, AcquisitionSettings
 from inspectbus.acquisition.station import Station
 from inspectbus.bus import Bus
@@ -17,29 +20,51 @@ from inspectbus.errors import NotFound
 log = structlog.get_logger(__name__)
 
 
+FAREWELL_S = 1.0
+"""How long the bus may take to confirm the last outcomes of all gates; their journals have them anyway."""
+
+
 class Plant:
-    """Leaving it stops every station and lets what is in flight be accepted, for `drain_s` at most."""
+    """Leaving it stops every station and lets what is in flight be accepted and get its outcome, for `drain_s` at most;
+    what is still open then goes to the disk of stations that spool."""
 
     def __init__(self, settings: AcquisitionSettings, bus: Bus, metrics: AcquisitionMetrics) -> None:
         self._drain_s = settings.drain_s
+        claims = Claims(settings, metrics)
         self._stations: dict[tuple[str, str], Station] = {}
         for line in settings.lines:
             for station in line.stations:
-                self._stations[line.name, station.name] = Station(line.name, station, settings, bus, metrics)
+                self._stations[line.name, station.name] = Station(line.name, station, settings, bus, claims, metrics)
         own = settings.inspect_station
-        self.inspect_station = Station(INSPECT_LINE, own, settings, bus, metrics)
+        self.inspect_station = Station(INSPECT_LINE, own, settings, bus, claims, metrics)
         self._stations[INSPECT_LINE, own.name] = self.inspect_station
+        self._stack = ExitStack()
 
     def __enter__(self) -> Plant:
+        with ExitStack() as opening:
+            for station in self:
+                opening.enter_context(station)
+            self._stack = opening.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.ask_to_stop()
-        # One second beyond: a station writes its cursor after it has drained.
-        until_s = time.monotonic() + self._drain_s + 1.0
-        for station in self:
-            if not station.stopped(max(0.0, until_s - time.monotonic())):
+        with self._stack:
+            until_s = time.monotonic() + self._drain_s
+            self.ask_to_stop()
+            for station in self:
+                station.stop_draining()
+            self._stopped(self._drain_s)
+            for station in self:
+                station.rescue()
+            # One second beyond: a station writes its cursor after it has drained.
+            for station in self._stopped(RESCUE_S + 1.0):
                 log.warning("left with frames in flight", line=station.line, station=station.name)
+            for station in self:
+                if not station.gate.settled(max(0.0, until_s - time.monotonic())):
+                    log.warning("left with parts at the gate", line=station.line, station=station.name)
+            until_s = time.monotonic() + FAREWELL_S
+            for station in self:
+                station.gate.close(max(0.0, until_s - time.monotonic()))
 
     def __iter__(self) -> Iterator[Station]:
         return iter(self._stations.values())
@@ -62,3 +87,8 @@ class Plant:
     def ask_to_stop(self) -> None:
         for station in self:
             station.ask_to_stop()
+
+    def _stopped(self, patience_s: float) -> list[Station]:
+        """Waits so long for all; those that have not stopped."""
+        until_s = time.monotonic() + patience_s
+        return [station for station in self if not station.stopped(max(0.0, until_s - time.monotonic()))]

@@ -1,8 +1,8 @@
 """A replay: one run of a station's source, on a thread of its own.
 
-    source ─ paced ─> frame ─> outlet ─> bus ─ accepted ─> cursor ─> journal
-                        ^                 │
-                        └── after a pause ┘ refused
+    source ─ paced ─> frame ─> outlet ─> bus or disk ─ accepted ─> cursor ─> journal
+                        ^                     │
+                        └─── after a pause ───┘ refused
 
 A refused frame is sent again until it is accepted; no new one is taken meanwhile. So the line's pressure reaches the
 source, and nothing is dropped on the way.
@@ -24,13 +24,13 @@ import structlog
 
 from inspectbus.acquisition.cursor import Cursor, Journal, Mark
 from inspectbus.acquisition.metrics import AcquisitionMetrics
-from inspectbus.acquisition.outlet import Outlet
+from inspectbus.acquisition.outlet import RESCUE_S, Outlet
 from inspectbus.acquisition.pace import Pace
 from inspectbus.acquisition.settings import AcquisitionSettings, StationSettings
 from inspectbus.acquisition.sources import Capture, Source, Unreadable, open_source
 from inspectbus.api.v1 import acquisition_pb2, frame_pb2
 from inspectbus.domain.frame import frame_id
-from inspectbus.errors import BadField, BusClosed, InspectBusError, NotPossibleNow, QueueFull
+from inspectbus.errors import BadField, InspectBusError, NotPossibleNow
 
 log = structlog.get_logger(__name__)
 
@@ -246,7 +246,9 @@ class Replay:
         """Hands a frame under way to the bus, once."""
         try:
             future = self._outlet.publish(self._under_way[position])
-        except (QueueFull, BusClosed) as error:
+        except InspectBusError as error:
+            if not error.retryable:
+                raise
             self._refuse(position, error)
         else:
             future.add_done_callback(lambda done: self._settle(position, done))
@@ -266,7 +268,7 @@ class Replay:
 
     def _refuse(self, position: int, error: BaseException) -> None:
         """Keeps the frame for another try."""
-        self._trouble("bus", f"the bus refused a frame, trying again: {error}")
+        self._trouble("bus", f"a frame was refused, trying again: {error}")
         with self._changed:
             self._pause_s = min(max(2 * self._pause_s, FIRST_PAUSE_S), LONGEST_PAUSE_S)
             self._again_at_s = time.monotonic() + self._pause_s
@@ -274,12 +276,19 @@ class Replay:
             self._changed.notify_all()
 
     def _drain(self) -> None:
-        """Lets the bus accept what it has. What it refuses now stays unsettled for the next start."""
+        """Lets the bus accept what it has; what it leaves open goes to the disk of a station that spools. What is
+        refused now stays unsettled for the next start."""
+        if not self._nothing_open(self._settings.drain_s):
+            self._outlet.rescue()
+            self._nothing_open(RESCUE_S)
         with self._changed:
-            self._changed.wait_for(lambda: len(self._under_way) == len(self._refused), self._settings.drain_s)
             left = len(self._under_way)
         if left:
             self._log.warning("stopped with frames not accepted; the next start publishes them again", frames=left)
+
+    def _nothing_open(self, patience_s: float) -> bool:
+        with self._changed:
+            return self._changed.wait_for(lambda: len(self._under_way) == len(self._refused), patience_s)
 
     def _write_in_time(self) -> None:
         if time.monotonic() - self._journaled_at_s >= JOURNAL_PERIOD_S:

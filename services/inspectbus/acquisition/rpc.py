@@ -11,7 +11,7 @@ from typing import TypeVar
 import grpc
 import structlog
 
-from inspectbus.acquisition.conversation import Conversation
+from inspectbus.acquisition.conversation import LOOK_UP_S, Conversation
 from inspectbus.acquisition.inspections import Inspection, Inspections
 from inspectbus.acquisition.plant import Plant
 from inspectbus.acquisition.settings import AcquisitionSettings
@@ -19,7 +19,7 @@ from inspectbus.acquisition.station import Station
 from inspectbus.api.v1 import acquisition_pb2, acquisition_pb2_grpc, frame_pb2
 from inspectbus.domain.frame import checked_frame_id
 from inspectbus.domain.names import checked_name
-from inspectbus.errors import BadField, InspectBusError, Internal, NotPossibleNow, TooLate
+from inspectbus.errors import BadField, BusClosed, InspectBusError, Internal, NotPossibleNow, TooLate
 from inspectbus.runtime.refusals import refusal
 
 Request = TypeVar("Request")
@@ -166,6 +166,17 @@ class AcquisitionRpc(acquisition_pb2_grpc.AcquisitionServiceServicer):
             for inspection in list(open_inspections):
                 inspection.cancel()
 
+    def WatchGate(
+        self, request: acquisition_pb2.WatchGateRequest, context: grpc.ServicerContext
+    ) -> Iterator[acquisition_pb2.WatchGateResponse]:
+        with self._station(request).gate.watch() as watcher:
+            while context.is_active():
+                event = watcher.next(LOOK_UP_S)
+                if event is not None:
+                    yield event
+                elif self._closing.is_set():
+                    raise BusClosed("the service is stopping: take the fail-safe position")
+
     def _conversation(
         self, begin: Callable[[int, Request, Callable[[Response], None]], None], context: grpc.ServicerContext
     ) -> Conversation[Request, Response]:
@@ -178,14 +189,18 @@ class AcquisitionRpc(acquisition_pb2_grpc.AcquisitionServiceServicer):
         recipe = checked_name(request.recipe, "recipe") if request.recipe else ""
         frame = station.frame(self._checked(request.shot), recipe)
         return self._inspections.begin(
-            frame.frame_id, lambda: station.publish(frame), patience_s, own_id=bool(request.shot.frame_id)
+            frame.frame_id,
+            lambda: station.publish(frame, may_spool=False),
+            patience_s,
+            own_id=bool(request.shot.frame_id),
         )
 
     def _station(
         self,
         request: acquisition_pb2.PublishFramesRequest
         | acquisition_pb2.InspectRequest
-        | acquisition_pb2.InspectStreamRequest,
+        | acquisition_pb2.InspectStreamRequest
+        | acquisition_pb2.WatchGateRequest,
     ) -> Station:
         if not request.line and not request.station:
             return self._plant.inspect_station

@@ -1,10 +1,10 @@
 """Acquisition, joined: stations and senders on one side, the bus on the other.
 
 sources ─> stations ─┐
-                     ├─> outlets ─> bus
-gRPC ─> rpc ─────────┘                │
-         ^                            │
-         └── inspections <── decisions┘
+                     ├─> outlets ─────> bus
+gRPC ─> rpc ─────────┘     └─> spools ─┘ │
+         ^                               │
+         └── inspections <── decisions ──┘
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ SERVICE = "inspectbus.api.v1.AcquisitionService"
 def open_service(settings: AcquisitionSettings, bus: Bus) -> Iterator[Door]:
     """Yields the service's door. Leaving stops the cameras, ends the calls, and waits for what is in flight."""
     registry = CollectorRegistry()
+    bus.report_to(registry)
     metrics = AcquisitionMetrics(registry)
     closing = threading.Event()
     with ExitStack() as house:

@@ -13,7 +13,9 @@ from concurrent.futures import Future
 
 import structlog
 
+from inspectbus.acquisition.claims import Claims
 from inspectbus.acquisition.cursor import Journal, Mark
+from inspectbus.acquisition.gate import Gate
 from inspectbus.acquisition.metrics import AcquisitionMetrics
 from inspectbus.acquisition.outlet import Outlet
 from inspectbus.acquisition.replay import FAILED, FINISHED, STOPPED, Replay, new_run_id
@@ -30,17 +32,27 @@ OPENING_PATIENCE_S = 10.0
 
 
 class Station:
-    """Thread-safe."""
+    """Thread-safe, and a context: entering gives the parts a former life left at the gate their outcome, and sends the
+    frames it left on disk."""
 
     def __init__(
-        self, line: str, station: StationSettings, settings: AcquisitionSettings, bus: Bus, metrics: AcquisitionMetrics
+        self,
+        line: str,
+        station: StationSettings,
+        settings: AcquisitionSettings,
+        bus: Bus,
+        claims: Claims,
+        metrics: AcquisitionMetrics,
     ) -> None:
         self.line = line
         self.name = station.name
         self._station = station
         self._settings = settings
         self._metrics = metrics
-        self._outlet = Outlet(bus, line, station.name, metrics)
+        # Neither name can hold a dot, so two stations never share a folder.
+        folder = settings.state_dir / "acquisition" / "gate" / f"{line}.{station.name}"
+        self.gate = Gate(line, station.name, station.gate, folder, bus, metrics)
+        self._outlet = Outlet(bus, line, station, settings, metrics, self.gate, claims)
         self._journal = Journal(settings.state_dir / "acquisition", line, station.name)
         # Pushed frames share one run per life of the service: nobody could resume them but their sender.
         self._push_run_id = new_run_id()
@@ -48,6 +60,15 @@ class Station:
         self._lock = threading.Lock()
         self._replay: Replay | None = None
         self._last_run, self._last_trouble = self._read_journal()
+
+    def __enter__(self) -> Station:
+        self.gate.open()
+        self._outlet.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._outlet.__exit__()
+        self.gate.close(0)
 
     @property
     def takes_pushes(self) -> bool:
@@ -89,6 +110,14 @@ class Station:
             return False
         return self._outlet.drain(patience_s)
 
+    def stop_draining(self) -> None:
+        """What is on disk stays there for the next start."""
+        self._outlet.stop_draining()
+
+    def rescue(self) -> None:
+        """Puts on disk what the bus has not confirmed, where the station spools."""
+        self._outlet.rescue()
+
     def status(self) -> acquisition_pb2.Station:
         status = acquisition_pb2.Station(
             line=self.line,
@@ -113,6 +142,10 @@ class Station:
                 status.run_id = self._last_run.run_id
                 status.accepted = self._last_run.next - self._last_run.unreadable
                 status.unreadable = self._last_run.unreadable
+        troubles = (status.detail, self._outlet.trouble, self.gate.trouble)
+        status.detail = "; ".join(words for words in troubles if words)
+        self._describe_spool(status)
+        self.gate.describe(status)
         return status
 
     def frame(self, shot: acquisition_pb2.Shot, recipe: str = "") -> frame_pb2.Frame:
@@ -139,12 +172,23 @@ class Station:
             frame.captured_at.GetCurrentTime()
         return frame
 
-    def publish(self, frame: frame_pb2.Frame) -> Future[None]:
-        """Done when the frame is accepted. Blocks while the bus is full; raises QueueFull, BusClosed."""
-        return self._outlet.publish(frame)
+    def publish(self, frame: frame_pb2.Frame, *, may_spool: bool = True) -> Future[None]:
+        """Done when the frame is accepted; see Outlet.publish for how long it blocks and what it raises."""
+        return self._outlet.publish(frame, may_spool=may_spool)
 
     def __str__(self) -> str:
         return f"station {self.line}/{self.name}"
+
+    def _describe_spool(self, status: acquisition_pb2.Station) -> None:
+        spool = self._outlet.spool
+        if spool is None:
+            return
+        status.spooled = spool.frames
+        status.spooled_bytes = spool.held_bytes
+        status.dropped = spool.dropped
+        behind_s = spool.behind_s
+        if behind_s is not None:
+            status.behind.FromNanoseconds(int(behind_s * 1e9))
 
     def _read_journal(self) -> tuple[Mark | None, str]:
         """The last run, when it followed today's plan, and what is wrong with the journal."""

@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 from inspectbus.api.v1.decision_pb2 import Decision, Verdict
+from inspectbus.api.v1.frame_pb2 import Frame
 from inspectbus.api.v1.gate_pb2 import GateOutcome
 from inspectbus.api.v1.prepared_frame_pb2 import PreparedFrame
 from inspectbus.bus.contract import Lane, Message
+
+
+def frame_message(frame: Frame, lane: Lane = Lane.LIVE) -> Message:
+    """For FRAMES, from the frame's own station."""
+    return Message(
+        body=frame.SerializeToString(),
+        key=(frame.line, frame.station),
+        source=f"acquisition/{frame.line}/{frame.station}",
+        subject=frame.frame_id,
+        lane=lane,
+        id=frame.frame_id,
+    )
 
 
 def prepared_message(prepared: PreparedFrame, source: str, lane: Lane) -> Message:

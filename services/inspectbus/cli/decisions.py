@@ -12,7 +12,7 @@ from inspectbus.cli.doors import ResultsAddress, client_of
 from inspectbus.cli.printing import AsJson, console, json_line, plain, table, time_of_day
 
 if TYPE_CHECKING:
-    from inspectbus_client import DecisionFilter, Record
+    from inspectbus_client import Decision, DecisionFilter, Record
 
 EXAMPLES = """Examples:
 
@@ -100,9 +100,11 @@ def show_decision(
         "captured": time_of_day(decision.timings.captured_at),
         "recorded": time_of_day(record.recorded_at),
         "latency ms": decision.latency_s * 1000 if decision.latency_s is not None else None,
+        "gate": _gate(record),
         "truth": str(record.truth or ""),
         "evidence": ", ".join(filter(None, (decision.evidence.original_key, decision.evidence.prepared_key))),
         "came again": f"{record.duplicates} the same, {record.conflicts} differing",
+        **{f"revision {each.revision}": _revision(each) for each in record.revisions},
     }
     table(("", ""), [(name, value) for name, value in facts.items() if value not in ("", None)])
 
@@ -169,6 +171,7 @@ COLUMNS = (
     "score",
     "threshold",
     "model version",
+    "gate",
     "truth",
     "why",
 )
@@ -186,9 +189,23 @@ def _cells(record: Record) -> tuple[object, ...]:
         decision.score,
         decision.threshold,
         decision.model_version,
+        _gate(record),
         str(record.truth or ""),
         f"{decision.hold.reason}: {decision.hold.detail}" if decision.hold else "",
     )
+
+
+def _gate(record: Record) -> str:
+    """REJECT, or 'REJECT late' when no decision had come in time."""
+    if record.gate is None:
+        return ""
+    return f"{record.gate.action or '-'}{' late' if record.late else ''}"
+
+
+def _revision(decision: Decision) -> str:
+    """What a replay of the frame came to."""
+    why = f"{decision.hold.reason}: {decision.hold.detail}" if decision.hold else f"by {decision.model_version}"
+    return f"{decision.verdict} {why}, {time_of_day(decision.timings.decided_at)}"
 
 
 def _word(value: object) -> str:

@@ -104,7 +104,7 @@ def follow_stations(
     wanted: Callable[[], Sequence[Station]],
     stop: threading.Event,
 ) -> None:
-    """Shows the stations until all have ended or `stop` is set."""
+    """Shows the stations until all have ended, with nothing left on their disks, or `stop` is set."""
     progress = _bar()
     task = progress.add_task("inspecting", total=total)
     with Board(client) as board, _screen(console) as show:
@@ -113,7 +113,10 @@ def follow_stations(
             done = sum(station.accepted + station.unreadable for station in stations)
             progress.update(task, completed=done)
             show(done, total, Group(board.table(stations), progress))
-            ended = all(station.state in (StationState.FINISHED, StationState.FAILED) for station in stations)
+            ended = all(
+                station.state in (StationState.FINISHED, StationState.FAILED) and not station.spooled
+                for station in stations
+            )
             if ended or stop.wait(0.25):
                 return
 

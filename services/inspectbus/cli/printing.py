@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated, Any
 
 import typer
@@ -42,7 +42,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
 
 
 def json_line(value: Any) -> None:
-    """A dictionary, or a dataclass field by field; times as ISO 8601."""
+    """A dictionary, or a dataclass field by field; times as ISO 8601, durations in seconds."""
     fields = value if isinstance(value, dict) else asdict(value)
     sys.stdout.write(json.dumps(fields, default=_json_default) + "\n")
     # Whoever reads a watch wants each line when it happens.
@@ -79,7 +79,9 @@ def _cell(value: object) -> Text:
     return Text(text, style=COLOURS.get(text, ""))
 
 
-def _json_default(value: object) -> str:
+def _json_default(value: object) -> str | float:
     if isinstance(value, datetime):
         return value.isoformat()
+    if isinstance(value, timedelta):
+        return value.total_seconds()
     raise TypeError(f"{type(value).__name__} has no JSON form")

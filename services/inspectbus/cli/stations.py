@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -70,6 +71,10 @@ def _show(stations: list[Station], as_json: bool) -> None:
             station.accepted,
             station.unreadable,
             station.in_flight,
+            station.pending,
+            station.late,
+            _behind(station),
+            station.dropped,
             time_of_day(station.last_frame_at),
             station.detail,
         )
@@ -84,7 +89,19 @@ def _show(stations: list[Station], as_json: bool) -> None:
         "accepted",
         "unreadable",
         "in flight",
+        "pending",
+        "late",
+        "behind",
+        "dropped",
         "last frame",
         "detail",
     )
     table(columns, rows)
+
+
+def _behind(station: Station) -> str | None:
+    """What rests on the station's disk, and since when: "12 frames, 0:03:20"."""
+    if not station.spooled:
+        return None
+    age = "" if station.behind is None else f", {timedelta(seconds=int(station.behind.total_seconds()))}"
+    return f"{station.spooled} frames{age}"

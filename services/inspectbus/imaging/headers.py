@@ -34,7 +34,7 @@ class Header:
 
 def read_header(image: bytes) -> Header:
     """Raises UnreadableImage for another format, a file cut short, and a file of several pictures."""
-    for magic, parse, _ in _FORMATS:
+    for magic, parse in _FORMATS:
         if image.startswith(magic):
             try:
                 return parse(image)
@@ -43,11 +43,6 @@ def read_header(image: bytes) -> Header:
     if not image:
         raise UnreadableImage("the image is empty: it has 0 bytes", field=FIELD)
     raise UnreadableImage(f"not a PNG, JPEG, BMP or TIFF image: it begins with {image[:12]!r}", field=FIELD)
-
-
-def file_suffix(image: bytes) -> str:
-    """ "png", "jpg", "bmp" or "tif" by the first bytes, which may be all there is; "bin" for anything else."""
-    return next((suffix for magic, _, suffix in _FORMATS if image.startswith(magic)), "bin")
 
 
 def _cut_short(kind: str) -> UnreadableImage:
@@ -159,9 +154,9 @@ def _tiff(image: bytes) -> Header:
 
 
 _FORMATS = (
-    (b"\x89PNG\r\n\x1a\n", _png, "png"),
-    (b"\xff\xd8\xff", _jpeg, "jpg"),
-    (b"BM", _bmp, "bmp"),
-    (b"II*\x00", _tiff, "tif"),
-    (b"MM\x00*", _tiff, "tif"),
+    (b"\x89PNG\r\n\x1a\n", _png),
+    (b"\xff\xd8\xff", _jpeg),
+    (b"BM", _bmp),
+    (b"II*\x00", _tiff),
+    (b"MM\x00*", _tiff),
 )

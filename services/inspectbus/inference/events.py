@@ -3,6 +3,7 @@
 prepared ─> fits the model? ─> batcher ─> score ─> verdict ─> evidence ─> decisions
                  └── no model, other preparation, broken pixels: HOLD with its reason ──┘
 
+Large pixels come by claim and are fetched by a pool, several at once; one that is missing or changed parks its frame.
 The engine's thread hands each score to a small pool, so it never waits for a disk or a full bus.
 """
 
@@ -22,30 +23,49 @@ from inspectbus.bus.messages import decision_message
 from inspectbus.domain.decision import decision_of, hold_decision
 from inspectbus.domain.frame import checked_frame
 from inspectbus.domain.model_version import ModelCard
-from inspectbus.errors import BadField, InspectBusError, Internal, ModelNotReady, NotPossibleNow
+from inspectbus.errors import (
+    BadField,
+    CorruptObject,
+    InspectBusError,
+    Internal,
+    ModelNotReady,
+    NotFound,
+    NotPossibleNow,
+    StorageAway,
+    StorageFull,
+)
 from inspectbus.imaging.pixels import from_pixels
 from inspectbus.inference.batcher import Scored
 from inspectbus.inference.evidence import EvidenceKeeper
 from inspectbus.inference.loader import Loader, Serving
 from inspectbus.inference.settings import InferenceSettings
 from inspectbus.inference.verdict import verdict_of
+from inspectbus.stores.frames import FrameStore, checked_claim
 
 SOURCE = "inference"
 DECIDERS = 2
 """Threads that keep evidence and publish: one writes while the other waits for its disk."""
+FETCHERS = 8
+"""Threads that fetch claimed pixels: a bucket answers after tens of milliseconds, but eight at once as soon as one."""
+MAX_PIXELS_BYTES = 3 * 2048 * 2048
+"""Of the largest size a preparation may have."""
 
 
 @contextmanager
 def subscribed(
     bus: Bus,
     loader: Loader,
+    store: FrameStore,
     evidence: EvidenceKeeper,
     settings: InferenceSettings,
     registry: prometheus.CollectorRegistry,
 ) -> Iterator[None]:
     """Judges prepared frames until left; leaving finishes those in hand and gives the rest back to the bus."""
-    with ThreadPoolExecutor(DECIDERS, thread_name_prefix="inference-decide") as pool:
-        door = _Door(bus, loader, evidence, settings, registry, pool)
+    with (
+        ThreadPoolExecutor(DECIDERS, thread_name_prefix="inference-decide") as pool,
+        ThreadPoolExecutor(FETCHERS, thread_name_prefix="inference-fetch") as fetchers,
+    ):
+        door = _Door(bus, loader, store, evidence, registry, pool, fetchers)
         subscription = bus.subscribe(
             topics.PREPARED, "inference", door.judge, prefetch=settings.prefetch, epitaph=door.mourn
         )
@@ -61,15 +81,19 @@ class _Door:
         self,
         bus: Bus,
         loader: Loader,
+        store: FrameStore,
         evidence: EvidenceKeeper,
-        settings: InferenceSettings,
         registry: prometheus.CollectorRegistry,
         pool: ThreadPoolExecutor,
+        fetchers: ThreadPoolExecutor,
     ) -> None:
         self._bus = bus
         self._loader = loader
+        self._store = store
         self._evidence = evidence
         self._pool = pool
+        # Its queue has no bound of its own; the subscription's prefetch bounds it.
+        self._fetchers = fetchers
         self._decisions = prometheus.Counter(
             "inspectbus_inference_decisions", "Decisions published.", ["verdict", "reason"], registry=registry
         )
@@ -79,8 +103,33 @@ class _Door:
         message = delivery.message
         prepared = _parsed(message)
         serving = self._loader.wait()
+        if prepared.pixels.HasField("claim"):
+            self._fetchers.submit(self._fetch, delivery, prepared, serving)
+        else:
+            self._judge(delivery, prepared, serving)
+
+    def _fetch(self, delivery: Delivery, prepared: PreparedFrame, serving: Serving | None) -> None:
         try:
-            card, scored = self._admit(prepared, serving, message.lane)
+            prepared.pixels.data = self._fetched(prepared)
+            self._judge(delivery, prepared, serving)
+        except InspectBusError as error:
+            if error.retryable:
+                delivery.retry(error)
+            else:
+                delivery.park(error)
+        except Exception as error:  # nobody looks into a pool's futures: unsettled, the frame would be stuck for good
+            delivery.retry(error)
+
+    def _fetched(self, prepared: PreparedFrame) -> bytes:
+        """Raises BadField, NotFound, CorruptObject for good; StorageAway for now."""
+        if prepared.pixels.data:
+            raise BadField("the pixels have data and a claim; one of them is meant", field="pixels.claim")
+        claim = checked_claim(prepared.pixels.claim, prepared.frame, "pixels.claim")
+        return self._store.fetch(claim, MAX_PIXELS_BYTES)
+
+    def _judge(self, delivery: Delivery, prepared: PreparedFrame, serving: Serving | None) -> None:
+        try:
+            card, scored = self._admit(prepared, serving, delivery.message.lane)
         except ModelNotReady as error:
             if self._loader.closing:
                 raise  # not the frame's fault: whoever serves next judges it
@@ -99,7 +148,17 @@ class _Door:
         except BadField:
             return ()
         detail = error.message if isinstance(error, InspectBusError) else f"{type(error).__name__}: {error}"
-        return (self._publish(prepared, hold_decision(prepared.frame, HOLD_REASON_ERROR, detail)),)
+        decision = hold_decision(prepared.frame, HOLD_REASON_ERROR, detail)
+        # Now, because the claim may not go on: what is missing or changed is no evidence.
+        decision.pixels_key = prepared.pixels.claim.key
+        if prepared.pixels.HasField("claim"):
+            try:
+                self._fetched(prepared)
+            except (BadField, NotFound, CorruptObject):
+                prepared.pixels.ClearField("claim")
+            except (StorageFull, StorageAway):
+                pass  # it may well be there
+        return (self._publish(prepared, decision),)
 
     def _admit(self, prepared: PreparedFrame, serving: Serving | None, lane: Lane) -> tuple[ModelCard, Future[Scored]]:
         """Into the batcher. Raises ModelNotReady, NotPossibleNow or BadField for a frame that we cannot judge."""
@@ -155,6 +214,7 @@ class _Door:
         decision.recipe = prepared.recipe
         decision.recipe_version = prepared.recipe_version
         decision.preparation_hash = prepared.preparation_hash
+        decision.pixels_key = decision.pixels_key or prepared.pixels.claim.key
         if prepared.HasField("quality"):
             decision.quality.CopyFrom(prepared.quality)
         if prepared.HasField("received_at"):

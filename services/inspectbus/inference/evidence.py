@@ -1,4 +1,7 @@
-"""Evidence: the images behind a decision, kept in the frame store before the decision is told."""
+"""Evidence: the images behind a decision, kept in the frame store before the decision is told.
+
+What travelled by claim rests there already: its evidence is the claim's own key, and no second copy.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,11 @@ import structlog
 
 from inspectbus.api.v1.decision_pb2 import VERDICT_QUALIFIED, Decision, Evidence
 from inspectbus.api.v1.prepared_frame_pb2 import PreparedFrame
-from inspectbus.errors import BadField
+from inspectbus.errors import BadField, StorageAway, StorageFull
 from inspectbus.imaging.pixels import from_pixels
-from inspectbus.stores.frames import FrameStore, evidence_key
+from inspectbus.stores.frames import FrameStore, checked_claim, evidence_key, original_key
 
 log = structlog.get_logger(__name__)
-
-_SUFFIXES = ((b"\x89PNG", "png"), (b"\xff\xd8\xff", "jpg"), (b"BM", "bmp"), (b"II*\x00", "tiff"), (b"MM\x00*", "tiff"))
 
 
 class EvidenceKeeper:
@@ -43,15 +44,19 @@ class EvidenceKeeper:
         frame = prepared.frame
         evidence = Evidence()
         try:
-            if frame.image:
-                key = evidence_key(frame.line, frame.station, frame.frame_id, "original", _suffix(frame.image))
+            if frame.HasField("claim"):
+                evidence.original_key = checked_claim(frame.claim, frame, "frame.claim").key
+            elif frame.image:
+                key = original_key(frame, frame.image)
                 self._store.put(key, frame.image)
                 evidence.original_key = key
-            if prepared.pixels.data:
+            if prepared.pixels.HasField("claim"):
+                evidence.prepared_key = checked_claim(prepared.pixels.claim, frame, "pixels.claim").key
+            elif prepared.pixels.data:
                 key = evidence_key(frame.line, frame.station, frame.frame_id, "prepared", "png")
                 self._store.put(key, _png(prepared))
                 evidence.prepared_key = key
-        except (OSError, BadField, cv2.error) as error:
+        except (StorageFull, StorageAway, BadField, cv2.error) as error:
             self._failures.inc()
             log.error("evidence could not be kept", frame_id=frame.frame_id, error=repr(error))
         return evidence
@@ -67,7 +72,3 @@ def _png(prepared: PreparedFrame) -> bytes:
     image = from_pixels(prepared.pixels)
     _, encoded = cv2.imencode(".png", cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2BGR))
     return encoded.tobytes()
-
-
-def _suffix(image: bytes) -> str:
-    return next((suffix for magic, suffix in _SUFFIXES if image.startswith(magic)), "bin")

@@ -21,7 +21,7 @@ from inspectbus.inference.loader import Loader
 from inspectbus.inference.rpc import InferenceRpc
 from inspectbus.inference.settings import InferenceSettings
 from inspectbus.runtime.rpc_server import Door, rpc_server
-from inspectbus.stores.frames import FrameStore
+from inspectbus.stores.frames import FrameStore, default_url
 
 _CONTRACT = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
 
@@ -34,11 +34,12 @@ def open_service(settings: InferenceSettings, bus: Bus) -> Iterator[Door]:
     """
     torch_engine.chosen_device(settings.device)
     registry = CollectorRegistry()
-    store = FrameStore(settings.frame_store_url or f"file://{(settings.state_dir / 'frames').absolute()}")
+    bus.report_to(registry)
+    store = FrameStore(settings.frame_store_url or default_url(settings.state_dir))
     evidence = EvidenceKeeper(store, registry, keep=settings.keep_evidence, qualified_share=settings.evidence_share)
     with ExitStack() as house:
         loader = house.enter_context(Loader(settings, registry))
-        house.enter_context(subscribed(bus, loader, evidence, settings, registry))
+        house.enter_context(subscribed(bus, loader, store, evidence, settings, registry))
         rpc = InferenceRpc(loader, settings)
         contracts = {_CONTRACT: lambda server: inference_pb2_grpc.add_InferenceServiceServicer_to_server(rpc, server)}
         yield house.enter_context(rpc_server("inference", settings, registry, contracts))

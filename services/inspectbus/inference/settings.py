@@ -56,7 +56,7 @@ class InferenceSettings(ServiceSettings):
     """How long a call that brings no deadline may wait for its answer."""
 
     frame_store_url: str = ""
-    """Where evidence rests (file://, s3://); empty: the folder `frames` in state_dir."""
+    """Where evidence and claimed images rest (file://, s3://); empty: the folder `frames` in state_dir."""
     keep_evidence: bool = True
     """Keep original and prepared image of every DEFECTIVE and HOLD frame."""
     evidence_share: Share = 0.0

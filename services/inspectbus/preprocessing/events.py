@@ -4,7 +4,8 @@ FRAMES ─> worker ─┬─ usable ────────────> PREPAR
                   ├─ unusable, no model ─> original kept as evidence ─> DECISIONS: HOLD
                   └─ poison ─────────────> parked; its epitaph is DECISIONS: HOLD(ERROR)
 
-A frame is done when what it became has been confirmed.
+A frame is done when what it became has been confirmed. A large image comes, and large pixels go, by claim: they rest in
+the frame store, and a claimed original is its own evidence.
 """
 
 from __future__ import annotations
@@ -19,18 +20,25 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from inspectbus.api.v1.decision_pb2 import HOLD_REASON_ERROR, HOLD_REASON_NO_MODEL, Decision
 from inspectbus.api.v1.frame_pb2 import Frame
-from inspectbus.api.v1.prepared_frame_pb2 import PreparedFrame
+from inspectbus.api.v1.prepared_frame_pb2 import Pixels, PreparedFrame
 from inspectbus.bus import Bus, Delivery, Message, topics
 from inspectbus.bus.messages import decision_message, prepared_message
 from inspectbus.domain.decision import hold_decision
 from inspectbus.domain.frame import checked_frame
-from inspectbus.errors import BadField, InspectBusError, ModelNotReady
-from inspectbus.imaging.headers import file_suffix
+from inspectbus.errors import (
+    BadField,
+    CorruptObject,
+    InspectBusError,
+    ModelNotReady,
+    NotFound,
+    StorageAway,
+    StorageFull,
+)
 from inspectbus.imaging.pixels import to_pixels
 from inspectbus.preprocessing.metrics import PreprocessingMetrics
 from inspectbus.preprocessing.preparer import Prepared, Preparer
 from inspectbus.preprocessing.recipes import StoredRecipe
-from inspectbus.stores.frames import FrameStore, evidence_key
+from inspectbus.stores.frames import FrameStore, checked_claim, evidence_key, original_key
 
 log = structlog.get_logger(__name__)
 
@@ -44,12 +52,14 @@ def frames_prepared(
     store: FrameStore,
     metrics: PreprocessingMetrics,
     *,
+    inline_max_bytes: int,
+    max_image_bytes: int,
     workers: int,
     prefetch: int,
     drain_s: float,
 ) -> Iterator[None]:
     """Takes frames while entered. Leaving takes no more and finishes those in hand, for at most `drain_s`."""
-    door = _FrameDoor(bus, preparer, store, metrics)
+    door = _FrameDoor(bus, preparer, store, metrics, inline_max_bytes, max_image_bytes)
     with ThreadPoolExecutor(workers, thread_name_prefix="preprocessing") as pool:
 
         def hand_over(delivery: Delivery) -> None:
@@ -65,11 +75,21 @@ def frames_prepared(
 
 
 class _FrameDoor:
-    def __init__(self, bus: Bus, preparer: Preparer, store: FrameStore, metrics: PreprocessingMetrics) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        preparer: Preparer,
+        store: FrameStore,
+        metrics: PreprocessingMetrics,
+        inline_max_bytes: int,
+        max_image_bytes: int,
+    ) -> None:
         self._bus = bus
         self._preparer = preparer
         self._store = store
         self._metrics = metrics
+        self._inline_max_bytes = inline_max_bytes
+        self._max_image_bytes = max_image_bytes
 
     def take(self, delivery: Delivery) -> None:
         """Settles one delivery, by whatever happens."""
@@ -94,9 +114,16 @@ class _FrameDoor:
         words = error.message if isinstance(error, InspectBusError) else f"{type(error).__name__}: {error}"
         decision = hold_decision(frame, HOLD_REASON_ERROR, words)
         try:
+            if frame.HasField("claim"):
+                # What is missing or changed is no evidence, and it may be the very reason.
+                self._fetched(frame)
             self._keep_original(frame, decision)
-        except OSError as failure:  # the decision matters more than its evidence; the dead letter has the bytes
-            log.error("no evidence kept", frame_id=frame.frame_id, error=str(failure))
+        except (BadField, NotFound, CorruptObject) as fault:
+            log.error("no evidence: the claim is at fault", frame_id=frame.frame_id, error=fault.message)
+        except (StorageFull, StorageAway) as failure:  # the decision matters more than its evidence
+            if frame.HasField("claim"):
+                decision.evidence.original_key = frame.claim.key
+            log.error("no evidence kept", frame_id=frame.frame_id, error=failure.message)
         return [self._publish(decision)]
 
     def _process(self, message: Message) -> Future[None]:
@@ -104,7 +131,8 @@ class _FrameDoor:
         frame = _frame_in(message)
         stored = self._preparer.recipe(frame.recipe)
         try:
-            prepared = self._preparer.prepare(frame.image, stored)
+            image = self._fetched(frame) if frame.HasField("claim") else frame.image
+            prepared = self._preparer.prepare(image, stored)
         except ModelNotReady as error:
             decision = hold_decision(frame, HOLD_REASON_NO_MODEL, error.message)
             return self._hold(frame, decision, stored, received_at)
@@ -116,7 +144,7 @@ class _FrameDoor:
             decision.quality.CopyFrom(prepared.quality)
             decision.preparation_hash = prepared.preparation_hash
             return self._hold(frame, decision, stored, received_at)
-        body = _prepared_frame(frame, prepared, received_at)
+        body = _prepared_frame(frame, prepared, self._pixels(frame, prepared), received_at)
         future = self._bus.publish(topics.PREPARED, prepared_message(body, SOURCE, message.lane))
         self._metrics.prepared.inc()
         return future
@@ -128,10 +156,29 @@ class _FrameDoor:
         self._keep_original(frame, decision)
         return self._publish(decision)
 
-    def _keep_original(self, frame: Frame, decision: Decision) -> None:
-        """Before the decision that names it, so that no record points at nothing. Raises OSError."""
+    def _fetched(self, frame: Frame) -> bytes:
+        """The image behind the claim. Raises BadField, NotFound, CorruptObject for good; StorageAway for now."""
         if frame.image:
-            key = evidence_key(frame.line, frame.station, frame.frame_id, "original", file_suffix(frame.image))
+            raise BadField("the frame has an image and a claim; one of them is meant", field="claim")
+        with self._metrics.timed("fetch"):
+            return self._store.fetch(checked_claim(frame.claim, frame, "claim"), self._max_image_bytes)
+
+    def _pixels(self, frame: Frame, prepared: Prepared) -> Pixels:
+        """As they travel. Raises StorageFull, StorageAway."""
+        pixels = to_pixels(prepared.pixels)
+        if len(pixels.data) > self._inline_max_bytes:
+            key = evidence_key(frame.line, frame.station, frame.frame_id, "prepared", "rgb")
+            with self._metrics.timed("claim"):
+                pixels.claim.CopyFrom(self._store.claim(key, pixels.data))
+            pixels.ClearField("data")
+        return pixels
+
+    def _keep_original(self, frame: Frame, decision: Decision) -> None:
+        """Before the decision that names it, so that no record points at nothing. Raises StorageFull, StorageAway."""
+        if frame.HasField("claim"):
+            decision.evidence.original_key = frame.claim.key
+        elif frame.image:
+            key = original_key(frame, frame.image)
             self._store.put(key, frame.image)
             decision.evidence.original_key = key
 
@@ -149,11 +196,11 @@ def _frame_in(message: Message) -> Frame:
         raise BadField("the message is not a Frame", field="frame") from None
 
 
-def _prepared_frame(frame: Frame, prepared: Prepared, received_at: Timestamp) -> PreparedFrame:
+def _prepared_frame(frame: Frame, prepared: Prepared, pixels: Pixels, received_at: Timestamp) -> PreparedFrame:
     recipe = prepared.stored.recipe
     return PreparedFrame(
         frame=frame,
-        pixels=to_pixels(prepared.pixels),
+        pixels=pixels,
         quality=prepared.quality,
         recipe=recipe.name,
         recipe_version=prepared.stored.version,

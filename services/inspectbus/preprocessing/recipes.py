@@ -22,6 +22,8 @@ from inspectbus.stores.database import reading, writing
 
 log = structlog.get_logger(__name__)
 
+MAX_VERSION = 2**31 - 1
+"""What the column takes; a request may ask for more, and gets the answer it would get for any version there is not."""
 MAX_RACES = 20
 """How often a put may find its version taken by another replica before it gives up; each time somebody else got on."""
 
@@ -95,6 +97,9 @@ class Recipes:
             asked_at, known = self._newest.get(name, (float("-inf"), None))
         if known is not None and time.monotonic() - asked_at < self._fresh_s:
             return known
+        if known is not None:
+            # Whoever comes meanwhile takes the known one: a database that stands still must not hold up every worker.
+            self._remember(known)
         try:
             stored = self.get(name)
         except StorageAway as error:
@@ -135,6 +140,8 @@ class Recipes:
 
 def _read(connection: Connection, name: str, version: int) -> StoredRecipe | None:
     query = select(recipes).where(recipes.c.name == name).order_by(recipes.c.version.desc()).limit(1)
+    if version > MAX_VERSION:
+        return None
     if version:
         query = query.where(recipes.c.version == version)
     row = connection.execute(query).one_or_none()

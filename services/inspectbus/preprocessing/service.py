@@ -21,6 +21,7 @@ from inspectbus.runtime.rpc_server import Door, rpc_server
 from inspectbus.runtime.watchdog import Watchdog
 from inspectbus.stores.database import default_url, open_database
 from inspectbus.stores.frames import FrameStore
+from inspectbus.stores.frames import default_url as default_frames_url
 from inspectbus.stores.model_directory import ModelDirectory
 
 
@@ -30,9 +31,12 @@ def open_service(settings: PreprocessingSettings, bus: Bus) -> Iterator[Door]:
     # Each worker is one thread already; OpenCV's own would only take turns with them.
     cv2.setNumThreads(settings.opencv_threads)
     registry = CollectorRegistry()
+    bus.report_to(registry)
     metrics = PreprocessingMetrics(registry)
     limits = DecodeLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
-    store = FrameStore(settings.frame_store_url or (settings.state_dir / "frames").absolute().as_uri())
+    store = FrameStore(
+        settings.frame_store_url or default_frames_url(settings.state_dir), fsync=settings.frame_store_fsync
+    )
     with ExitStack() as house:
         database = open_database(settings.database_url or default_url(settings.state_dir), "preprocessing")
         house.callback(database.dispose)
@@ -46,6 +50,8 @@ def open_service(settings: PreprocessingSettings, bus: Bus) -> Iterator[Door]:
                 preparer,
                 store,
                 metrics,
+                inline_max_bytes=settings.inline_max_bytes,
+                max_image_bytes=settings.max_image_bytes,
                 workers=settings.workers,
                 prefetch=settings.prefetch,
                 drain_s=settings.drain_s,

@@ -6,6 +6,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from pydantic_settings import SettingsConfigDict
 
 from inspectbus.runtime.settings import ServiceSettings
+from inspectbus.stores.frames import INLINE_MAX_BYTES
 
 
 class PreprocessingSettings(ServiceSettings):
@@ -20,7 +21,12 @@ class PreprocessingSettings(ServiceSettings):
     database_url: str = ""
     """The SQL database that holds the recipes; empty is a SQLite file in the state folder."""
     frame_store_url: str = ""
-    """Where the originals of held frames are kept; empty is a folder in the state folder."""
+    """Where images rest (file://, s3://): originals that came by claim, those of held frames, and prepared pixels too
+    large for a message. Empty is the folder `frames` in state_dir; the same for all services of a line."""
+    frame_store_fsync: bool = False
+    """Bring each object of a folder to the disk itself before its message goes, for power cuts; milliseconds each."""
+    inline_max_bytes: PositiveInt = INLINE_MAX_BYTES
+    """Prepared pixels larger than this rest in the frame store, and their message carries only their key."""
     models_address: str = Field(default="127.0.0.1:50054", min_length=1)
     """host:port of the ModelService, which knows the preparation a recipe's model expects."""
     workers: PositiveInt = Field(default=2, le=256)

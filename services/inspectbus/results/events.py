@@ -1,35 +1,61 @@
-"""The bus side: decisions arrive, are read and checked, and go to the recorder. What is no decision is parked."""
+"""The bus side: decisions and gate outcomes arrive, are read and checked, and go to the recorder. The rest is parked.
+
+inspectbus.decisions ─ read_decision ─┐
+inspectbus.gates ───── read_outcome ──┴─> recorder
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from math import isfinite
 
 from google.protobuf.message import DecodeError
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from inspectbus.api.v1.decision_pb2 import Decision, HoldReason, Verdict
 from inspectbus.api.v1.frame_pb2 import Label
-from inspectbus.bus import Bus, Delivery, topics
+from inspectbus.api.v1.gate_pb2 import GATE_REASON_DECISION, GateAction, GateOutcome, GateReason
+from inspectbus.bus import Bus, Delivery, Subscription, topics
 from inspectbus.domain.frame import checked_frame_id
 from inspectbus.domain.names import checked_name
 from inspectbus.errors import BadField
+from inspectbus.results.ledger import Entry
 from inspectbus.results.recorder import Recorder
 from inspectbus.results.selection import checked_text
+
+MAX_REVISION = 1000
+"""A revision is a replay that a person asked for; all of a frame's are told together."""
 
 
 @contextmanager
 def recording(bus: Bus, recorder: Recorder, *, prefetch: int, drain_s: float) -> Iterator[None]:
-    """Hands every decision of the bus to the recorder until left; leaving waits for those in hand to be recorded."""
+    """Hands every decision and gate outcome of the bus to the recorder until left.
 
-    def take(delivery: Delivery) -> None:
+    `prefetch` is for each. Leaving waits at most drain_s for those in hand to be recorded.
+    """
+
+    def take(read: Callable[[bytes], Entry], delivery: Delivery) -> None:
         # Raising BadField parks the delivery: no second attempt makes it readable.
-        recorder.take(delivery, read_decision(delivery.message.body))
+        recorder.take(delivery, read(delivery.message.body))
 
-    subscription = bus.subscribe(topics.DECISIONS, "results", take, prefetch=prefetch)
-    try:
-        yield
-    finally:
-        subscription.close(drain_s)
+    with ExitStack() as house:
+        left_at = time.monotonic()
+
+        def close(subscription: Subscription) -> None:
+            subscription.close(max(0.0, left_at + drain_s - time.monotonic()))
+
+        for topic, group, read in (
+            (topics.DECISIONS, "results", read_decision),
+            (topics.GATES, "outcomes", read_outcome),
+        ):
+            house.callback(close, bus.subscribe(topic, group, partial(take, read), prefetch=prefetch))
+        try:
+            yield
+        finally:
+            left_at = time.monotonic()
 
 
 def read_decision(body: bytes) -> Decision:
@@ -51,11 +77,48 @@ def read_decision(body: bytes) -> Decision:
         _check_judged(decision)
     else:
         raise BadField(f"{decision.verdict} is no verdict", field="verdict")
+    if decision.revision > MAX_REVISION:
+        raise BadField(f"{decision.revision} is beyond the {MAX_REVISION} revisions of a frame", field="revision")
+    for moment, at in decision.timings.ListFields():
+        _check_moment(at, f"timings.{moment.name}")
     for field in ("score", "threshold"):
         # Spelt so that a NaN, which compares as False, is refused too.
         if not 0 <= getattr(decision, field) <= 1:
             raise BadField(f"{field} is 0 to 1, not {getattr(decision, field)}", field=field)
     return decision
+
+
+def read_outcome(body: bytes) -> GateOutcome:
+    """The outcome in a message's body, its frame id in canonical form. Raises BadField naming the field at fault."""
+    try:
+        outcome = GateOutcome.FromString(body)
+    except DecodeError as error:
+        raise BadField(f"not a GateOutcome: {error}", field="body") from None
+    outcome.frame_id = checked_frame_id(outcome.frame_id)
+    checked_name(outcome.line, "line")
+    checked_name(outcome.station, "station")
+    for field in ("run_id", "part_id"):
+        checked_text(getattr(outcome, field), field)
+    for field, words in (("action", GateAction), ("reason", GateReason)):
+        if getattr(outcome, field) not in words.values() or not getattr(outcome, field):
+            raise BadField(f"{getattr(outcome, field)} is no {field} of a gate", field=field)
+    if outcome.verdict not in Verdict.values():
+        raise BadField(f"{outcome.verdict} is no verdict", field="verdict")
+    if outcome.reason == GATE_REASON_DECISION and not outcome.verdict:
+        raise BadField("a gate that follows a decision says its verdict", field="verdict")
+    if not outcome.HasField("at"):
+        raise BadField("an outcome says when it was", field="at")
+    _check_moment(outcome.at, "at")
+    if not (isfinite(outcome.waited_s) and outcome.waited_s >= 0):
+        raise BadField(f"a wait is 0 s or more, not {outcome.waited_s}", field="waited_s")
+    return outcome
+
+
+def _check_moment(at: Timestamp, field: str) -> None:
+    try:
+        at.ToMicroseconds()
+    except ValueError:
+        raise BadField(f"{at.seconds} s and {at.nanos} ns are no moment", field=field) from None
 
 
 def _check_hold(decision: Decision) -> None:

@@ -1,11 +1,12 @@
 """The ledger: every frame's first committed decision, for ever, and what became known of the part afterwards.
 
-    decisions of a batch ─> fold repeats ─> one transaction: cursors, one upsert, replay labels ─> what became of each
-    labels of people ─────> rows beside the decisions; the newest counts
-    questions <──────────── records by frame, by page, after a cursor; scores
+    a batch of decisions ──┐
+    and of gate outcomes ──┴─> one transaction: cursors, one upsert a table, replay labels ─> what became of each
+    labels of people ────────> rows beside the decisions; the newest counts
+    questions <─────────────── records by frame, by page, after a cursor; scores
 
-Delivering is at least once, so recording must be idempotent: the frame id is the primary key and the upsert never
-touches what was said first. It only counts: the same decision again is a duplicate, a differing one a conflict.
+The frame id is the primary key, and the first stays: see first_wins.py. Decisions on later replays of a frame (its
+revisions) and what the station did (its outcome) stand beside, in tables of their own, and may come before it.
 
 The cursor rises in the order of commit, which a sequence would not promise: PostgreSQL hands out 7 and 8 to two open
 transactions, commits 8 first, and a watcher that has read 8 never sees 7. Here every recording transaction first
@@ -16,48 +17,39 @@ deadlocks over the frames they share. Repeats leave gaps.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import Enum
-from typing import Any
+from typing import TypeGuard
 
-from google.protobuf.timestamp_pb2 import Timestamp
-from sqlalchemy import ColumnElement, Connection, Engine, Row, Select, and_, case, func, insert, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import ColumnElement, Connection, Engine, and_, func, insert, select, update
 
-from inspectbus.api.v1.decision_pb2 import Decision, Hold, Verdict
+from inspectbus.api.v1.decision_pb2 import Decision, Verdict
 from inspectbus.api.v1.frame_pb2 import Label
+from inspectbus.api.v1.gate_pb2 import GateOutcome
 from inspectbus.api.v1.results_pb2 import Record
 from inspectbus.domain.scores import Confusion
 from inspectbus.errors import NotFound
-from inspectbus.results.tables import decisions, labels, ledger_cursor
+from inspectbus.results.claims import note_claims
+from inspectbus.results.first_wins import Fate, FirstWins, Saying
+from inspectbus.results.rows import (
+    NEWEST_LABEL,
+    Where,
+    decision_saying,
+    one_record,
+    outcome_saying,
+    records_page,
+    revision_saying,
+)
+from inspectbus.results.tables import decisions, labels, ledger_cursor, outcomes, revisions
 from inspectbus.stores.database import reading, writing
 
 REPLAY = "replay"
 """Who gave a label that came with the decision: the data set that was replayed."""
 
-_NEWEST_LABEL = (
-    select(labels.c.label)
-    .where(labels.c.frame_id == decisions.c.frame_id)
-    .order_by(labels.c.id.desc())
-    .limit(1)
-    .scalar_subquery()
-    .label("truth")
-)
-
-Where = Sequence[ColumnElement[bool]]
-"""Conditions on the columns of `decisions`, all of which must hold; see selection.py."""
-
-
-class Outcome(Enum):
-    """What became of one decision that was given to the ledger."""
-
-    RECORDED = "recorded"
-    DUPLICATE = "duplicate"
-    CONFLICT = "conflict"
+Entry = Decision | GateOutcome
+"""What is recorded. A decision with a revision is one on a replayed frame."""
 
 
 @dataclass(frozen=True)
@@ -76,52 +68,35 @@ class Ledger:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        upsert: sqlite.Insert | postgresql.Insert
-        upsert = sqlite.insert(decisions) if engine.dialect.name == "sqlite" else postgresql.insert(decisions)
-        same = decisions.c.fingerprint == upsert.excluded.fingerprint
-        # A row brings the repeats folded into it as `duplicates`; itself makes one more.
-        came = upsert.excluded.duplicates + 1
-        self._upsert = upsert.on_conflict_do_update(
-            index_elements=[decisions.c.frame_id],
-            set_={
-                "duplicates": decisions.c.duplicates + case((same, came), else_=0),
-                "conflicts": decisions.c.conflicts + case((same, 0), else_=came),
-            },
-        ).returning(decisions.c.frame_id, decisions.c.cursor, decisions.c.fingerprint)
+        self._books = {table.name: FirstWins(engine, table) for table in (decisions, revisions, outcomes)}
 
-    def record(self, batch: Sequence[Decision]) -> list[Outcome]:
-        """Writes down a batch of valid decisions, all or none, and tells what became of each, in their order.
+    def record(self, batch: Sequence[Entry]) -> list[Fate]:
+        """Writes down a batch of valid entries, all or none, and tells what became of each, in their order.
 
         The result is the same as of recording one by one, whatever comes twice, inside the batch or across replicas.
         """
-        turns = _turns(batch)
-        outcomes = [Outcome.DUPLICATE] * len(batch)
-        if not turns:
-            return outcomes
+        fates = [Fate.DUPLICATE] * len(batch)
+        if not batch:
+            return fates
         now_us = time.time_ns() // 1000
         with writing(self._engine) as connection:
-            cursors = itertools.count(self._reserve(connection, sum(map(len, turns))) + 1)
-            for turn in turns:
-                rows = [_row(saying, next(cursors), now_us) for saying in turn]
-                standing = {
-                    frame_id: (cursor, bytes(print_))
-                    for frame_id, cursor, print_ in connection.execute(self._upsert, rows)
-                }
-                for saying, row in zip(turn, rows, strict=True):
-                    cursor, print_ = standing[saying.decision.frame_id]
-                    if cursor == row["cursor"]:
-                        outcomes[saying.indices[0]] = Outcome.RECORDED
-                    elif print_ != saying.fingerprint:
-                        for index in saying.indices:
-                            outcomes[index] = Outcome.CONFLICT
+            cursors = itertools.count(self._reserve(connection, sum(map(is_first, batch))) + 1)
+            pages: dict[str, dict[int, Saying]] = {}
+            for index, entry in enumerate(batch):
+                book, saying = _said(entry, cursors, now_us)
+                pages.setdefault(book, {})[index] = saying
+            for book, page in pages.items():
+                for index, fate in zip(page, self._books[book].write(connection, list(page.values())), strict=True):
+                    fates[index] = fate
             truths = [
-                {"frame_id": decision.frame_id, "label": decision.truth, "by": REPLAY, "at_us": now_us}
-                for decision, outcome in zip(batch, outcomes, strict=True)
-                if outcome is Outcome.RECORDED and decision.truth
+                {"frame_id": entry.frame_id, "label": entry.truth, "by": REPLAY, "at_us": now_us}
+                for entry, fate in zip(batch, fates, strict=True)
+                if fate is Fate.RECORDED and is_first(entry) and entry.truth
             ]
             if truths:
                 connection.execute(insert(labels), truths)
-        return outcomes
+            note_claims(connection, [entry for entry in batch if isinstance(entry, Decision)], now_us)
+        return fates
 
     def label(self, given: Sequence[tuple[str, Label.ValueType]], by: str) -> None:
         """Adds what parts really were, all or none. Raises NotFound naming every frame that was never recorded."""
@@ -142,22 +117,22 @@ class Ledger:
     def get(self, frame_id: str) -> Record:
         """Raises NotFound."""
         with reading(self._engine) as connection:
-            row = connection.execute(_records([decisions.c.frame_id == frame_id])).one_or_none()
-        if row is None:
+            record = one_record(connection, frame_id)
+        if record is None:
             raise NotFound(f"no decision is recorded for frame {frame_id}", field="frame_id")
-        return _record(row)
+        return record
 
     def page(self, where: Where, after: int, limit: int) -> list[Record]:
         """At most `limit` records with a cursor above `after`, in the order of their cursors."""
         with reading(self._engine) as connection:
-            return _page(connection, where, after, limit)
+            return records_page(connection, where, after, limit)
 
     def news(self, where: Where, after: int, limit: int) -> tuple[list[Record], int]:
         """Like `page`, with the cursor up to which everything has now been looked at, for the next call."""
         with reading(self._engine) as connection:
             # Before the page, so that nothing committed between the two statements is passed over.
             last = _last_cursor(connection)
-            found = _page(connection, where, after, limit)
+            found = records_page(connection, where, after, limit)
         seen = found[-1].cursor if found else after
         # A page that is not full saw all there was; `seen` may be beyond `last`, by commits in between.
         return found, seen if len(found) == limit else max(seen, last)
@@ -171,7 +146,7 @@ class Ledger:
         """A tally per group, ordered by group, in one statement; at most one tally when not grouped."""
         names = [f"group_{i}" for i in range(len(group_by))]
         columns = [column.label(name) for name, column in zip(names, group_by, strict=True)]
-        told = select(*columns, decisions.c.verdict, _NEWEST_LABEL).where(*where).subquery()
+        told = select(*columns, decisions.c.verdict, NEWEST_LABEL).where(*where).subquery()
         groups = [told.c[name] for name in names]
 
         def count(verdict: Verdict.ValueType, truth: Label.ValueType) -> ColumnElement[int]:
@@ -204,97 +179,18 @@ class Ledger:
         return int(connection.execute(grown).scalar_one()) - count
 
 
-def fingerprint(decision: Decision) -> bytes:
-    """sha256 over what was decided, about which frame, by what. Equal for two decisions that say the same.
-
-    A frame that is delivered twice is judged twice: at another time, perhaps on another machine and in another batch.
-    So these may differ: timings; measured quality, and the words and figures of a hold (not its reason and measure);
-    keys of evidence; the score beyond its third decimal, where processors round differently. All else must be equal.
-    """
-    said = Decision()
-    said.CopyFrom(decision)
-    said.ClearField("timings")
-    said.ClearField("quality")
-    said.ClearField("evidence")
-    if said.HasField("hold"):
-        said.hold.CopyFrom(Hold(reason=said.hold.reason, measure=said.hold.measure))
-    if said.HasField("score"):
-        said.score = round(said.score, 3)
-    return hashlib.sha256(said.SerializeToString(deterministic=True)).digest()
+def is_first(entry: Entry) -> TypeGuard[Decision]:
+    """True for what becomes a record of its own: a decision that is no revision of another."""
+    return isinstance(entry, Decision) and not entry.revision
 
 
-@dataclass(frozen=True)
-class _Saying:
-    """What a batch says of one frame, once or several times."""
-
-    decision: Decision
-    fingerprint: bytes
-    indices: list[int]
-    """Where in the batch."""
-
-
-def _turns(batch: Sequence[Decision]) -> list[list[_Saying]]:
-    """The batch as statements can take it: each turn has a frame once, a frame's next differing saying the next turn.
-
-    Nearly always one turn: it takes a conflict inside one batch to make a second.
-    """
-    by_frame: dict[str, dict[bytes, _Saying]] = {}
-    for index, decision in enumerate(batch):
-        print_ = fingerprint(decision)
-        sayings = by_frame.setdefault(decision.frame_id, {})
-        sayings.setdefault(print_, _Saying(decision, print_, [])).indices.append(index)
-    turns = itertools.zip_longest(*(sayings.values() for sayings in by_frame.values()))
-    return [[saying for saying in turn if saying is not None] for turn in turns]
-
-
-def _row(saying: _Saying, cursor: int, now_us: int) -> dict[str, object]:
-    decision = saying.decision
-    return {
-        "frame_id": decision.frame_id,
-        "cursor": cursor,
-        "recorded_at_us": now_us,
-        "line": decision.line,
-        "station": decision.station,
-        "run_id": decision.run_id,
-        "part_id": decision.part_id,
-        "lot_id": decision.lot_id,
-        "model": decision.model,
-        "model_version": decision.model_version,
-        "verdict": decision.verdict,
-        "fingerprint": saying.fingerprint,
-        "duplicates": len(saying.indices) - 1,
-        "conflicts": 0,
-        "decision": decision.SerializeToString(),
-    }
-
-
-def _records(where: Where) -> Select[Any]:
-    return select(
-        decisions.c.cursor,
-        decisions.c.recorded_at_us,
-        decisions.c.duplicates,
-        decisions.c.conflicts,
-        decisions.c.decision,
-        _NEWEST_LABEL,
-    ).where(*where)
-
-
-def _record(row: Row[Any]) -> Record:
-    recorded_at = Timestamp()
-    recorded_at.FromMicroseconds(row.recorded_at_us)
-    return Record(
-        cursor=row.cursor,
-        decision=Decision.FromString(bytes(row.decision)),
-        recorded_at=recorded_at,
-        truth=row.truth or Label.LABEL_UNSPECIFIED,
-        duplicates=row.duplicates,
-        conflicts=row.conflicts,
-    )
-
-
-def _page(connection: Connection, where: Where, after: int, limit: int) -> list[Record]:
-    query = _records([*where, decisions.c.cursor > after]).order_by(decisions.c.cursor).limit(limit)
-    return [_record(row) for row in connection.execute(query)]
+def _said(entry: Entry, cursors: Iterator[int], now_us: int) -> tuple[str, Saying]:
+    """The table an entry belongs to, and its row there."""
+    if isinstance(entry, GateOutcome):
+        return outcomes.name, outcome_saying(entry, now_us)
+    if entry.revision:
+        return revisions.name, revision_saying(entry, now_us)
+    return decisions.name, decision_saying(entry, next(cursors), now_us)
 
 
 def _last_cursor(connection: Connection) -> int:

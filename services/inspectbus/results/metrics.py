@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from inspectbus.api.v1.decision_pb2 import Decision, HoldReason, Verdict
-from inspectbus.results.ledger import Outcome
+from inspectbus.api.v1.gate_pb2 import GateAction, GateOutcome
+from inspectbus.domain.gate import is_late
+from inspectbus.results.first_wins import Fate
+from inspectbus.results.ledger import Entry
 
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
 _RECORD_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 15)
@@ -17,7 +20,8 @@ _CAPTURE_BUCKETS_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 600,
 
 
 class LedgerMetrics:
-    """What the recorder counts. A frame counts once, when its first decision was committed."""
+    """What the recorder counts. A frame counts once, when its first decision was committed; its gate outcome
+    and its revisions have counters of their own."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         place = ["line", "station"]
@@ -33,6 +37,27 @@ class LedgerMetrics:
         self._conflicts = Counter(
             "inspectbus_decision_conflicts", "Repeats that differ from the recorded decision.", place, registry=registry
         )
+        self._revisions = Counter(
+            "inspectbus_revisions", "Decisions recorded on replayed frames.", place, registry=registry
+        )
+        self._outcomes = Counter(
+            "inspectbus_gate_outcomes", "Gate outcomes recorded, by action.", [*place, "action"], registry=registry
+        )
+        self._late = Counter(
+            "inspectbus_gate_outcomes_late",
+            "Gate outcomes recorded of parts that no decision came for in time.",
+            place,
+            registry=registry,
+        )
+        self._outcome_duplicates = Counter(
+            "inspectbus_gate_outcome_duplicates", "Repeats of a recorded gate outcome.", place, registry=registry
+        )
+        self._outcome_conflicts = Counter(
+            "inspectbus_gate_outcome_conflicts",
+            "Repeats that differ from the recorded gate outcome.",
+            place,
+            registry=registry,
+        )
         self._record_seconds = Histogram(
             "inspectbus_record_seconds",
             "Time of one recording transaction.",
@@ -41,7 +66,7 @@ class LedgerMetrics:
         )
         self._batch_size = Histogram(
             "inspectbus_record_batch_size",
-            "Decisions in one recording transaction.",
+            "Decisions and gate outcomes in one recording transaction.",
             buckets=_BATCH_BUCKETS,
             registry=registry,
         )
@@ -54,23 +79,34 @@ class LedgerMetrics:
         )
         self.blocked = Gauge(
             "inspectbus_ledger_blocked",
-            "1 while the database takes no decisions and the recorder holds them.",
+            "1 while the database takes nothing and the recorder holds what came.",
             registry=registry,
         )
 
-    def committed(self, batch: Sequence[Decision], outcomes: Sequence[Outcome], seconds: float) -> None:
+    def committed(self, batch: Sequence[Entry], fates: Sequence[Fate], seconds: float) -> None:
         self._record_seconds.observe(seconds)
         self._batch_size.observe(len(batch))
         now_s = time.time()
-        for decision, outcome in zip(batch, outcomes, strict=True):
-            place = (decision.line, decision.station)
-            match outcome:
-                case Outcome.RECORDED:
-                    self._recorded(decision, now_s)
-                case Outcome.DUPLICATE:
-                    self._duplicates.labels(*place).inc()
-                case Outcome.CONFLICT:
-                    self._conflicts.labels(*place).inc()
+        for entry, fate in zip(batch, fates, strict=True):
+            place = (entry.line, entry.station)
+            of_gate = isinstance(entry, GateOutcome)
+            if fate is Fate.DUPLICATE:
+                (self._outcome_duplicates if of_gate else self._duplicates).labels(*place).inc()
+            elif fate is Fate.CONFLICT:
+                (self._outcome_conflicts if of_gate else self._conflicts).labels(*place).inc()
+            elif isinstance(entry, GateOutcome):
+                self._acted(entry)
+            elif entry.revision:
+                self._revisions.labels(*place).inc()
+            else:
+                self._recorded(entry, now_s)
+
+    def _acted(self, outcome: GateOutcome) -> None:
+        place = (outcome.line, outcome.station)
+        action = GateAction.Name(outcome.action).removeprefix("GATE_ACTION_").lower()
+        self._outcomes.labels(*place, action).inc()
+        if is_late(outcome):
+            self._late.labels(*place).inc()
 
     def _recorded(self, decision: Decision, now_s: float) -> None:
         place = (decision.line, decision.station)

@@ -3,6 +3,8 @@
     bus ─ take ─> inbox (bounded by the subscription's prefetch) ─> batch ─> ledger.record ─> delivery.done() each
                                                                      └─ database full or away: hold it, try again
 
+One recorder takes decisions and gate outcomes alike: they share a transaction, and with it the disk's one flush.
+
 A full disk is nobody's fault on the line, so its decisions must not use up the bus's attempts and end among the dead
 letters: the batch stays in hand, unacknowledged, until there is room. Meanwhile the bus hands over no more than its
 prefetch and pushes back on its senders.
@@ -18,10 +20,12 @@ from typing import NamedTuple
 
 import structlog
 
-from inspectbus.api.v1.decision_pb2 import Decision, Verdict
+from inspectbus.api.v1.decision_pb2 import Verdict
+from inspectbus.api.v1.gate_pb2 import GateOutcome
 from inspectbus.bus import Delivery
-from inspectbus.errors import StorageAway, StorageFull
-from inspectbus.results.ledger import Ledger, Outcome
+from inspectbus.errors import InspectBusError, StorageAway, StorageFull
+from inspectbus.results.first_wins import Fate
+from inspectbus.results.ledger import Entry, Ledger, is_first
 from inspectbus.results.metrics import LedgerMetrics
 
 log = structlog.get_logger(__name__)
@@ -33,13 +37,14 @@ LAST_RETRY_S = 5.0
 
 class _Item(NamedTuple):
     delivery: Delivery
-    decision: Decision
+    entry: Entry
 
 
 class Recorder:
     """One thread between the bus and the ledger, from entering to leaving.
 
-    The subscription that feeds it ends first, and with it gives back to the bus what is not recorded by then.
+    The subscriptions that feed it end first, and with them give back to the bus what is not recorded by then.
+    `on_commit` is called when there are new records.
     """
 
     def __init__(
@@ -49,7 +54,7 @@ class Recorder:
         self._metrics = metrics
         self._max_batch_size = max_batch_size
         self._on_commit = on_commit
-        self._inbox: deque[_Item] = deque()  # never holds more than the subscription may leave unsettled
+        self._inbox: deque[_Item] = deque()  # never holds more than the subscriptions may leave unsettled
         self._stopped = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="results-recorder", daemon=True)
@@ -64,25 +69,24 @@ class Recorder:
             self._changed.notify_all()
         self._thread.join(timeout=30)
 
-    def take(self, delivery: Delivery, decision: Decision) -> None:
-        """Settles the delivery later: done when its decision is committed."""
+    def take(self, delivery: Delivery, entry: Entry) -> None:
+        """Settles the delivery later: done when its entry is committed."""
         with self._changed:
-            self._inbox.append(_Item(delivery, decision))
+            self._inbox.append(_Item(delivery, entry))
             self._changed.notify_all()
 
     def _run(self) -> None:
         while batch := self._next_batch():
             if self._record(batch) is None:
                 continue
-            # One decision's fault must not cost its neighbours an attempt, so each gets its own transaction.
+            # One entry's fault must not cost its neighbours an attempt, so each gets its own transaction.
             for item in batch:
                 fault = self._record([item])
                 if fault is not None:
-                    log.error("could not record a decision", frame_id=item.decision.frame_id, error=repr(fault))
-                    item.delivery.retry(fault)
+                    self._give_up(item, fault)
 
     def _next_batch(self) -> list[_Item]:
-        """Waits for a first decision, then takes what already waits: never for company. Empty when told to stop."""
+        """Waits for a first entry, then takes what already waits: never for company. Empty when told to stop."""
         with self._changed:
             self._changed.wait_for(lambda: self._inbox or self._stopped)
             if self._stopped:
@@ -91,43 +95,63 @@ class Recorder:
 
     def _record(self, batch: list[_Item]) -> Exception | None:
         """Commits the batch and acknowledges it, or gives the fault that is in it."""
-        decisions = [item.decision for item in batch]
+        entries = [item.entry for item in batch]
         begun = time.monotonic()
         try:
-            outcomes = self._commit(decisions)
-        except Exception as fault:  # any, for it must not end this thread; the bus counts what it costs the decision
+            fates = self._commit(entries)
+        except Exception as fault:  # any, for it must not end this thread; the bus counts what it costs the entry
             return fault
-        if outcomes is None:
+        if fates is None:
             return None
         # Before the acknowledgements, so that whoever has his finds it counted.
-        self._metrics.committed(decisions, outcomes, time.monotonic() - begun)
-        self._on_commit()
-        for item, outcome in zip(batch, outcomes, strict=True):
-            if outcome is Outcome.CONFLICT:
-                log.warning(
-                    "a differing decision came after the first",
-                    frame_id=item.decision.frame_id,
-                    verdict=Verdict.Name(item.decision.verdict),
-                    model_version=item.decision.model_version,
-                )
+        self._metrics.committed(entries, fates, time.monotonic() - begun)
+        if any(fate is Fate.RECORDED and is_first(entry) for entry, fate in zip(entries, fates, strict=True)):
+            self._on_commit()
+        for item, fate in zip(batch, fates, strict=True):
+            if fate is Fate.CONFLICT:
+                _warn(item.entry)
             item.delivery.done()
         return None
 
-    def _commit(self, decisions: list[Decision]) -> list[Outcome] | None:
+    def _give_up(self, item: _Item, fault: Exception) -> None:
+        log.error("could not record", frame_id=item.entry.frame_id, kind=_kind(item.entry), error=repr(fault))
+        if isinstance(fault, InspectBusError) and not fault.retryable:
+            item.delivery.park(fault)
+        else:
+            item.delivery.retry(fault)
+
+    def _commit(self, entries: list[Entry]) -> list[Fate] | None:
         """Records the batch, however long the database takes nothing. None when told to stop before it did."""
         pause_s = FIRST_RETRY_S
         while True:
             try:
-                outcomes = self._ledger.record(decisions)
+                fates = self._ledger.record(entries)
             except (StorageFull, StorageAway) as error:
                 self._metrics.blocked.set(1)
-                log.error("the ledger is blocked, decisions are held", held=len(decisions), error=error.message)
+                log.error("the ledger is blocked, the batch is held", held=len(entries), error=error.message)
             else:
                 if pause_s > FIRST_RETRY_S:
                     self._metrics.blocked.set(0)
-                    log.info("the ledger takes decisions again")
-                return outcomes
+                    log.info("the ledger takes entries again")
+                return fates
             with self._changed:
                 if self._changed.wait_for(lambda: self._stopped, timeout=pause_s):
                     return None
             pause_s = min(2 * pause_s, LAST_RETRY_S)
+
+
+def _warn(entry: Entry) -> None:
+    model_version = "" if isinstance(entry, GateOutcome) else entry.model_version
+    log.warning(
+        "what differs from the first came after it",
+        kind=_kind(entry),
+        frame_id=entry.frame_id,
+        verdict=Verdict.Name(entry.verdict),
+        model_version=model_version,
+    )
+
+
+def _kind(entry: Entry) -> str:
+    if isinstance(entry, GateOutcome):
+        return "gate outcome"
+    return f"revision {entry.revision}" if entry.revision else "decision"

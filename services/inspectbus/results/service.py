@@ -1,4 +1,4 @@
-"""Results, assembled: bus ─> recorder ─> ledger ─> gRPC door."""
+"""Results, assembled: bus ─> recorder ─> ledger ─> gRPC door; the sweeper goes by the ledger to the frame store."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ from inspectbus.results.metrics import LedgerMetrics
 from inspectbus.results.recorder import Recorder
 from inspectbus.results.rpc import ResultsRpc
 from inspectbus.results.settings import ResultsSettings
+from inspectbus.results.sweeper import Sweeper
 from inspectbus.results.watch import Watch
 from inspectbus.runtime.rpc_server import Door, rpc_server
 from inspectbus.stores.database import default_url, open_database
+from inspectbus.stores.frames import FrameStore
+from inspectbus.stores.frames import default_url as default_frames_url
 
 _CONTRACT = results_pb2.DESCRIPTOR.services_by_name["ResultsService"].full_name
 
@@ -26,6 +29,7 @@ _CONTRACT = results_pb2.DESCRIPTOR.services_by_name["ResultsService"].full_name
 def open_service(settings: ResultsSettings, bus: Bus) -> Iterator[Door]:
     """Runs results until left. The bus is the caller's, who closes it afterwards."""
     registry = CollectorRegistry()
+    bus.report_to(registry)
     with ExitStack() as house:
         engine = open_database(settings.database_url or default_url(settings.state_dir), "results")
         house.callback(engine.dispose)
@@ -37,6 +41,16 @@ def open_service(settings: ResultsSettings, bus: Bus) -> Iterator[Door]:
                 LedgerMetrics(registry),
                 max_batch_size=settings.max_batch_size,
                 on_commit=watch.wake,
+            )
+        )
+        house.enter_context(
+            Sweeper(
+                engine,
+                FrameStore(settings.frame_store_url or default_frames_url(settings.state_dir)),
+                registry,
+                grace_s=settings.claim_grace_s,
+                period_s=settings.sweep_period_s,
+                batch_size=settings.sweep_batch_size,
             )
         )
         house.enter_context(recording(bus, recorder, prefetch=settings.prefetch, drain_s=settings.drain_s))

@@ -21,6 +21,15 @@ class ResultsSettings(ServiceSettings):
     """Calls served at once, watchers included; one more is told RESOURCE_EXHAUSTED."""
     database_url: str = ""
     """The ledger's SQL database; empty is a SQLite file in the state folder."""
+    frame_store_url: str = ""
+    """Where images rest that travelled by claim (file://, s3://); empty: the folder `frames` in state_dir."""
+    claim_grace_s: float = Field(default=86400.0, ge=0, le=90 * 86400, allow_inf_nan=False)
+    """How long an image that travelled by claim is kept after the last decision on its frame, when it is no evidence:
+    longer than any message may wait in a queue, or a frame delivered again would miss it and be held."""
+    sweep_period_s: float = Field(default=60.0, gt=0, le=86400, allow_inf_nan=False)
+    """Pause between two sweeps of such images."""
+    sweep_batch_size: PositiveInt = Field(default=500, le=10_000)
+    """Images deleted between two looks into the database."""
     max_batch_size: PositiveInt = Field(default=256, le=1000)
     """Decisions recorded by one transaction. A busy bus fills it, an idle one never waits for it."""
     prefetch: PositiveInt = Field(default=512, le=10_000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     ForeignKey,
     Index,
@@ -37,7 +38,7 @@ decisions = Table(
     Column("model_version", Text, nullable=False),
     # A number of the contract's enum, as is `labels.label`.
     Column("verdict", SmallInteger, nullable=False),
-    # What must be equal for a repeat to be a duplicate; see `fingerprint` in ledger.py.
+    # What must be equal for a repeat to be a duplicate; see `fingerprint` in rows.py.
     Column("fingerprint", LargeBinary, nullable=False),
     Column("duplicates", Integer, nullable=False),
     Column("conflicts", Integer, nullable=False),
@@ -52,12 +53,57 @@ decisions = Table(
     Index("decisions_by_time", "recorded_at_us"),
 )
 
+# Neither of the next two points at `decisions`: an outcome or a replay's decision may come before the first decision.
+
+outcomes = Table(
+    "outcomes",
+    metadata,
+    Column("frame_id", Text, primary_key=True),
+    Column("recorded_at_us", BigInteger, nullable=False),
+    # By the station's wall clock.
+    Column("at_us", BigInteger, nullable=False),
+    Column("line", Text, nullable=False),
+    Column("station", Text, nullable=False),
+    # Numbers of the contract's enums.
+    Column("action", SmallInteger, nullable=False),
+    Column("reason", SmallInteger, nullable=False),
+    Column("fingerprint", LargeBinary, nullable=False),
+    Column("duplicates", Integer, nullable=False),
+    Column("conflicts", Integer, nullable=False),
+    # The whole GateOutcome, serialised.
+    Column("outcome", LargeBinary, nullable=False),
+)
+
+revisions = Table(
+    "revisions",
+    metadata,
+    Column("frame_id", Text, primary_key=True),
+    Column("revision", Integer, primary_key=True, autoincrement=False),
+    Column("recorded_at_us", BigInteger, nullable=False),
+    Column("fingerprint", LargeBinary, nullable=False),
+    Column("duplicates", Integer, nullable=False),
+    Column("conflicts", Integer, nullable=False),
+    Column("decision", LargeBinary, nullable=False),
+)
+
 ledger_cursor = Table(
     "ledger_cursor",
     metadata,
     # One row, which every recording transaction updates first.
     Column("id", Integer, primary_key=True, autoincrement=False),
     Column("last", BigInteger, nullable=False),
+)
+
+claims = Table(
+    "claims",
+    metadata,
+    # Of an object in the frame store that a message named.
+    Column("key", Text, primary_key=True),
+    # When a decision last named it; microseconds since the epoch.
+    Column("named_at_us", BigInteger, nullable=False),
+    # Never swept; see claims.py.
+    Column("pinned", Boolean, nullable=False),
+    Index("claims_by_time", "pinned", "named_at_us", "key"),
 )
 
 labels = Table(

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 
 from inspectbus.api.v1.results_pb2 import Record
 from inspectbus.errors import QueueFull
-from inspectbus.results.ledger import Ledger, Where
+from inspectbus.results.ledger import Ledger
+from inspectbus.results.rows import Where
 
 PAGE = 200
 """Records per reading: some 100 kB in memory."""

@@ -21,7 +21,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Engine, Row, Update, func, insert, select, update
 
 from inspectbus.errors import NotFound, QueueFull
-from inspectbus.stores.database import reading, writing
+from inspectbus.stores.database import reading, take_turn, writing
 from inspectbus.training.plan import Plan, Progress
 from inspectbus.training.tables import jobs as table
 from inspectbus.training.tables import now_us
@@ -83,6 +83,7 @@ class Jobs:
         """Writes a job down. Raises QueueFull when as many wait as may."""
         job_id = str(uuid.uuid4())
         with writing(self._engine) as connection:
+            take_turn(connection, "training queue")
             waiting = connection.scalar(select(func.count()).where(table.c.state == JobState.QUEUED)) or 0
             if waiting >= self._max_queued:
                 raise QueueFull(f"{waiting} trainings are waiting already, which is as many as may; try again later")
@@ -129,7 +130,8 @@ class Jobs:
     def cancel(self, job_id: str, by: str) -> Job:
         """Ends a waiting job; asks the worker of a running one to stop; leaves one that has ended. Raises NotFound."""
         with writing(self._engine) as connection:
-            state = JobState(_row(connection, job_id).state)
+            # Held, so that no worker takes a waiting job between the look and the change.
+            state = JobState(_row(connection, job_id, hold=True).state)
             if state is JobState.QUEUED:
                 connection.execute(
                     _change(job_id).values(
@@ -275,8 +277,9 @@ def _held(job_id: str, worker: str) -> tuple[ColumnElement[bool], ...]:
     return table.c.job_id == job_id, table.c.worker == worker, table.c.state == JobState.RUNNING
 
 
-def _row(connection: Connection, job_id: str) -> Row[Any]:
-    row = connection.execute(select(table).where(table.c.job_id == job_id)).first()
+def _row(connection: Connection, job_id: str, *, hold: bool = False) -> Row[Any]:
+    wanted = select(table).where(table.c.job_id == job_id)
+    row = connection.execute(wanted.with_for_update() if hold else wanted).first()
     if row is None:
         raise NotFound(f"no training job {job_id[:80]!r}", field="job_id")
     return row

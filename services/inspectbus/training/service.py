@@ -39,6 +39,7 @@ def open_service(settings: TrainingSettings, bus: Bus, *, train: Train | None = 
     """
     state_dir = settings.state_dir.absolute()
     registry = CollectorRegistry()
+    bus.report_to(registry)
     with ExitStack() as house:
         engine = database.open_database(settings.database_url or database.default_url(state_dir), "training")
         house.callback(engine.dispose)

@@ -15,6 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -22,7 +23,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from inspectbus.domain.model_version import ModelCard
-from inspectbus.errors import InspectBusError
+from inspectbus.errors import InspectBusError, StorageAway, StorageFull
 from inspectbus.stores.database import writing
 from inspectbus.training.jobs import Job, Jobs, JobState, LeaseLost
 from inspectbus.training.metrics import Stopwatch, TrainingMetrics
@@ -32,6 +33,8 @@ from inspectbus.training.tracking import Run, Tracker
 
 log = structlog.get_logger(__name__)
 
+END_PATIENCE_S = 120.0
+"""How long the end of a training waits for a database that is away: its restart takes less, another training more."""
 REPORT_EVERY_S = 0.5
 """Progress within a stage is written down at most this often: each report is a transaction on the disk."""
 
@@ -175,9 +178,7 @@ class Worker:
             out_dir.mkdir(parents=True)
             self._train(job.plan, out_dir, on_progress, running.cancelled)
             card = self._registry.publish(out_dir)
-            with writing(self._engine) as connection:
-                self._registry.record(connection, card, job.requested_by, reason=f"training {job.job_id}")
-                self._jobs.succeed(connection, job.job_id, self._name, card.name, card.version)
+            self._patiently(partial(self._register, job, card))
             self._jobs.announce()
         finally:
             stopwatch.stop()
@@ -187,6 +188,23 @@ class Worker:
         record.attach("model.json", card.model_dump_json(indent=2))
         record.end("FINISHED", {"inspectbus.model_version": card.version, "inspectbus.data": card.data.sha256})
         return card
+
+    def _register(self, job: Job, card: ModelCard) -> None:
+        with writing(self._engine) as connection:
+            self._registry.record(connection, card, job.requested_by, reason=f"training {job.job_id}")
+            self._jobs.succeed(connection, job.job_id, self._name, card.name, card.version)
+
+    def _patiently(self, write: Callable[[], None]) -> None:
+        """Writes down how a training ended, again and again while the database is away and nobody stops us."""
+        deadline = time.monotonic() + END_PATIENCE_S
+        while True:
+            try:
+                return write()
+            except (StorageAway, StorageFull) as error:
+                if self._stopping.is_set() or time.monotonic() > deadline:
+                    raise
+                log.warning("the end of a training waits for the database", error=error.message)
+            self._stopping.wait(1.0)
 
     def _report(self, running: _Running, progress: Progress) -> None:
         now = time.monotonic()
@@ -202,7 +220,7 @@ class Worker:
 
     def _end(self, job: Job, state: JobState, why: str) -> None:
         try:
-            self._jobs.end(job.job_id, self._name, state, why)
+            self._patiently(partial(self._jobs.end, job.job_id, self._name, state, why))
         except LeaseLost:
             log.error("this job was taken for dead before its end could be written down", job=job.job_id)
 

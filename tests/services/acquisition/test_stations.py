@@ -11,10 +11,11 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from inspectbus.acquisition.service import open_service
 from inspectbus.acquisition.settings import AcquisitionSettings
-from inspectbus.api.v1 import acquisition_pb2, frame_pb2
+from inspectbus.api.v1 import acquisition_pb2, frame_pb2, gate_pb2
 from inspectbus.api.v1.acquisition_pb2_grpc import AcquisitionServiceStub
 from inspectbus.bus import Bus
 from inspectbus.bus.embedded import EmbeddedBus, Limits
@@ -142,6 +143,8 @@ def test_a_finished_run_is_not_repeated_by_itself_when_the_service_comes_back(
         state=FINISHED,
         run_id=before.run_id,
         accepted=12,
+        deadline=Duration(seconds=2),
+        fail_safe=gate_pb2.GATE_ACTION_DIVERT,
     )
     assert len(line.frames) == 12
 

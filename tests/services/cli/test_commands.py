@@ -15,6 +15,8 @@ import pytest
 from typer.testing import Result
 
 from inspectbus.api.v1 import acquisition_pb2
+from inspectbus.api.v1.decision_pb2 import VERDICT_QUALIFIED
+from inspectbus.api.v1.gate_pb2 import GATE_ACTION_REJECT, GATE_REASON_DEADLINE, GateOutcome
 from inspectbus.cli.recipes import EXAMPLE_RECIPE
 from tests.doubles.plant import Plant, open_plant
 
@@ -108,6 +110,22 @@ def test_decisions_are_listed_by_filter_and_shown_whole(inspectbus: Inspectbus, 
     shown = inspectbus("decisions", "show", held, *door).stdout
     assert "UNUSABLE_IMAGE: too dark" in shown
     assert inspectbus("decisions", "list", "--since", "2030-01-01", "--json", *door).stdout == ""
+
+
+def test_what_the_gate_did_and_later_decisions_are_shown(inspectbus: Inspectbus, plant: Plant) -> None:
+    held = decide(plant, "dark")
+    record = plant.records[0]
+    record.gate.CopyFrom(GateOutcome(frame_id=held, action=GATE_ACTION_REJECT, reason=GATE_REASON_DEADLINE))
+    record.late = True
+    record.revisions.add(frame_id=held, revision=1, verdict=VERDICT_QUALIFIED, model_version="2c2c2c2c2c2c2c2c")
+    door = ("--address", plant.addresses["results"])
+
+    assert "REJECT late" in inspectbus("decisions", "list", *door).stdout
+    shown = inspectbus("decisions", "show", held, *door).stdout
+    assert "REJECT late" in shown
+    assert "QUALIFIED by 2c2c2c2c2c2c2c2c" in next(line for line in shown.splitlines() if "revision 1" in line)
+    told = json.loads(inspectbus("decisions", "show", held, "--json", *door).stdout)
+    assert (told["gate"]["reason"], told["late"], told["revisions"][0]["revision"]) == ("DEADLINE", True, 1)
 
 
 def test_a_verdict_that_is_none_is_told_the_words_there_are(inspectbus: Inspectbus, plant: Plant) -> None:

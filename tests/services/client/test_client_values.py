@@ -12,6 +12,7 @@ from inspectbus.api.v1 import (
     acquisition_pb2,
     decision_pb2,
     frame_pb2,
+    gate_pb2,
     inference_pb2,
     model_pb2,
     prepared_frame_pb2,
@@ -27,6 +28,7 @@ PAIRS = [
     (values.Timings, decision_pb2.Timings),
     (values.Evidence, decision_pb2.Evidence),
     (values.Decision, decision_pb2.Decision),
+    (values.GateOutcome, gate_pb2.GateOutcome),
     (values.Record, results_pb2.Record),
     (values.Confusion, results_pb2.Confusion),
     (values.Scores, results_pb2.Scores),
@@ -49,7 +51,11 @@ ENUMS = [
     (values.Verdict, decision_pb2.Verdict.DESCRIPTOR),
     (values.HoldReason, decision_pb2.HoldReason.DESCRIPTOR),
     (values.Label, frame_pb2.Label.DESCRIPTOR),
+    (values.GateAction, gate_pb2.GateAction.DESCRIPTOR),
+    (values.GateReason, gate_pb2.GateReason.DESCRIPTOR),
     (values.StationState, acquisition_pb2.StationState.DESCRIPTOR),
+    (values.GateAction, gate_pb2.GateAction.DESCRIPTOR),
+    (values.GateReason, gate_pb2.GateReason.DESCRIPTOR),
     (values.JobState, training_pb2.JobState.DESCRIPTOR),
 ]
 

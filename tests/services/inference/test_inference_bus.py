@@ -24,14 +24,15 @@ from inspectbus.api.v1.decision_pb2 import (
     Decision,
     HoldReason,
 )
-from inspectbus.api.v1.frame_pb2 import LABEL_DEFECTIVE
+from inspectbus.api.v1.frame_pb2 import LABEL_DEFECTIVE, Claim
 from inspectbus.api.v1.prepared_frame_pb2 import PreparedFrame
 from inspectbus.bus import Delivery, Lane, Message, connect, topics
 from inspectbus.bus.messages import prepared_message
 from inspectbus.domain.preparation import Preparation
+from inspectbus.errors import StorageAway
 from inspectbus.inference.service import open_service
 from inspectbus.inference.settings import InferenceSettings
-from inspectbus.stores.frames import FrameStore
+from inspectbus.stores.frames import FrameStore, evidence_key, original_key
 from inspectbus.stores.models import read_card
 from tests.doubles.inference_service import PATIENCE_S, Running, TouchyEngine, running
 from tests.doubles.prepared_frames import prepared_frame
@@ -323,3 +324,85 @@ def test_leaving_finishes_the_frames_in_hand_and_leaves_none_half_done(
     assert line.decided.empty()
     ours = {"inference-batcher", "inference-loader", "inference-decide_0", "inference-decide_1"}
     assert not ours & {thread.name for thread in threading.enumerate()}
+
+
+def _by_claim(store: FrameStore, frame: PreparedFrame) -> PreparedFrame:
+    """The same frame as it travels when image and pixels are too large for a message."""
+    inner = frame.frame
+    claimed = PreparedFrame()
+    claimed.CopyFrom(frame)
+    claimed.frame.claim.CopyFrom(store.claim(original_key(inner, inner.image), inner.image))
+    claimed.frame.ClearField("image")
+    key = evidence_key(inner.line, inner.station, inner.frame_id, "prepared", "rgb")
+    claimed.pixels.claim.CopyFrom(store.claim(key, frame.pixels.data))
+    claimed.pixels.ClearField("data")
+    return claimed
+
+
+@pytest.fixture
+def frames_store(tmp_path: Path) -> FrameStore:
+    return FrameStore(f"file://{tmp_path}/state/frames")
+
+
+def test_claimed_pixels_are_judged_and_their_evidence_is_a_reference(
+    start: Open, version: Path, tmp_path: Path, frames_store: FrameStore
+) -> None:
+    line = start(model_dir=version)
+    frames = [_by_claim(frames_store, prepared_frame(level)) for level in (DARK, BRIGHT)]
+    before = sorted((tmp_path / "state/frames").rglob("*"))
+
+    dark, bright = line.judge(*frames)
+
+    assert (dark.verdict, bright.verdict) == (VERDICT_QUALIFIED, VERDICT_DEFECTIVE)
+    for frame, decision in zip(frames, (dark, bright), strict=True):
+        assert (decision.image_key, decision.pixels_key) == (frame.frame.claim.key, frame.pixels.claim.key)
+    assert (dark.evidence.original_key, dark.evidence.prepared_key) == ("", "")
+    assert (bright.evidence.original_key, bright.evidence.prepared_key) == (bright.image_key, bright.pixels_key)
+    assert sorted((tmp_path / "state/frames").rglob("*")) == before, "a second copy was made"
+
+
+@pytest.mark.parametrize("fault", ["missing", "changed", "another's", "path"])
+def test_claimed_pixels_that_cannot_be_trusted_park_the_frame_with_its_reason(
+    start: Open, version: Path, frames_store: FrameStore, fault: str
+) -> None:
+    line = start(model_dir=version)
+    frame = _by_claim(frames_store, prepared_frame(BRIGHT))
+    claim = frame.pixels.claim
+    if fault == "missing":
+        frames_store.delete(claim.key)
+        words = "no object"
+    elif fault == "changed":
+        frames_store.put(claim.key, bytes(claim.size))
+        words = "changed"
+    else:
+        claim.key = "../../etc/passwd" if fault == "path" else claim.key.replace("line-1", "line-2")
+        words = "no frame-store key of frame"
+    dead: Queue[Message] = Queue()
+    line.bus.follow(topics.DEAD, dead.put)
+
+    (decision,) = line.judge(frame)
+
+    assert held(decision, HOLD_REASON_ERROR, words)
+    assert dead.get(timeout=PATIENCE_S).body == frame.SerializeToString()
+    assert decision.evidence.original_key == frame.frame.claim.key
+    assert decision.evidence.prepared_key == ""
+    assert line.judge(prepared_frame(BRIGHT))[0].verdict == VERDICT_DEFECTIVE
+
+
+def test_a_store_that_is_away_for_a_moment_costs_claimed_pixels_a_retry(
+    start: Open, version: Path, frames_store: FrameStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = start(model_dir=version)
+    frame = _by_claim(frames_store, prepared_frame(BRIGHT))
+    fetch, calls = FrameStore.fetch, []
+
+    def away_at_first(self: FrameStore, claim: Claim, limit_bytes: int) -> bytes:
+        calls.append(claim.key)
+        if len(calls) == 1:
+            raise StorageAway("the frame store does not answer")
+        return fetch(self, claim, limit_bytes)
+
+    monkeypatch.setattr(FrameStore, "fetch", away_at_first)
+
+    assert line.judge(frame)[0].verdict == VERDICT_DEFECTIVE
+    assert len(calls) == 2

@@ -19,10 +19,11 @@ from inspectbus.api.v1.decision_pb2 import (
     HOLD_REASON_UNUSABLE_IMAGE,
     VERDICT_HOLD,
 )
-from inspectbus.api.v1.frame_pb2 import LABEL_GOOD, Frame
+from inspectbus.api.v1.frame_pb2 import LABEL_GOOD, Claim, Frame
+from inspectbus.api.v1.prepared_frame_pb2 import PreparedFrame
 from inspectbus.api.v1.preprocessing_pb2_grpc import PreprocessingServiceStub
 from inspectbus.bus import Bus, Delivery, Lane, Message, topics
-from inspectbus.errors import BadField, StorageAway
+from inspectbus.errors import BadField, StorageAway, StorageFull
 from inspectbus.imaging import Image
 from inspectbus.imaging.decoding import DecodeLimits, decode
 from inspectbus.imaging.pixels import from_pixels
@@ -31,6 +32,8 @@ from inspectbus.imaging.quality import measure
 from inspectbus.preprocessing.recipes import Recipes
 from inspectbus.preprocessing.service import open_service
 from inspectbus.preprocessing.settings import PreprocessingSettings
+from inspectbus.stores.frames import FrameStore, default_url, original_key
+from tests.doubles.model_owner import ModelOwner
 from tests.doubles.pictures import encoded, header_bomb, textured
 from tests.services.preprocessing.conftest import PATIENCE_S, PREPARATION, Line, a_frame
 
@@ -247,7 +250,7 @@ def test_a_frame_store_that_fails_for_a_moment_costs_a_retry_and_no_evidence(
     def once_full(self: object, key: str, data: bytes) -> None:
         calls.append(key)
         if len(calls) == 1:
-            raise OSError(28, "No space left on device")
+            raise StorageFull("the frame store takes no more: No space left on device")
         put(line.store, key, data)
 
     monkeypatch.setattr(type(line.store), "put", once_full)
@@ -265,7 +268,7 @@ def test_a_dead_frame_store_still_lets_poison_be_decided(line: Line, monkeypatch
     line.put_recipe()
 
     def full(self: object, key: str, data: bytes) -> None:
-        raise OSError(28, "No space left on device")
+        raise StorageFull("the frame store takes no more: No space left on device")
 
     monkeypatch.setattr(type(line.store), "put", full)
 
@@ -390,3 +393,145 @@ def _message(frame: Frame) -> Message:
 
 def _away(*_: object, **__: object) -> None:
     raise StorageAway("the database does not answer")
+
+
+def _claimed(line: Line, **fields: str) -> Frame:
+    """A frame whose image rests in the store."""
+    frame = a_frame(**fields)
+    frame.claim.CopyFrom(line.store.claim(original_key(frame, frame.image), frame.image))
+    frame.ClearField("image")
+    return frame
+
+
+def test_a_claimed_image_is_prepared_like_one_that_travelled_and_its_claim_goes_on(line: Line) -> None:
+    line.put_recipe()
+    inline = a_frame()
+    line.send(inline)
+    expected = line.prepared.get(timeout=PATIENCE_S)[1]
+    frame = _claimed(line)
+
+    line.send(frame)
+
+    prepared = line.prepared.get(timeout=PATIENCE_S)[1]
+    assert prepared.frame == frame
+    assert prepared.pixels == expected.pixels
+    assert prepared.quality == expected.quality
+
+
+def test_a_held_frames_claim_is_its_evidence_and_nothing_is_copied(line: Line, settings: PreprocessingSettings) -> None:
+    line.put_recipe("name: cells\nmodel: unborn\n")
+    frame = _claimed(line)
+    before = sorted((settings.state_dir / "frames").rglob("*"))
+
+    line.send(frame)
+
+    decision = line.decisions.get(timeout=PATIENCE_S)[1]
+    assert decision.hold.reason == HOLD_REASON_NO_MODEL
+    assert decision.image_key == decision.evidence.original_key == frame.claim.key
+    assert sorted((settings.state_dir / "frames").rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("missing", "no object"),
+        ("changed", "changed"),
+        ("too large", "at most"),
+        ("another's", "no frame-store key of frame"),
+        ("a path", "no frame-store key of frame"),
+        ("a URL", "no frame-store key of frame"),
+        ("no hash", "sha256"),
+        ("doubled", "an image and a claim"),
+    ],
+)
+def test_a_claim_that_cannot_be_trusted_parks_its_frame_with_the_reason(line: Line, fault: str, words: str) -> None:
+    line.put_recipe()
+    frame = _claimed(line)
+    key = frame.claim.key
+    if fault == "missing":
+        line.store.delete(key)
+    elif fault == "changed":
+        line.store.put(key, bytes(frame.claim.size))
+    elif fault == "too large":
+        frame.claim.size = 2**50
+    elif fault == "no hash":
+        frame.claim.sha256 = b""
+    elif fault == "doubled":
+        frame.image = b"another image"
+    else:
+        frame.claim.key = {
+            "another's": _claimed(line).claim.key,
+            "a path": "../../etc/passwd",
+            "a URL": "http://example.org/image.png",
+        }[fault]
+
+    line.send(frame)
+
+    decision = line.decisions.get(timeout=PATIENCE_S)[1]
+    assert decision.hold.reason == HOLD_REASON_ERROR
+    assert words in decision.hold.detail
+    assert decision.evidence.original_key == ""
+    assert line.dead.get(timeout=PATIENCE_S).body == frame.SerializeToString()
+    line.send(_claimed(line))
+    line.prepared.get(timeout=PATIENCE_S)
+    assert line.decisions.empty()
+    assert line.dead.empty()
+
+
+def test_poison_behind_a_sound_claim_keeps_its_original_as_evidence(line: Line) -> None:
+    line.put_recipe()
+    frame = _claimed(line, recipe="unheard-of")
+
+    line.send(frame)
+
+    decision = line.decisions.get(timeout=PATIENCE_S)[1]
+    assert decision.hold.reason == HOLD_REASON_ERROR
+    assert decision.evidence.original_key == frame.claim.key
+
+
+def test_a_store_that_is_away_for_a_moment_costs_a_claimed_frame_a_retry(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line.put_recipe()
+    frame = _claimed(line)
+    fetch, calls = FrameStore.fetch, []
+
+    def away_at_first(self: FrameStore, claim: Claim, limit_bytes: int) -> bytes:
+        calls.append(claim.key)
+        if len(calls) == 1:
+            raise StorageAway("the frame store does not answer")
+        return fetch(self, claim, limit_bytes)
+
+    monkeypatch.setattr(FrameStore, "fetch", away_at_first)
+
+    line.send(frame)
+
+    line.prepared.get(timeout=PATIENCE_S)
+    assert len(calls) == 2
+    assert line.dead.empty()
+
+
+def test_pixels_too_large_for_a_message_rest_in_the_store(
+    bus: Bus, settings: PreprocessingSettings, models: tuple[ModelOwner, str]
+) -> None:
+    exact = PREPARATION.width * PREPARATION.height * 3
+    arrived: Queue[PreparedFrame] = Queue()
+
+    def infer(delivery: Delivery) -> None:
+        arrived.put(PreparedFrame.FromString(delivery.message.body))
+        delivery.done()
+
+    bus.subscribe(topics.PREPARED, "inference", infer)
+    picture = textured()
+    for limit in (exact, exact - 1):
+        told = settings.model_copy(update={"inline_max_bytes": limit})
+        with open_service(told, bus) as door, grpc.insecure_channel(door.address) as channel:
+            PreprocessingServiceStub(channel).PutRecipe(pb.PutRecipeRequest(yaml="name: cells\nmodel: cells\n"))
+            bus.publish(topics.FRAMES, _message(a_frame(encoded(picture)))).result(PATIENCE_S)
+    inline, claimed = arrived.get(timeout=PATIENCE_S), arrived.get(timeout=PATIENCE_S)
+
+    assert len(inline.pixels.data) == exact
+    assert not inline.pixels.HasField("claim")
+    assert claimed.pixels.data == b""
+    assert claimed.pixels.claim.key.endswith(f"{claimed.frame.frame_id}-prepared.rgb")
+    assert FrameStore(default_url(settings.state_dir)).fetch(claimed.pixels.claim) == inline.pixels.data

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -12,14 +12,14 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Engine, text
 
 from inspectbus.errors import NotFound, StorageFull
-from inspectbus.preprocessing.recipes import Recipes
+from inspectbus.preprocessing.recipes import Recipes, StoredRecipe
 from inspectbus.preprocessing.tables import metadata
-from inspectbus.stores.database import default_url, open_database
+from inspectbus.stores.database import open_database
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Engine]:
-    engine = open_database(default_url(tmp_path), "preprocessing")
+def database(database_url: str) -> Iterator[Engine]:
+    engine = open_database(database_url, "preprocessing")
     yield engine
     engine.dispose()
 
@@ -79,11 +79,38 @@ def test_what_one_replica_stored_another_uses_once_its_memory_is_old(database: E
     assert prompt.newest("cells").version == 2
 
 
-def test_recipes_survive_the_process(database: Engine, tmp_path: Path) -> None:
+def test_a_database_that_stands_still_holds_up_one_asker_and_not_all(
+    database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipes = Recipes(database, fresh_s=3600)
+    stored, _ = recipes.put(yaml(0.1))
+    asked, answer = threading.Event(), threading.Event()
+    read = recipes.get
+
+    def stand_still(name: str) -> StoredRecipe:
+        asked.set()
+        assert answer.wait(20)
+        return read(name)
+
+    monkeypatch.setattr(recipes, "get", stand_still)
+    recipes._newest["cells"] = (float("-inf"), stored)  # an hour later
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(recipes.newest, "cells")
+        assert asked.wait(20)
+        asked.clear()
+
+        assert recipes.newest("cells") == stored
+        assert not asked.is_set()
+
+        answer.set()
+        assert first.result(20) == stored
+
+
+def test_recipes_survive_the_process(database: Engine, database_url: str) -> None:
     stored, _ = Recipes(database).put(yaml(0.3))
     database.dispose()
 
-    again = open_database(default_url(tmp_path), "preprocessing")
+    again = open_database(database_url, "preprocessing")
 
     assert Recipes(again).newest("cells") == stored
     again.dispose()
@@ -97,9 +124,13 @@ def test_an_unknown_recipe_is_not_found_until_it_is_stored(database: Engine) -> 
     recipes.put(yaml(0.5))
 
     assert recipes.newest("cells").version == 1
+    with pytest.raises(NotFound):
+        recipes.get("cells", 2**32 - 1)
 
 
 def test_a_full_database_takes_no_recipe_and_still_gives_those_it_has(database: Engine) -> None:
+    if database.dialect.name != "sqlite":
+        pytest.skip("only SQLite has max_page_count")
     recipes = Recipes(database, fresh_s=0)
     recipes.put(yaml(0.5))
     with database.connect() as connection:

@@ -6,18 +6,20 @@ import sqlite3
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 from sqlalchemy import Engine, event
 from sqlalchemy.pool import Pool
 
 from inspectbus.api.v1.decision_pb2 import Decision, Verdict
+from inspectbus.api.v1.gate_pb2 import GateAction, GateOutcome, GateReason
 from inspectbus.results.ledger import Ledger
-from inspectbus.stores.database import default_url, open_database
+from inspectbus.stores.database import open_database
 
 Decide = Callable[..., Decision]
+Act = Callable[..., GateOutcome]
 
 
 @pytest.fixture
@@ -45,10 +47,26 @@ def decide() -> Decide:
     return make
 
 
-@pytest.fixture(params=["sqlite"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    assert request.param == "sqlite"
-    return default_url(tmp_path)
+@pytest.fixture
+def act() -> Act:
+    """Makes a valid gate outcome for the frame of a decision; keywords replace its fields."""
+
+    def make(decision: Decision, **fields: Any) -> GateOutcome:
+        usual: dict[str, Any] = {
+            "frame_id": decision.frame_id,
+            "line": decision.line,
+            "station": decision.station,
+            "run_id": decision.run_id,
+            "action": GateAction.GATE_ACTION_PASS,
+            "reason": GateReason.GATE_REASON_DECISION,
+            "verdict": Verdict.VERDICT_QUALIFIED,
+            "at": Timestamp(seconds=1_700_000_000),
+            "waited_s": 0.03,
+            "part_id": decision.part_id,
+        }
+        return GateOutcome(**(usual | fields))
+
+    return make
 
 
 @pytest.fixture

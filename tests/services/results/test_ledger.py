@@ -22,7 +22,8 @@ from inspectbus.api.v1.frame_pb2 import Label
 from inspectbus.api.v1.prepared_frame_pb2 import QualityReport
 from inspectbus.api.v1.results_pb2 import DecisionFilter, Record
 from inspectbus.errors import NotFound, StorageFull
-from inspectbus.results.ledger import Ledger, Outcome
+from inspectbus.results.first_wins import Fate
+from inspectbus.results.ledger import Ledger
 from inspectbus.results.selection import conditions
 from inspectbus.results.tables import decisions, labels, metadata
 
@@ -30,7 +31,7 @@ Decide = Callable[..., Decision]
 
 QUALIFIED, DEFECTIVE, HOLD = Verdict.VERDICT_QUALIFIED, Verdict.VERDICT_DEFECTIVE, Verdict.VERDICT_HOLD
 GOOD, BAD = Label.LABEL_GOOD, Label.LABEL_DEFECTIVE
-RECORDED, DUPLICATE, CONFLICT = Outcome.RECORDED, Outcome.DUPLICATE, Outcome.CONFLICT
+RECORDED, DUPLICATE, CONFLICT = Fate.RECORDED, Fate.DUPLICATE, Fate.CONFLICT
 
 
 def changed(decision: Decision, **fields: Any) -> Decision:
@@ -230,7 +231,7 @@ def test_two_replicas_given_the_same_frames_at_once_record_each_once(
     frames = [decide(truth=GOOD) for _ in range(120)]
     barrier = threading.Barrier(2, timeout=20)
 
-    def record(replica: Ledger, seed: int) -> list[Outcome]:
+    def record(replica: Ledger, seed: int) -> list[Fate]:
         mine = random.Random(seed).sample(frames, len(frames))
         barrier.wait()
         return [outcome for i in range(0, len(mine), 7) for outcome in replica.record(mine[i : i + 7])]

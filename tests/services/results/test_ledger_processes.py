@@ -16,8 +16,9 @@ import pytest
 import inspectbus
 from inspectbus.api.v1.decision_pb2 import Decision, Verdict
 from inspectbus.api.v1.results_pb2 import Record
-from inspectbus.results.ledger import Ledger, Outcome
-from inspectbus.stores.database import default_url, open_database
+from inspectbus.results.first_wins import Fate
+from inspectbus.results.ledger import Ledger
+from inspectbus.stores.database import open_database
 
 RECORDER = """
 import itertools, sys
@@ -64,12 +65,13 @@ def start(house: ExitStack, url: str, ids: list[str]) -> subprocess.Popen[str]:
     return process
 
 
-def test_what_two_killed_recorders_had_committed_is_there_and_nothing_twice(house: ExitStack, tmp_path: Path) -> None:
-    url = default_url(tmp_path)
+def test_what_two_killed_recorders_had_committed_is_there_and_nothing_twice(
+    house: ExitStack, database_url: str
+) -> None:
     ids = [str(uuid.uuid4()) for _ in range(1000)]
 
     # Given two processes that make the database and record the same frames at once, from both ends,
-    processes = [start(house, url, ids), start(house, url, ids[::-1])]
+    processes = [start(house, database_url, ids), start(house, database_url, ids[::-1])]
     said: list[str] = []
     for process in processes:
         assert process.stdout is not None
@@ -82,11 +84,12 @@ def test_what_two_killed_recorders_had_committed_is_there_and_nothing_twice(hous
         process.send_signal(signal.SIGKILL)
         assert process.wait(timeout=20) == -signal.SIGKILL
 
-    # then the file is whole, and all they said is in it, once.
-    engine = open_database(url, "results")
+    # then the database is whole, and all they said is in it, once.
+    engine = open_database(database_url, "results")
     house.callback(engine.dispose)
-    with engine.connect() as connection:
-        assert connection.exec_driver_sql("PRAGMA integrity_check").scalar() == "ok"
+    if engine.dialect.name == "sqlite":
+        with engine.connect() as connection:
+            assert connection.exec_driver_sql("PRAGMA integrity_check").scalar() == "ok"
     ledger = Ledger(engine)
     records: list[Record] = []
     while page := ledger.page([], records[-1].cursor if records else 0, 1000):
@@ -95,5 +98,5 @@ def test_what_two_killed_recorders_had_committed_is_there_and_nothing_twice(hous
     assert set(said) <= set(recorded)
     assert len(recorded) == len(set(recorded))
     outcomes = ledger.record([decide(frame_id) for frame_id in ids])
-    assert outcomes.count(Outcome.DUPLICATE) == len(recorded)
-    assert outcomes.count(Outcome.RECORDED) == len(ids) - len(recorded)
+    assert outcomes.count(Fate.DUPLICATE) == len(recorded)
+    assert outcomes.count(Fate.RECORDED) == len(ids) - len(recorded)

@@ -25,14 +25,16 @@ from sqlalchemy.pool import Pool
 from inspectbus.api.v1 import results_pb2, results_pb2_grpc
 from inspectbus.api.v1.decision_pb2 import Decision, Hold, HoldReason, Verdict
 from inspectbus.api.v1.frame_pb2 import Label
+from inspectbus.api.v1.gate_pb2 import GateAction, GateOutcome, GateReason
 from inspectbus.bus import Bus, Delivery, Message, topics
 from inspectbus.bus.embedded import EmbeddedBus, Limits
-from inspectbus.bus.messages import decision_message
+from inspectbus.bus.messages import decision_message, outcome_message
 from inspectbus.results.service import open_service
 from inspectbus.results.settings import ResultsSettings
 from inspectbus.runtime.rpc_server import Door
 
 Decide = Callable[..., Decision]
+Act = Callable[..., GateOutcome]
 Publish = Callable[[Decision], "Future[None]"]
 Stub = results_pb2_grpc.ResultsServiceStub
 
@@ -222,6 +224,59 @@ def test_one_decision_that_the_database_refuses_costs_its_neighbours_nothing(
     letter.done()
     assert Decision.FromString(letter.message.body).part_id == "poison"
     assert [get(results, decision).decision for decision in neighbours] == neighbours
+
+
+def test_a_gate_outcome_is_told_with_its_decision_and_as_metrics(
+    results: Stub, door: Door, bus: Bus, publish: Publish, decide: Decide, act: Act
+) -> None:
+    def tell(outcome: GateOutcome) -> None:
+        bus.publish(topics.GATES, outcome_message(outcome, "test")).result(PATIENCE_S)
+
+    on_time, late = decide(), decide()
+    missed = act(late, action=GateAction.GATE_ACTION_REJECT, reason=GateReason.GATE_REASON_DEADLINE, verdict=0)
+    for decision, outcome in ((on_time, act(on_time)), (late, missed)):
+        publish(decision).result(PATIENCE_S)
+        tell(outcome)
+    tell(missed)
+    tell(act(late))
+
+    assert (get(results, on_time).gate, get(results, on_time).late) == (act(on_time), False)
+    assert (get(results, late).gate, get(results, late).late) == (missed, True)
+    seen = metrics(door)
+    place = 'line="line-1",station="top"'
+    assert seen['inspectbus_gate_outcomes_total{action="pass",line="line-1",station="top"}'] == 1
+    assert seen['inspectbus_gate_outcomes_total{action="reject",line="line-1",station="top"}'] == 1
+    assert seen[f"inspectbus_gate_outcomes_late_total{{{place}}}"] == 1
+    assert seen[f"inspectbus_gate_outcome_duplicates_total{{{place}}}"] == 1
+    assert seen[f"inspectbus_gate_outcome_conflicts_total{{{place}}}"] == 1
+
+
+def test_a_decision_on_a_replay_is_told_beside_the_first(
+    results: Stub, door: Door, publish: Publish, decide: Decide
+) -> None:
+    first = decide(verdict=Verdict.VERDICT_HOLD, hold=Hold(reason=HoldReason.HOLD_REASON_ERROR))
+    replayed = decide(frame_id=first.frame_id, revision=1)
+    for decision in (first, replayed):
+        publish(decision).result(PATIENCE_S)
+
+    record = get(results, first)
+    assert (record.decision, list(record.revisions)) == (first, [replayed])
+    assert (record.duplicates, record.conflicts) == (0, 0)
+    assert metrics(door)['inspectbus_revisions_total{line="line-1",station="top"}'] == 1
+    listed = results.ListDecisions(results_pb2.ListDecisionsRequest(), timeout=PATIENCE_S)
+    assert len(listed.records) == 1
+
+
+def test_a_malformed_outcome_is_parked(bus: Bus, door: Door, decide: Decide, act: Act) -> None:
+    dead: Queue[Delivery] = Queue()
+    bus.subscribe(topics.DEAD, "dead", dead.put)
+
+    bus.publish(topics.GATES, outcome_message(act(decide(), part_id="a\0b"), "test"))
+
+    letter = dead.get(timeout=PATIENCE_S)
+    letter.done()
+    assert letter.message.headers["error"].startswith("BadField: part_id must be text")
+    assert letter.attempts == 1
 
 
 # A full disk

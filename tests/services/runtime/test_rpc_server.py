@@ -54,6 +54,9 @@ class Scripted(acquisition_pb2_grpc.AcquisitionServiceServicer):
     def InspectStream(self, request_iterator: Any, context: Any) -> Any:
         raise NotImplementedError
 
+    def WatchGate(self, request: Any, context: Any) -> Any:
+        raise NotImplementedError
+
     ListStations = StartStation = StopStation = Inspect = GetStation  # type: ignore[assignment] # never called
 
 

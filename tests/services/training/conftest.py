@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from prometheus_client import Counter
 
 from inspectbus.training.tracking import Tracker
 from tests.doubles.scripted_training import ScriptedTraining
-from tests.doubles.training_service import Service, open_training_service, render_parts
+from tests.doubles.training_service import Open, Service, open_training_service, render_parts
 
 
 @pytest.fixture
@@ -38,6 +39,11 @@ def folder(tmp_path: Path, empty_tracking: Path) -> Path:
 
 
 @pytest.fixture
-def service(folder: Path, training: ScriptedTraining) -> Iterator[Service]:
-    with open_training_service(folder, training) as service:
+def open_one(folder: Path, database_url: str) -> Open:
+    return partial(open_training_service, folder, database_url=database_url)
+
+
+@pytest.fixture
+def service(open_one: Open, training: ScriptedTraining) -> Iterator[Service]:
+    with open_one(training) as service:
         yield service

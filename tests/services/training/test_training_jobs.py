@@ -14,7 +14,7 @@ from inspectbus.api.v1 import training_pb2_grpc
 from inspectbus.errors import CorruptModel
 from tests.doubles.scripted_training import ScriptedTraining
 from tests.doubles.tiny_model import tiny_version
-from tests.doubles.training_service import PATIENCE_S, Service, named_fields, open_training_service
+from tests.doubles.training_service import PATIENCE_S, Open, Service, named_fields
 
 
 def test_a_training_runs_to_a_registered_version(service: Service, training: ScriptedTraining) -> None:
@@ -78,9 +78,9 @@ def test_watching_a_job_that_has_ended_tells_it_once(service: Service, training:
     assert list(service.watch(job.job_id)) == [done]
 
 
-def test_a_watcher_that_goes_frees_its_place(folder: Path, training: ScriptedTraining) -> None:
+def test_a_watcher_that_goes_frees_its_place(open_one: Open, training: ScriptedTraining) -> None:
     # Two calls at once: with the watcher's place not given back, the second GetJob would be refused.
-    with open_training_service(folder, training, rpc_threads=2) as service:
+    with open_one(training, rpc_threads=2) as service:
         job = service.start()
         training.begun.get(timeout=PATIENCE_S)
         watchers = [
@@ -149,12 +149,12 @@ def test_cancelling_a_job_that_has_ended_changes_nothing(service: Service, train
 
 
 def test_a_cancellation_asked_of_another_service_reaches_the_one_that_trains(
-    folder: Path, service: Service, training: ScriptedTraining
+    open_one: Open, service: Service, training: ScriptedTraining
 ) -> None:
     job = service.start()
     training.begun.get(timeout=PATIENCE_S)
 
-    with open_training_service(folder, ScriptedTraining()) as other:
+    with open_one(ScriptedTraining()) as other:
         other.cancel(job.job_id)
         assert other.outcome(job.job_id).state == pb.JOB_STATE_CANCELLED
 
@@ -193,10 +193,10 @@ def test_a_version_with_a_changed_byte_is_not_registered(
 
 
 def test_a_store_that_cannot_be_written_fails_the_job_and_leaves_no_row(
-    folder: Path, training: ScriptedTraining
+    folder: Path, open_one: Open, training: ScriptedTraining
 ) -> None:
     (folder / "store").write_text("a file where a folder should be")
-    with open_training_service(folder, training, model_store_url=f"file://{folder / 'store'}") as service:
+    with open_one(training, model_store_url=f"file://{folder / 'store'}") as service:
         training.succeed()
         failed = service.outcome(service.start().job_id)
 
@@ -235,8 +235,8 @@ def test_a_database_that_fails_for_a_while_does_not_end_the_worker(
     assert service.outcome(service.start().job_id).state == pb.JOB_STATE_SUCCEEDED
 
 
-def test_more_waiting_jobs_than_allowed_are_refused(folder: Path, training: ScriptedTraining) -> None:
-    with open_training_service(folder, training, max_queued=2) as service:
+def test_more_waiting_jobs_than_allowed_are_refused(open_one: Open, training: ScriptedTraining) -> None:
+    with open_one(training, max_queued=2) as service:
         service.start()
         training.begun.get(timeout=PATIENCE_S)
         for _ in range(2):
@@ -248,10 +248,12 @@ def test_more_waiting_jobs_than_allowed_are_refused(folder: Path, training: Scri
         assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-def test_a_service_that_stops_ends_its_training_and_tells_the_watcher(folder: Path, training: ScriptedTraining) -> None:
+def test_a_service_that_stops_ends_its_training_and_tells_the_watcher(
+    open_one: Open, training: ScriptedTraining
+) -> None:
     # given a job that runs, with a watcher, and one that waits
     with ExitStack() as outer:
-        with open_training_service(folder, training) as service:
+        with open_one(training) as service:
             job, waiting = service.start(), service.start()
             training.begun.get(timeout=PATIENCE_S)
             channel = outer.enter_context(grpc.insecure_channel(service.door.address))
@@ -266,17 +268,17 @@ def test_a_service_that_stops_ends_its_training_and_tells_the_watcher(folder: Pa
 
     # And the job that waited runs when the service opens again.
     training.succeed()
-    with open_training_service(folder, training) as again:
+    with open_one(training) as again:
         assert again.outcome(waiting.job_id).state == pb.JOB_STATE_SUCCEEDED
         assert again.get(job.job_id).state == pb.JOB_STATE_CANCELLED
 
 
 def test_a_service_that_stops_lets_go_of_those_who_watch_a_job_that_waits(
-    folder: Path, training: ScriptedTraining
+    open_one: Open, training: ScriptedTraining
 ) -> None:
     with ExitStack() as outer:
         # A drain far longer than the test may last.
-        with open_training_service(folder, training, drain_s=200) as service:
+        with open_one(training, drain_s=200) as service:
             service.start()
             training.begun.get(timeout=PATIENCE_S)
             waiting = service.start()

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,13 +19,13 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Engine, select, update
 
 from inspectbus.api.v1 import training_pb2 as pb
-from inspectbus.stores.database import default_url, open_database, reading, writing
+from inspectbus.stores.database import open_database, reading, writing
 from inspectbus.training.jobs import Job, Jobs, JobState, LeaseLost
 from inspectbus.training.plan import Plan, Progress
 from inspectbus.training.tables import jobs as table
 from inspectbus.training.tables import metadata, now_us
 from tests.doubles.scripted_training import ScriptedTraining
-from tests.doubles.training_service import PATIENCE_S, open_training_service
+from tests.doubles.training_service import PATIENCE_S, Open
 
 CLAIM_AND_HANG = """
 import sys, threading
@@ -47,8 +47,10 @@ PLAN = Plan(data="parts", model="parts", backbone="test_efficientnet", epochs=1,
 
 
 @pytest.fixture
-def engine(folder: Path) -> Engine:
-    return open_database(default_url(folder / "state"), "training")
+def engine(database_url: str) -> Iterator[Engine]:
+    engine = open_database(database_url, "training")
+    yield engine
+    engine.dispose()
 
 
 @pytest.fixture
@@ -57,11 +59,11 @@ def jobs(engine: Engine) -> Jobs:
 
 
 def test_a_job_whose_process_was_killed_is_marked_failed_at_the_next_start(
-    folder: Path, engine: Engine, jobs: Jobs, training: ScriptedTraining
+    folder: Path, database_url: str, open_one: Open, engine: Engine, jobs: Jobs, training: ScriptedTraining
 ) -> None:
     # given a job that another process runs, until it is killed
     job = jobs.enqueue(PLAN, "somebody")
-    with _python(CLAIM_AND_HANG, str(engine.url)) as other:
+    with _python(CLAIM_AND_HANG, database_url) as other:
         assert other.stdout is not None
         assert other.stdout.readline().strip() == job.job_id
         other.send_signal(signal.SIGKILL)
@@ -71,7 +73,7 @@ def test_a_job_whose_process_was_killed_is_marked_failed_at_the_next_start(
     litter.mkdir(parents=True)
 
     # when
-    with open_training_service(folder, training) as service:
+    with open_one(training) as service:
         # then
         left = service.get(job.job_id)
         assert left.state == pb.JOB_STATE_FAILED
@@ -85,21 +87,21 @@ def test_a_job_whose_process_was_killed_is_marked_failed_at_the_next_start(
 
 
 def test_a_job_that_dies_while_we_run_is_found_without_a_restart(
-    folder: Path, jobs: Jobs, engine: Engine, training: ScriptedTraining
+    open_one: Open, jobs: Jobs, engine: Engine, training: ScriptedTraining
 ) -> None:
     job = jobs.enqueue(PLAN, "somebody")
     held = Jobs(engine, max_queued=9, lease_s=0.5).claim("one that stops renewing")
     assert held is not None
-    with open_training_service(folder, training, lease_s=0.3) as service:
+    with open_one(training, lease_s=0.3) as service:
         assert service.outcome(job.job_id).state == pb.JOB_STATE_FAILED
 
 
 def test_a_training_longer_than_its_lease_is_not_taken_for_dead(
-    folder: Path, engine: Engine, training: ScriptedTraining
+    open_one: Open, engine: Engine, training: ScriptedTraining
 ) -> None:
     with ExitStack() as house:
-        service = house.enter_context(open_training_service(folder, training, lease_s=1.0))
-        house.enter_context(open_training_service(folder, ScriptedTraining(), lease_s=1.0))
+        service = house.enter_context(open_one(training, lease_s=1.0))
+        house.enter_context(open_one(ScriptedTraining(), lease_s=1.0))
         job = service.start()
         training.begun.get(timeout=PATIENCE_S)
         begun = service.get(job.job_id).started_at.ToMicroseconds()
@@ -110,8 +112,10 @@ def test_a_training_longer_than_its_lease_is_not_taken_for_dead(
         assert service.outcome(job.job_id).state == pb.JOB_STATE_SUCCEEDED
 
 
-def test_a_worker_that_lost_its_job_registers_nothing(folder: Path, engine: Engine, training: ScriptedTraining) -> None:
-    with open_training_service(folder, training, lease_s=60) as service:
+def test_a_worker_that_lost_its_job_registers_nothing(
+    open_one: Open, engine: Engine, training: ScriptedTraining
+) -> None:
+    with open_one(training, lease_s=60) as service:
         job = service.start()
         training.begun.get(timeout=PATIENCE_S)
         with writing(engine) as connection:
@@ -160,13 +164,13 @@ def test_figures_that_are_no_numbers_survive_being_written_down(jobs: Jobs) -> N
     assert figures["peak"] == float("inf")
 
 
-def test_two_services_open_one_new_database_at_once_and_share_its_jobs(folder: Path) -> None:
+def test_two_services_open_one_new_database_at_once_and_share_its_jobs(open_one: Open) -> None:
     trainings = [ScriptedTraining(), ScriptedTraining()]
     together = threading.Barrier(2)
 
     def run(training: ScriptedTraining) -> str:
         together.wait(PATIENCE_S)
-        with open_training_service(folder, training) as service:
+        with open_one(training) as service:
             training.succeed()
             trainings[1 - trainings.index(training)].succeed()
             done = service.outcome(service.start().job_id)
@@ -179,10 +183,9 @@ def test_two_services_open_one_new_database_at_once_and_share_its_jobs(folder: P
             assert future.result(60)
 
 
-def test_two_processes_open_one_new_database_at_once(tmp_path: Path) -> None:
-    url = default_url(tmp_path)
+def test_two_processes_open_one_new_database_at_once(database_url: str) -> None:
     with ExitStack() as house:
-        others = [house.enter_context(_python(OPEN, url)) for _ in range(3)]
+        others = [house.enter_context(_python(OPEN, database_url)) for _ in range(3)]
         for other in others:
             assert other.stdin is not None
             other.stdin.write("!")
@@ -198,8 +201,8 @@ def test_the_migrations_make_the_tables_that_the_code_knows(engine: Engine) -> N
         assert compare_metadata(context, metadata) == []
 
 
-def test_the_jobs_of_each_state_and_the_time_they_took_are_measured(folder: Path, training: ScriptedTraining) -> None:
-    with open_training_service(folder, training) as service:
+def test_the_jobs_of_each_state_and_the_time_they_took_are_measured(open_one: Open, training: ScriptedTraining) -> None:
+    with open_one(training) as service:
         training.epoch()
         training.succeed()
         service.outcome(service.start().job_id)

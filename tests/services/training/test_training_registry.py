@@ -12,7 +12,7 @@ from inspectbus.api.v1 import model_pb2
 from inspectbus.api.v1 import training_pb2 as pb
 from inspectbus.domain.model_version import ModelCard
 from inspectbus.errors import ModelNotReady
-from inspectbus.stores.database import default_url, open_database, reading, writing
+from inspectbus.stores.database import open_database, reading, writing
 from inspectbus.stores.model_directory import ModelDirectory
 from inspectbus.stores.models import ModelStore
 from inspectbus.training.jobs import LeaseLost
@@ -39,7 +39,7 @@ def test_production_names_the_newest_training_and_older_versions_stay(
 def test_every_setting_of_an_alias_is_remembered_with_who_and_why(service: Service, training: ScriptedTraining) -> None:
     versions = [_trained(service, training) for _ in range(2)]
 
-    engine = open_database(default_url(service.settings.state_dir), "training")
+    engine = open_database(service.settings.database_url, "training")
     with reading(engine) as connection:
         history = connection.execute(select(model_alias_history).order_by(model_alias_history.c.number)).all()
     engine.dispose()
@@ -111,9 +111,9 @@ def test_a_wrong_question_is_refused_by_its_field(
     assert named_fields(refused.value) == [field]
 
 
-def test_a_version_recorded_twice_is_one_version(tmp_path: Path) -> None:
+def test_a_version_recorded_twice_is_one_version(database_url: str, tmp_path: Path) -> None:
     # given
-    engine = open_database(default_url(tmp_path), "training")
+    engine = open_database(database_url, "training")
     registry = Registry(engine, ModelStore(f"file://{tmp_path / 'store'}", tmp_path / "cache"))
     card = registry.publish(tiny_version(tmp_path, "parts"))
 
@@ -127,8 +127,8 @@ def test_a_version_recorded_twice_is_one_version(tmp_path: Path) -> None:
     engine.dispose()
 
 
-def test_a_record_that_is_rolled_back_leaves_nothing(tmp_path: Path) -> None:
-    engine = open_database(default_url(tmp_path), "training")
+def test_a_record_that_is_rolled_back_leaves_nothing(database_url: str, tmp_path: Path) -> None:
+    engine = open_database(database_url, "training")
     registry = Registry(engine, ModelStore(f"file://{tmp_path / 'store'}", tmp_path / "cache"))
     card = registry.publish(tiny_version(tmp_path, "parts"))
 

@@ -527,3 +527,58 @@ class InspectStreamResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
 
 Global___InspectStreamResponse: _TypeAlias = InspectStreamResponse  # noqa: Y015
+
+@_typing.final
+class WatchGateRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINE_FIELD_NUMBER: _builtins.int
+    STATION_FIELD_NUMBER: _builtins.int
+    line: _builtins.str
+    """Both empty: the service's own station for inspections."""
+    station: _builtins.str
+    def __init__(
+        self,
+        *,
+        line: _builtins.str = ...,
+        station: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["line", b"line", "station", b"station"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchGateRequest: _TypeAlias = WatchGateRequest  # noqa: Y015
+
+@_typing.final
+class WatchGateResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_S_FIELD_NUMBER: _builtins.int
+    heartbeat_s: _builtins.float
+    """Longest silence between two heartbeats of a gate that is well, in seconds."""
+    @_builtins.property
+    def outcome(self) -> _gate_pb2.GateOutcome: ...
+    @_builtins.property
+    def heartbeat(self) -> _timestamp_pb2.Timestamp:
+        """The gate's timer runs: the moment it said so, by the station's wall clock."""
+
+    def __init__(
+        self,
+        *,
+        outcome: _gate_pb2.GateOutcome | None = ...,
+        heartbeat: _timestamp_pb2.Timestamp | None = ...,
+        heartbeat_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "heartbeat", b"heartbeat", "outcome", b"outcome"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "heartbeat", b"heartbeat", "heartbeat_s", b"heartbeat_s", "outcome", b"outcome"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["outcome", "heartbeat"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___WatchGateResponse: _TypeAlias = WatchGateResponse  # noqa: Y015

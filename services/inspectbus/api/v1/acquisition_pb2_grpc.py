@@ -70,6 +70,11 @@ class AcquisitionServiceStub:
                 request_serializer=inspectbus_dot_api_dot_v1_dot_acquisition__pb2.InspectStreamRequest.SerializeToString,
                 response_deserializer=inspectbus_dot_api_dot_v1_dot_acquisition__pb2.InspectStreamResponse.FromString,
                 _registered_method=True)
+        self.WatchGate = channel.unary_stream(
+                '/inspectbus.api.v1.AcquisitionService/WatchGate',
+                request_serializer=inspectbus_dot_api_dot_v1_dot_acquisition__pb2.WatchGateRequest.SerializeToString,
+                response_deserializer=inspectbus_dot_api_dot_v1_dot_acquisition__pb2.WatchGateResponse.FromString,
+                _registered_method=True)
 
 
 class AcquisitionServiceServicer:
@@ -126,6 +131,16 @@ class AcquisitionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchGate(self, request, context):
+        """What the station's gate does from now on, and its heartbeat, at once and then well within every `heartbeat_s`,
+        until the caller goes. For whoever moves the parts: a reader that has had no heartbeat for `heartbeat_s`, or whose
+        stream has ended, must take its fail-safe position until it hears one again. Outcomes given before the call, or
+        while it was broken, are not repeated; a reader that is too slow is told RESOURCE_EXHAUSTED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AcquisitionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -163,6 +178,11 @@ def add_AcquisitionServiceServicer_to_server(servicer, server):
                     servicer.InspectStream,
                     request_deserializer=inspectbus_dot_api_dot_v1_dot_acquisition__pb2.InspectStreamRequest.FromString,
                     response_serializer=inspectbus_dot_api_dot_v1_dot_acquisition__pb2.InspectStreamResponse.SerializeToString,
+            ),
+            'WatchGate': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchGate,
+                    request_deserializer=inspectbus_dot_api_dot_v1_dot_acquisition__pb2.WatchGateRequest.FromString,
+                    response_serializer=inspectbus_dot_api_dot_v1_dot_acquisition__pb2.WatchGateResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -355,6 +375,33 @@ class AcquisitionService:
             '/inspectbus.api.v1.AcquisitionService/InspectStream',
             inspectbus_dot_api_dot_v1_dot_acquisition__pb2.InspectStreamRequest.SerializeToString,
             inspectbus_dot_api_dot_v1_dot_acquisition__pb2.InspectStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchGate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/inspectbus.api.v1.AcquisitionService/WatchGate',
+            inspectbus_dot_api_dot_v1_dot_acquisition__pb2.WatchGateRequest.SerializeToString,
+            inspectbus_dot_api_dot_v1_dot_acquisition__pb2.WatchGateResponse.FromString,
             options,
             channel_credentials,
             insecure,

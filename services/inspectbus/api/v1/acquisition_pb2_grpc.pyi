@@ -50,6 +50,12 @@ class AcquisitionServiceStub:
     """
     InspectStream: _grpc.StreamStreamMultiCallable[_acquisition_pb2.InspectStreamRequest, _acquisition_pb2.InspectStreamResponse]
     """The same for many images on one stream; answers come as decisions fall, not in the order of requests."""
+    WatchGate: _grpc.UnaryStreamMultiCallable[_acquisition_pb2.WatchGateRequest, _acquisition_pb2.WatchGateResponse]
+    """What the station's gate does from now on, and its heartbeat, at once and then well within every `heartbeat_s`,
+    until the caller goes. For whoever moves the parts: a reader that has had no heartbeat for `heartbeat_s`, or whose
+    stream has ended, must take its fail-safe position until it hears one again. Outcomes given before the call, or
+    while it was broken, are not repeated; a reader that is too slow is told RESOURCE_EXHAUSTED.
+    """
 
 @_typing.type_check_only
 class AcquisitionServiceAsyncStub(AcquisitionServiceStub):
@@ -73,6 +79,12 @@ class AcquisitionServiceAsyncStub(AcquisitionServiceStub):
     """
     InspectStream: _aio.StreamStreamMultiCallable[_acquisition_pb2.InspectStreamRequest, _acquisition_pb2.InspectStreamResponse]  # type: ignore[assignment]
     """The same for many images on one stream; answers come as decisions fall, not in the order of requests."""
+    WatchGate: _aio.UnaryStreamMultiCallable[_acquisition_pb2.WatchGateRequest, _acquisition_pb2.WatchGateResponse]  # type: ignore[assignment]
+    """What the station's gate does from now on, and its heartbeat, at once and then well within every `heartbeat_s`,
+    until the caller goes. For whoever moves the parts: a reader that has had no heartbeat for `heartbeat_s`, or whose
+    stream has ended, must take its fail-safe position until it hears one again. Outcomes given before the call, or
+    while it was broken, are not repeated; a reader that is too slow is told RESOURCE_EXHAUSTED.
+    """
 
 class AcquisitionServiceServicer(metaclass=_abc_1.ABCMeta):
     """The door of the camera side: stations, pushed frames, and inspection of one image while you wait."""
@@ -135,5 +147,17 @@ class AcquisitionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_acquisition_pb2.InspectStreamResponse], _abc.AsyncIterator[_acquisition_pb2.InspectStreamResponse]]:
         """The same for many images on one stream; answers come as decisions fall, not in the order of requests."""
+
+    @_abc_1.abstractmethod
+    def WatchGate(
+        self,
+        request: _acquisition_pb2.WatchGateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_acquisition_pb2.WatchGateResponse], _abc.AsyncIterator[_acquisition_pb2.WatchGateResponse]]:
+        """What the station's gate does from now on, and its heartbeat, at once and then well within every `heartbeat_s`,
+        until the caller goes. For whoever moves the parts: a reader that has had no heartbeat for `heartbeat_s`, or whose
+        stream has ended, must take its fail-safe position until it hears one again. Outcomes given before the call, or
+        while it was broken, are not repeated; a reader that is too slow is told RESOURCE_EXHAUSTED.
+        """
 
 def add_AcquisitionServiceServicer_to_server(servicer: AcquisitionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
