@@ -17,6 +17,7 @@ Each kind carries what the wire needs: the gRPC status, whether trying again may
     ├── StorageAway          database is locked, lost or restarting; the frame store does not answer
     ├── ModelNotReady        no model has been warmed up yet
     ├── BusClosed            the bus is gone; what was not confirmed must be sent again
+    ├── BusAway              no broker answers, or none that may take anything
     ├── Unreachable          nobody answers at the service's address; made by the client, never sent
     ├── TooLate              the answer did not come within the caller's deadline
     └── Internal             a fault of ours
@@ -95,6 +96,11 @@ class ModelNotReady(InspectBusError):
 
 
 class BusClosed(InspectBusError):
+    code = grpc.StatusCode.UNAVAILABLE
+    retryable = True
+
+
+class BusAway(InspectBusError):
     code = grpc.StatusCode.UNAVAILABLE
     retryable = True
 

@@ -24,7 +24,7 @@ from inspectbus.bus import Bus, Delivery, Lane, Message, connect
 from inspectbus.bus.rabbitmq import topology, wire
 from inspectbus.bus.rabbitmq.addresses import parse
 from inspectbus.bus.topics import DEAD, DECISIONS, FRAMES, GATES, PREPARED, Topic
-from inspectbus.errors import BadField, NotAllowed, NotPossibleNow, QueueFull, TooLate, Unreachable
+from inspectbus.errors import BadField, BusAway, NotAllowed, NotPossibleNow, QueueFull, TooLate
 from tests.doubles.rabbitmq import Broker
 from tests.doubles.vhost import Vhost
 
@@ -295,7 +295,7 @@ def test_a_missing_vhost_is_told_at_once(rabbitmq: Broker) -> None:
 
 
 def test_declaring_without_a_broker_says_where_none_answers() -> None:
-    with pytest.raises(Unreachable, match=r"127\.0\.0\.1:1"):
+    with pytest.raises(BusAway, match=r"127\.0\.0\.1:1"):
         topology.declare(parse("amqp://guest:guest@127.0.0.1:1"))
 
 

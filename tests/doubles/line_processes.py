@@ -51,11 +51,14 @@ class LineProcesses:
         replicas: Mapping[str, int] | None = None,
         settings: Mapping[str, Mapping[str, Any]] | None = None,
         batch_ms: float = 0.0,
+        acquisition_bus_url: str = "",
     ) -> None:
-        """`settings` are further ones by service, as in plant.yaml. `batch_ms` is what a pass of the engine takes."""
+        """`settings` are further ones by service, as in plant.yaml. `batch_ms` is what a pass of the engine takes.
+        `acquisition_bus_url` is the stations' own way to the broker."""
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._bus_url = bus_url
+        self._acquisition_bus_url = acquisition_bus_url or bus_url
         self._stations = stations
         self._settings = settings or {}
         self._names = [
@@ -131,6 +134,7 @@ class LineProcesses:
             section |= {"model": model, "model_dir": str(version)}
         if service == "acquisition":
             section |= {"lines": [{"name": LINE, "stations": list(self._stations)}]}
+            section |= {"bus_url": self._acquisition_bus_url}
         config = self._folder / f"{name}.yaml"
         config.write_text(json.dumps({service: section | dict(self._settings.get(service, {}))}, default=str))
         command = [sys.executable, "-m", "tests.faults.serve", "serve", service, "--config", str(config)]

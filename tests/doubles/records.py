@@ -71,6 +71,9 @@ class Records:
         """HOLD decisions, by the item they came from: why."""
         return {each.source_item: each.hold.detail for each in self.decisions.values() if each.verdict == VERDICT_HOLD}
 
+    def held_ids(self) -> set[str]:
+        return {frame_id for frame_id, each in self.decisions.items() if each.verdict == VERDICT_HOLD}
+
     def wrong(self) -> list[str]:
         """Items that were judged otherwise than their name says."""
         meant = {"bright": VERDICT_DEFECTIVE, "dark": VERDICT_QUALIFIED}

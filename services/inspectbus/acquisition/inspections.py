@@ -25,6 +25,7 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from inspectbus.acquisition.metrics import AcquisitionMetrics
+from inspectbus.acquisition.settings import INSPECT_LINE, AcquisitionSettings
 from inspectbus.api.v1 import decision_pb2, results_pb2, results_pb2_grpc
 from inspectbus.bus import Bus, Message
 from inspectbus.bus.topics import DECISIONS
@@ -66,10 +67,13 @@ class _Case:
 class Inspections:
     """Thread-safe. A thread of its own keeps the deadlines; leaving fails whoever still waits with BusClosed."""
 
-    def __init__(self, bus: Bus, results_address: str, limit: int, metrics: AcquisitionMetrics) -> None:
+    def __init__(self, bus: Bus, settings: AcquisitionSettings, metrics: AcquisitionMetrics) -> None:
         self._bus = bus
-        self._results_address = results_address
-        self._limit = limit
+        self._results_address = settings.results_address
+        self._limit = settings.max_inspections
+        # A station's own user may hear of no others.
+        self._stations = [(line.name, station.name) for line in settings.lines for station in line.stations]
+        self._stations.append((INSPECT_LINE, settings.inspect_station.name))
         self._metrics = metrics
         self._changed = threading.Condition()
         self._cases: dict[str, _Case] = {}
@@ -82,7 +86,8 @@ class Inspections:
     def __enter__(self) -> Inspections:
         channel = self._stack.enter_context(grpc.insecure_channel(self._results_address))
         self._ledger = results_pb2_grpc.ResultsServiceStub(channel)
-        self._stack.callback(self._bus.follow(DECISIONS, self._on_news).close)
+        for station in self._stations:
+            self._stack.callback(self._bus.follow(DECISIONS, self._on_news, key=station).close)
         self._thread.start()
         self._stack.callback(self._end_thread)
         return self

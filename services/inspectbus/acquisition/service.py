@@ -36,7 +36,7 @@ def open_service(settings: AcquisitionSettings, bus: Bus) -> Iterator[Door]:
     metrics = AcquisitionMetrics(registry)
     closing = threading.Event()
     with ExitStack() as house:
-        inspections = house.enter_context(Inspections(bus, settings.results_address, settings.max_inspections, metrics))
+        inspections = house.enter_context(Inspections(bus, settings, metrics))
         plant = house.enter_context(Plant(settings, bus, metrics))
         rpc = AcquisitionRpc(plant, inspections, settings, closing)
 

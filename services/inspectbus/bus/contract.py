@@ -128,7 +128,7 @@ class Bus(AbstractContextManager["Bus"], Protocol):
         """
 
     def depth(self, topic: Topic, group: str, lane: Lane = Lane.LIVE) -> int:
-        """Messages waiting in a work queue, not counting those delivered and unsettled. Raises Unreachable."""
+        """Messages waiting in a work queue, not counting those delivered and unsettled. Raises BusAway."""
 
     @property
     def trouble(self) -> str:

@@ -14,7 +14,7 @@ from pika.frame import Method
 from pika.spec import Queue
 
 from inspectbus.bus.rabbitmq.link import Link
-from inspectbus.errors import NotFound, Unreachable
+from inspectbus.errors import BusAway, NotFound
 
 PATIENCE_S = 3.0
 
@@ -33,7 +33,7 @@ class Depths:
         link.add(self)
 
     def of(self, queue: str) -> int:
-        """Messages ready in the queue. Raises NotFound, Unreachable."""
+        """Messages ready in the queue. Raises NotFound, BusAway."""
         answer: Future[int] = Future()
         with self._lock:
             self._asked.append((queue, answer))
@@ -42,7 +42,7 @@ class Depths:
             return answer.result(PATIENCE_S)
         except FutureTimeout:
             answer.cancel()
-            raise Unreachable(f"the broker does not tell the depth of {queue}: {self._link.trouble}") from None
+            raise BusAway(f"the broker does not tell the depth of {queue}: {self._link.trouble}") from None
 
     def opened(self, connection: pika.SelectConnection) -> None:
         self._connection = connection

@@ -16,7 +16,7 @@ from inspectbus.bus.rabbitmq.consumer import Consumer
 from inspectbus.bus.rabbitmq.link import Link
 from inspectbus.bus.rabbitmq.publisher import Publisher
 from inspectbus.bus.topics import Topic
-from inspectbus.errors import NotFound, Unreachable
+from inspectbus.errors import BusAway, NotFound
 
 
 class Depth(Protocol):
@@ -104,7 +104,7 @@ class _Reading(Collector):
                 redelivered.add_metric([intake.queue], consumer.redelivered[lane])
                 try:
                     waiting = self._depth(consumer.topic, consumer.group, lane)
-                except (NotFound, Unreachable):
+                except (NotFound, BusAway):
                     continue  # `up` says it
                 depth.add_metric([intake.queue], waiting)
                 oldest.add_metric([intake.queue], consumer.age_s(lane) if waiting else 0.0)

@@ -26,8 +26,7 @@ from inspectbus.bus.contract import Lane
 from inspectbus.bus.rabbitmq import naming
 from inspectbus.bus.rabbitmq.addresses import Addresses
 from inspectbus.bus.topics import ALL, DEAD, DECISIONS, FRAMES, GATES, PREPARED, Topic
-from inspectbus.domain.names import checked_name
-from inspectbus.errors import NotAllowed, NotPossibleNow, Unreachable
+from inspectbus.errors import BusAway, NotAllowed, NotPossibleNow
 
 DELIVERY_LIMIT = 20
 """The last net only: every return counts, also of messages that were merely fetched by a worker that stopped."""
@@ -110,7 +109,7 @@ def users(stations: Iterable[tuple[str, str]] = ()) -> list[User]:
     everything = r"inspectbus\..*"
     taken.append(User("inspectbus-operator", news, _any(everything, DEFAULT_EXCHANGE), _any(everything)))
     for line, station in stations:
-        own = rf"{re.escape(checked_name(line, 'line'))}\.{re.escape(checked_name(station, 'station'))}"
+        own = rf"{re.escape(line)}\.{re.escape(station)}"
         topics = {
             FRAMES.name: (rf"^(live|backlog)\.{own}$", "^$"),
             GATES.name: (rf"^{own}$", "^$"),
@@ -206,7 +205,7 @@ def declare(addresses: Addresses) -> list[str]:
     """Makes exchanges, queues and bindings where they are missing; gives the queues' names.
 
     Raises NotPossibleNow naming a queue or exchange that exists with other arguments, NotAllowed when the user may not
-    make them, Unreachable when no node answers.
+    make them, BusAway when no node answers.
     """
     with connected(addresses) as connection:
         made = queues()
@@ -270,7 +269,7 @@ def _any(*patterns: str) -> str:
 
 
 def connected(addresses: Addresses) -> pika.BlockingConnection:
-    """A connection for one task, to the first node that answers. Raises NotAllowed, Unreachable."""
+    """A connection for one task, to the first node that answers. Raises NotAllowed, BusAway."""
     try:
         return pika.BlockingConnection(list(addresses.parameters))
     except ProbableAuthenticationError:
@@ -280,7 +279,7 @@ def connected(addresses: Addresses) -> pika.BlockingConnection:
     except (AMQPError, OSError) as error:
         if "ACCESS_REFUSED" in str(error):
             raise NotAllowed(f"the broker refuses user {addresses.user!r}", field="bus_url") from None
-        raise Unreachable(f"no broker answers at {', '.join(addresses.nodes)}", field="bus_url") from None
+        raise BusAway(f"no broker answers at {', '.join(addresses.nodes)}", field="bus_url") from None
 
 
 @contextmanager
@@ -295,4 +294,4 @@ def _explained(connection: pika.BlockingConnection) -> Iterator[BlockingChannel]
             f"{error.reply_text}; delete it when it is empty, or use another vhost", field="bus_url"
         ) from None
     except AMQPConnectionError as error:
-        raise Unreachable(f"the broker went away: {error}", field="bus_url") from None
+        raise BusAway(f"the broker went away: {error}", field="bus_url") from None
