@@ -28,6 +28,7 @@ import psutil
 
 from inspectbus.bus.rabbitmq import topology
 from inspectbus.bus.rabbitmq.addresses import parse
+from tests.benchmarks import whole_line
 from tests.benchmarks.pipe import ROUTES
 from tests.doubles.rabbitmq import Broker
 
@@ -184,14 +185,21 @@ def show(told: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="few messages, to see that it works")
-    parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
-    parser.add_argument("--sizes", nargs="+", type=int, default=SIZES, help="bytes of a body")
-    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--only", choices=("pipe", "line"))
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS), help="of the pipe")
+    parser.add_argument("--sizes", nargs="+", type=int, default=SIZES, help="bytes of a body in the pipe")
+    parser.add_argument("--turns", type=int, default=7, help="of the pipe")
     arguments = parser.parse_args()
-    turns, megabytes = (1, 15) if arguments.quick else (arguments.turns, 90)
-    told = summary(measure(arguments.forms, arguments.sizes, turns, megabytes))
-    show(told)
-    print(json.dumps({"pipe": told}))
+    told: dict[str, Any] = {}
+    if arguments.only != "line":
+        turns, megabytes = (1, 15) if arguments.quick else (arguments.turns, 90)
+        told["pipe"] = summary(measure(arguments.forms, arguments.sizes, turns, megabytes))
+        show(told["pipe"])
+    if arguments.only != "pipe":
+        with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+            told["line"] = whole_line.measure(Path(folder), quick=arguments.quick)
+        whole_line.show(told["line"])
+    print(json.dumps(told))
 
 
 if __name__ == "__main__":

@@ -65,9 +65,8 @@ class OurPublisher:
         for _ in range(count):
             frame_id = str(uuid.uuid4())
             if self._store is not None:
-                key = evidence_key(*STATION, frame_id, "original", "png")
-                self._store.put(key, body)
-                message = Message(key.encode(), STATION, "bench", frame_id)
+                claim = self._store.claim(evidence_key(*STATION, frame_id, "original", "png"), body)
+                message = Message(claim.SerializeToString(), STATION, "bench", frame_id)
             else:
                 message = Message(body, STATION, "bench", frame_id)
             futures.append(self._bus.publish(self._topic, message))
@@ -78,11 +77,13 @@ class OurPublisher:
 
 class OurConsumer:
     def __init__(self, url: str, store_url: str | None = None) -> None:
+        from inspectbus.api.v1.frame_pb2 import Claim
         from inspectbus.bus.rabbitmq import RabbitMQBus
         from inspectbus.bus.topics import FRAMES, PREPARED
         from inspectbus.stores.frames import FrameStore
 
         self._store = FrameStore(store_url) if store_url else None
+        self._claim = Claim
         self._left = 0
         self._all = threading.Event()
         self._bus = RabbitMQBus(url)
@@ -97,7 +98,7 @@ class OurConsumer:
 
     def _handle(self, delivery: Any) -> None:
         if self._store is not None:
-            self._store.get(delivery.message.body.decode())
+            self._store.fetch(self._claim.FromString(delivery.message.body))
         delivery.done()
         self._left -= 1
         if self._left == 0:

@@ -29,8 +29,8 @@ log = structlog.get_logger(__name__)
 REOPEN_S = 1.0
 """Before a channel is opened again that the broker has closed."""
 ACK_PAUSE_S = 0.01
-"""After a delivery, what was settled meanwhile is acknowledged at once; waking the loop for each costs more than all else
-that is done for a small message."""
+"""After a delivery, what was settled meanwhile is acknowledged together: waking the loop for each costs more than all
+else that is done for a small message."""
 
 Tag = tuple[int, int]
 """Channel generation and delivery tag."""
