@@ -17,7 +17,8 @@ import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.adapters.utils.connection_workflow import AMQPConnectorStackTimeout
 
-from tests.doubles.rabbitmq import Broker, Cluster
+from tests.doubles.rabbitmq import Broker
+from tests.doubles.rabbitmq_cluster import Cluster
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 30.0

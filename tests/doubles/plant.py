@@ -205,6 +205,9 @@ class _Acquisition(acquisition_pb2_grpc.AcquisitionServiceServicer):
         said = acquisition_pb2.Station(line=line, station=station, recipe="cells", source="push", state=state, fps=4)
         said.pending, said.outcomes, said.late, said.fail_safe = 3, 40, 2, gate_pb2.GATE_ACTION_DIVERT
         said.deadline.FromMilliseconds(2500)
+        if station == "side":
+            said.spooled, said.spooled_bytes, said.dropped = 12, 34_567, 3
+            said.behind.FromMilliseconds(200_500)
         return said
 
     def ListStations(self, request: Any, context: Any) -> acquisition_pb2.ListStationsResponse:

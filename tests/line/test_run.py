@@ -85,6 +85,13 @@ def recorded(state: Path) -> list[str]:
         return [row[0] for row in ledger.execute("SELECT frame_id FROM decisions")]
 
 
+def sorted_parts(state: Path) -> tuple[set[str], int]:
+    """Frames with a gate outcome, and how many outcomes said something else the second time."""
+    with closing(sqlite3.connect(state / "inspectbus.db")) as ledger:
+        rows = ledger.execute("SELECT frame_id, conflicts FROM outcomes").fetchall()
+    return {frame_id for frame_id, _ in rows}, sum(conflicts for _, conflicts in rows)
+
+
 def test_a_second_run_reuses_the_model_and_records_its_own_frames(trained: Path, product: Path) -> None:
     before = set(recorded(trained))
     second = run(trained, "--data", str(product), "--frames", "40", "--fps", "0")
@@ -111,6 +118,7 @@ def test_a_run_killed_in_mid_replay_goes_on_and_records_every_frame_once(trained
     assert len(after) == len(set(after)), "no frame twice"
     assert len(set(after) - before) == 60
     assert killed <= set(after)
+    assert sorted_parts(trained) == (set(after), 0), "each part was sorted once, those under way at a kill as well"
 
 
 def test_ctrl_c_drains_and_the_same_command_finishes_the_run(trained: Path, product: Path) -> None:

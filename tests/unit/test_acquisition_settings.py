@@ -52,6 +52,7 @@ def test_the_line_of_the_service_itself_is_taken() -> None:
         ({"source": {"kind": "camera"}}, "source"),
         ({"source": {"kind": "folder", "path": "x", "speed": 1}}, "source.folder.speed"),
         ({"source": {"kind": "dataset", "data": "elpv", "stride": 0}}, "source.dataset.stride"),
+        ({"when_spool_full": "drop-newest"}, "when_spool_full"),
         ({"colour": "red"}, "colour"),
     ],
 )
@@ -65,6 +66,22 @@ def test_a_wrong_station_setting_is_refused_naming_it(station: dict[str, Any], f
 def test_an_image_must_fit_into_a_message() -> None:
     with pytest.raises(BadField, match="max_image_bytes must be smaller"):
         AcquisitionSettings.load({"max_message_bytes": 1024, "max_image_bytes": 1024})
+
+
+@pytest.mark.parametrize("setting", ["spool_after_s", "spool_max_bytes", "spool_max_age_s"])
+def test_a_spool_without_bounds_is_refused(setting: str) -> None:
+    for value in (0, -1, float("inf")):
+        with pytest.raises(BadField) as refused:
+            AcquisitionSettings.load({setting: value})
+        assert refused.value.field == setting
+
+
+def test_a_station_spools_when_its_frames_come_at_a_pace_of_their_own() -> None:
+    folder = {"name": "top", "source": {"kind": "folder", "path": "a"}}
+
+    assert StationSettings.model_validate({"name": "top", "source": PUSH}).spools
+    assert StationSettings.model_validate({**folder, "fps": 1}).spools
+    assert not StationSettings.model_validate(folder).spools
 
 
 def test_the_plan_changes_with_source_and_length_only() -> None:

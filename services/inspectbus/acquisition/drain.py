@@ -27,7 +27,7 @@ from inspectbus.api.v1 import frame_pb2
 from inspectbus.bus import Bus, Lane
 from inspectbus.bus.messages import frame_message
 from inspectbus.bus.topics import FRAMES
-from inspectbus.errors import BadField, BusClosed, QueueFull, StorageAway, StorageFull, TooLate
+from inspectbus.errors import BadField, InspectBusError, StorageAway
 
 log = structlog.get_logger(__name__)
 
@@ -38,9 +38,11 @@ FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 5.0
 """Between two tries: the pause doubles from the first to the longest."""
 GLANCE_S = 0.5
-"""How often it looks for what nobody tells: the bus's own word that it is back, frames that grow too old."""
+"""How often it looks for what nobody tells, as frames that grow too old."""
 CLOSE_S = 2.0
 """How long leaving waits for frames under way; what is confirmed later is sent again by the next start."""
+
+NEVER = "the bus will never take it: "
 
 
 @dataclass(eq=False)
@@ -99,12 +101,8 @@ class Drain:
         while self._wait(pause_s):
             try:
                 self._spool.give_up_the_aged()
-                if self._bus.trouble:
-                    pause_s = FIRST_PAUSE_S
-                elif self._send_all():
-                    pause_s = 0.0
-                else:
-                    pause_s = min(max(2 * pause_s, FIRST_PAUSE_S), LONGEST_PAUSE_S)
+                # Whatever the bus says of itself: it may know that it is well again only by a frame that it confirms.
+                pause_s = 0.0 if self._send_all() else min(max(2 * pause_s, FIRST_PAUSE_S), LONGEST_PAUSE_S)
             except Exception as error:  # frames rest on the disk as long as this thread lives, so it must
                 told = isinstance(error, StorageAway)
                 self._log.warning("cannot read the spool", detail=str(error), exc_info=not told)
@@ -146,7 +144,7 @@ class Drain:
                 return last, failure
             try:
                 self._send(position, body)
-            except (QueueFull, BusClosed, TooLate, StorageFull, StorageAway) as error:
+            except InspectBusError as error:
                 return last, error
             last = position
         return last, None
@@ -159,7 +157,7 @@ class Drain:
             message = frame_message(frame, Lane.BACKLOG)
             confirmed = self._bus.publish(FRAMES, message, patience_s=CONFIRM_S)
         except (BadField, DecodeError) as error:
-            lost = f"the bus will never take it: {error}"
+            lost = f"{NEVER}{error}"
             confirmed = Future()
             confirmed.set_result(None)
         self._under_way.append(_Sent(position, confirmed, lost))
@@ -202,6 +200,9 @@ class Drain:
         failure: BaseException | None = None
         while failure is None and self._under_way and self._under_way[0].confirmed.done():
             failure = self._under_way[0].confirmed.exception()
+            if isinstance(failure, BadField):
+                self._under_way[0].lost = f"{NEVER}{failure}"
+                failure = None
             if failure is None:
                 head.append(self._under_way.popleft())
         if failure is not None:

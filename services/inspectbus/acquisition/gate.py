@@ -130,8 +130,10 @@ class Gate:
         Raises QueueFull beyond `max_pending` and when the journal holds all it may, NotPossibleNow, StorageFull or
         StorageAway when the journal cannot be used, BusClosed when the gate is closed: then the frame is not expected.
         """
-        now_s = self._clock()
+        since_s = self._clock()
         with self._door:
+            # Read in here: frames must stand in the order of their deadlines, however long each waited at the door.
+            due_s = self._clock() + self._settings.deadline_s
             journal = self._opened()
             with self._changed:
                 expected = self._pending.get(frame.frame_id)
@@ -153,7 +155,7 @@ class Gate:
             )
             journal.expect(outcome)
             with self._changed:
-                self._pending[frame.frame_id] = _Expected(outcome, now_s, now_s + self._settings.deadline_s)
+                self._pending[frame.frame_id] = _Expected(outcome, since_s, due_s)
                 if len(self._pending) == 1:
                     self._sooner = True
                     self._changed.notify_all()
@@ -283,9 +285,10 @@ class Gate:
         return self._journal
 
     def _begin(self, house: ExitStack) -> None:
-        """First the outcomes a former life left, then everything else."""
+        """First the outcomes a former life left, then everything else. Raises as `expect`; then nothing has begun."""
         self._journal = GateJournal(self._folder, fsync=self._settings.fsync)
         house.callback(self._journal.close)
+        house.callback(self._bus.follow(DECISIONS, self.hear, key=(self._line, self._station)).close)
         with self._changed:
             for frame_id in self._journal.given:
                 self._remember(frame_id)
@@ -293,7 +296,6 @@ class Gate:
                 self._pending[left.frame_id] = expected = _Expected(left, 0.0, 0.0)
                 self._metrics.pending.inc()
                 self._decide(expected, self._fail_safe, GATE_REASON_RESTART, None)
-        house.callback(self._bus.follow(DECISIONS, self.hear, key=(self._line, self._station)).close)
         self._outbox = Outbox(self._bus, self._journal, f"{self._line}/{self._station}")
         self._outbox.start()
         house.callback(self._say_farewell)

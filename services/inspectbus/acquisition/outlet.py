@@ -20,7 +20,7 @@ from inspectbus.acquisition.drain import Drain
 from inspectbus.acquisition.gate import Gate
 from inspectbus.acquisition.metrics import AcquisitionMetrics
 from inspectbus.acquisition.settings import AcquisitionSettings, StationSettings
-from inspectbus.acquisition.spool import Bounds, Spool
+from inspectbus.acquisition.spool import Bounds, Spool, spool_folder
 from inspectbus.api.v1 import frame_pb2
 from inspectbus.bus import Bus, Message
 from inspectbus.bus.messages import frame_message
@@ -78,8 +78,7 @@ class Outlet:
         self._spool: Spool | None = None
         self._drain: Drain | None = None
         self._stack = ExitStack()
-        # Neither name can hold a dot or a slash, so two stations never share a folder.
-        folder = settings.state_dir / "acquisition" / "spool" / f"{line}.{station.name}"
+        folder = spool_folder(settings.state_dir, line, station.name)
         # A station that spools no more may have frames of the time when it did.
         if station.spools or folder.exists():
             drop_oldest = station.when_spool_full == "drop-oldest"
@@ -130,6 +129,14 @@ class Outlet:
         The frame's part waits at the gate from the first moment on; raises as `Gate.expect`, too.
         """
         self._gate.expect(frame)
+        try:
+            return self._send(frame, may_spool)
+        except InspectBusError:
+            # It certainly did not go. One whose future fails may have arrived all the same, so its part still waits.
+            self._gate.forget(frame.frame_id)
+            raise
+
+    def _send(self, frame: frame_pb2.Frame, may_spool: bool) -> Future[None]:
         spools = self._spools and may_spool and self._spool is not None
         away = spools and self._knows_the_bus_away
         store_fails: InspectBusError | None = None
@@ -150,8 +157,6 @@ class Outlet:
             else:
                 self._to_bus(passage)
         except InspectBusError as error:
-            # It certainly did not go. One whose future fails may have arrived all the same, so its part still waits.
-            self._gate.forget(frame.frame_id)
             self._refused(passage, error)
             raise
         self._last_frame_s = time.time()

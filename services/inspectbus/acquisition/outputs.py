@@ -14,7 +14,7 @@ import time
 from collections import deque
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol, assert_never
+from typing import Any, Protocol, assert_never
 
 import structlog
 from prometheus_client import Counter
@@ -91,17 +91,24 @@ def words(outcome: GateOutcome) -> dict[str, object]:
         "frame_id": outcome.frame_id,
         "line": outcome.line,
         "station": outcome.station,
-        "action": GateAction.Name(outcome.action).removeprefix("GATE_ACTION_"),
-        "reason": GateReason.Name(outcome.reason).removeprefix("GATE_REASON_"),
+        "action": _word(GateAction, outcome.action),
+        "reason": _word(GateReason, outcome.reason),
         "at": outcome.at.ToJsonString(),
     }
     if outcome.HasField("waited_s"):
         said["waited_s"] = round(outcome.waited_s, 6)
     if outcome.verdict:
-        said["verdict"] = Verdict.Name(outcome.verdict).removeprefix("VERDICT_")
+        said["verdict"] = _word(Verdict, outcome.verdict)
     if outcome.part_id:
         said["part_id"] = outcome.part_id
     return said
+
+
+def _word(enum: Any, number: int) -> str:
+    """REJECT for GATE_ACTION_REJECT; the number of a word that only a newer service knows."""
+    if number not in enum.values():
+        return str(number)
+    return str(enum.Name(number)).removeprefix(enum.Name(0).removesuffix("UNSPECIFIED"))
 
 
 class Feeder:

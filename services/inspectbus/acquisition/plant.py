@@ -12,6 +12,7 @@ from inspectbus.acquisition.claims import Claims
 from inspectbus.acquisition.metrics import AcquisitionMetrics
 from inspectbus.acquisition.outlet import RESCUE_S
 from inspectbus.acquisition.settings import INSPECT_LINE, AcquisitionSettings
+from inspectbus.acquisition.spool import spool_folder
 from inspectbus.acquisition.station import Station
 from inspectbus.bus import Bus
 from inspectbus.domain.names import checked_name
@@ -30,6 +31,7 @@ class Plant:
 
     def __init__(self, settings: AcquisitionSettings, bus: Bus, metrics: AcquisitionMetrics) -> None:
         self._drain_s = settings.drain_s
+        self._state_dir = settings.state_dir
         claims = Claims(settings, metrics)
         self._stations: dict[tuple[str, str], Station] = {}
         for line in settings.lines:
@@ -41,6 +43,7 @@ class Plant:
         self._stack = ExitStack()
 
     def __enter__(self) -> Plant:
+        self._tell_forgotten_spools()
         with ExitStack() as opening:
             for station in self:
                 opening.enter_context(station)
@@ -87,6 +90,14 @@ class Plant:
     def ask_to_stop(self) -> None:
         for station in self:
             station.ask_to_stop()
+
+    def _tell_forgotten_spools(self) -> None:
+        """Accepted frames of a station that the plant no longer has: whoever took it out must hear of them."""
+        ours = {spool_folder(self._state_dir, *names) for names in self._stations}
+        for file in sorted(spool_folder(self._state_dir, "*", "*").parent.glob("*.*/*.log")):
+            if file.parent not in ours and file.stat().st_size:
+                ours.add(file.parent)
+                log.warning("frames of a station that is not in the plant rest on disk", folder=str(file.parent))
 
     def _stopped(self, patience_s: float) -> list[Station]:
         """Waits so long for all; those that have not stopped."""

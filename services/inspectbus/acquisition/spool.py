@@ -42,6 +42,11 @@ _SPOOLED_AT = struct.Struct("<d")
 """Stands before each frame: seconds since the epoch."""
 
 
+def spool_folder(state_dir: Path, line: str, station: str) -> Path:
+    # Neither name can hold a dot or a slash, so two stations never share a folder.
+    return state_dir / "acquisition" / "spool" / f"{line}.{station}"
+
+
 @dataclass(frozen=True)
 class Bounds:
     """How much a spool may hold, and what it does then."""
@@ -85,6 +90,8 @@ class Spool:
         self._dropped = 0
         self._trouble = ""
         self._oldest: tuple[Position, float] | None = None
+        # Frames are given up by one thread at a time, so that each is counted once.
+        self._dropping = threading.Lock()
         self._segments: SegmentLog | None = None
         self._thread = threading.Thread(target=self._keep, name=f"spool-{line}-{station}", daemon=True)
 
@@ -179,13 +186,14 @@ class Spool:
         if not self._bounds.drop_oldest or (self.behind_s or 0.0) <= self._bounds.max_age_s or self._segments is None:
             return
         last, count = None, 0
-        with closing(self._segments.read()) as reading:
+        with self._dropping, closing(self._segments.read()) as reading:
             for position, record in reading:
                 if self._now_s() - _SPOOLED_AT.unpack_from(record)[0] <= self._bounds.max_age_s:
                     break
                 last, count = position, count + 1
-        if last is not None:
-            self.drop_through(last)
+            if last is not None:
+                self.drop_through(last)
+        if count:
             self.tell_dropped(count, f"older than {self._bounds.max_age_s:g} s")
 
     def tell_dropped(self, count: int, reason: str) -> None:
@@ -273,16 +281,16 @@ class Spool:
         """At least so many bytes of the oldest frames; False when there is none."""
         last, count = None, 0
         assert self._segments is not None
-        with closing(self._segments.read()) as reading:
+        with self._dropping, closing(self._segments.read()) as reading:
             for position, record in reading:
                 last, count, size = position, count + 1, size - len(record)
                 if size <= 0:
                     break
-        if last is None:
-            return False
-        self.drop_through(last)
-        self.tell_dropped(count, reason)
-        return True
+            if last is not None:
+                self.drop_through(last)
+        if count:
+            self.tell_dropped(count, reason)
+        return count > 0
 
     @property
     def _segment_bytes(self) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import threading
 from concurrent.futures import Future
+from contextlib import ExitStack
 
 import structlog
 
@@ -57,18 +58,21 @@ class Station:
         # Pushed frames share one run per life of the service: nobody could resume them but their sender.
         self._push_run_id = new_run_id()
         self._pushed = itertools.count()
+        self._stack = ExitStack()
         self._lock = threading.Lock()
         self._replay: Replay | None = None
         self._last_run, self._last_trouble = self._read_journal()
 
     def __enter__(self) -> Station:
-        self.gate.open()
-        self._outlet.__enter__()
+        with ExitStack() as opening:
+            opening.callback(self.gate.close, 0)
+            self.gate.open()
+            opening.enter_context(self._outlet)
+            self._stack = opening.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._outlet.__exit__()
-        self.gate.close(0)
+        self._stack.close()
 
     @property
     def takes_pushes(self) -> bool:

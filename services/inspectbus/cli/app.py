@@ -14,7 +14,21 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from inspectbus.cli import decisions, environment, inspect, models, recipes, run, scores, serve, stations, train
+from inspectbus.cli import (
+    bus,
+    dead,
+    decisions,
+    doctor,
+    environment,
+    inspect,
+    models,
+    recipes,
+    run,
+    scores,
+    serve,
+    stations,
+    train,
+)
 from inspectbus.cli.printing import plain
 
 FAILED = 2
@@ -102,6 +116,9 @@ app.command("train", epilog=train.TRAIN_EXAMPLES)(train.train)
 app.command("evaluate", epilog=train.EVALUATE_EXAMPLES)(train.evaluate)
 app.command("models", epilog=models.EXAMPLES)(models.models)
 app.command("scores", epilog=scores.EXAMPLES)(scores.scores)
+app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
 app.add_typer(recipes.app, name="recipes", epilog=recipes.EXAMPLES)
 app.add_typer(stations.app, name="stations", epilog=stations.EXAMPLES)
 app.add_typer(decisions.app, name="decisions", epilog=decisions.EXAMPLES)
+app.add_typer(bus.app, name="bus", epilog=bus.EXAMPLES)
+app.add_typer(dead.app, name="dead", epilog=dead.EXAMPLES)

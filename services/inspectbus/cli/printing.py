@@ -26,6 +26,9 @@ COLOURS = {
     "FAILED": "red",
     "RUNNING": "green",
     "SUCCEEDED": "green",
+    "ok": "green",
+    "warn": "yellow",
+    "fail": "bold red",
 }
 
 

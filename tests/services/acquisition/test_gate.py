@@ -11,10 +11,12 @@ from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from queue import Queue
+from typing import TYPE_CHECKING
 
 import grpc
 import pytest
 
+from inspectbus.acquisition.gate_journal import GateJournal
 from inspectbus.acquisition.service import open_service
 from inspectbus.acquisition.settings import AcquisitionSettings
 from inspectbus.api.v1 import acquisition_pb2, gate_pb2
@@ -26,10 +28,13 @@ from inspectbus.api.v1.acquisition_pb2 import (
     WatchGateResponse,
 )
 from inspectbus.api.v1.acquisition_pb2_grpc import AcquisitionServiceStub
-from inspectbus.bus import Bus
+from inspectbus.bus import Bus, connect
 from inspectbus.bus.embedded import EmbeddedBus, Limits
 from inspectbus.errors import QueueFull
 from tests.doubles.small_line import DEFECT, SmallLine, small_line
+
+if TYPE_CHECKING:
+    from tests.doubles.vhost import Vhost
 
 PATIENCE_S = 15.0
 PASS, REJECT, DIVERT = gate_pb2.GATE_ACTION_PASS, gate_pb2.GATE_ACTION_REJECT, gate_pb2.GATE_ACTION_DIVERT
@@ -311,3 +316,32 @@ def test_outcomes_are_metrics(line: SmallLine, bus: Bus, tmp_path: Path) -> None
             assert metric(door.metrics_address, name + station.split(",")[1] + "}") == 1
         assert metric(door.metrics_address, f"inspectbus_gate_waited_seconds_count{{{station}}}") == 2
         assert metric(door.metrics_address, f"inspectbus_gate_pending{{{station}}}") == 0
+
+
+@pytest.mark.rabbitmq
+def test_a_gate_on_a_broker_hears_only_its_station_and_has_its_outcomes_confirmed(
+    rabbitmq_vhost: Vhost, tmp_path: Path
+) -> None:
+    stations = [push_station(deadline_s=30), {**push_station(deadline_s=30), "name": "side"}]
+    settings = AcquisitionSettings.model_validate(
+        {"lines": [{"name": "line-1", "stations": stations}], "state_dir": tmp_path, "port": 0, "metrics_port": 0}
+    )
+    with connect(rabbitmq_vhost.url) as behind, small_line(behind) as line:
+        with (
+            connect(rabbitmq_vhost.url) as bus,
+            open_service(settings, bus) as door,
+            grpc.insecure_channel(door.address) as channel,
+        ):
+            stub = AcquisitionServiceStub(channel)
+            images = [DEFECT if number % 2 else b"picture" for number in range(20)]
+            answers = push(stub, *images)
+            status = until(stub, lambda status: status.outcomes == 20)
+
+        assert (status.late, status.detail) == (0, "")
+        wanted = {answer.frame_id: REJECT if answer.position % 2 else PASS for answer in answers}
+        line.wait_for_outcomes(20)
+        assert {outcome.frame_id: outcome.action for outcome in line.outcomes} == wanted
+        assert len(line.outcomes) == 20
+    journal = GateJournal(tmp_path / "acquisition" / "gate" / "line-1.top", fsync=False)
+    assert (list(journal.outcomes(journal.confirmed)), journal.left) == ([], [])
+    journal.close()

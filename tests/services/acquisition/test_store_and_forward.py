@@ -104,7 +104,7 @@ def test_while_the_bus_is_known_to_be_away_no_frame_waits_for_it(
     assert len(line.ledger) == 21
 
 
-def test_a_bus_that_says_it_is_away_is_not_even_tried(
+def test_a_live_frame_does_not_try_a_bus_that_says_it_is_away(
     acquisition: OpenAcquisition, bus: FickleBus, line: SmallLine
 ) -> None:
     bus.go_away("refuses", trouble="no connection to the broker")
@@ -115,7 +115,7 @@ def test_a_bus_that_says_it_is_away_is_not_even_tried(
     status = top(stub)
     assert (status.accepted, status.spooled) == (1, 1)
     assert status.detail == "the bus is away: no connection to the broker"
-    assert bus.tried == []
+    assert not any(message.lane is Lane.LIVE for message in bus.tried)
 
 
 def test_a_frame_the_bus_loses_later_is_accepted_by_the_disk(
@@ -285,3 +285,22 @@ def test_numbers_tell_how_far_behind_a_station_is(
     first = top(stub).behind.ToNanoseconds()
     second = until(stub, lambda status: status.behind.ToNanoseconds() > first)
     assert 0 < second.behind.ToNanoseconds() / 1e9 < PATIENCE_S + (time.monotonic() - begun_s)
+
+
+def test_frames_of_a_station_taken_out_of_the_plant_are_told(
+    acquisition: OpenAcquisition,
+    bus: FickleBus,
+    line: SmallLine,
+    house: ExitStack,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bus.go_away("refuses")
+    push(acquisition(PUSH), b"picture")
+    house.close()
+    capsys.readouterr()
+
+    acquisition({**PUSH, "name": "side"})
+
+    told = capsys.readouterr().out
+    assert "frames of a station that is not in the plant rest on disk" in told
+    assert "line-1.top" in told

@@ -78,6 +78,9 @@ def test_stations_are_listed_started_and_stopped(inspectbus: Inspectbus, plant: 
     door = ("--address", plant.addresses["acquisition"])
 
     assert inspectbus("stations", "list", *door).stdout.splitlines()[1].split()[:2] == ["line-1/top", "STOPPED"]
+    behind = inspectbus("stations", "list", *door).stdout.splitlines()[2]
+    assert "12 frames, 0:03:20" in behind
+    assert json.loads(inspectbus("stations", "list", "--json", *door).stdout.splitlines()[1])["behind"] == 200.5
     assert json.loads(inspectbus("stations", "start", "line-1/top", "--json", *door).stdout)["state"] == "RUNNING"
     assert "STOPPED" in inspectbus("stations", "stop", "line-1/top", *door).stdout
     unknown = inspectbus("stations", "start", "line-9/top", *door)

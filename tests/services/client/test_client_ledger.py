@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from contextlib import ExitStack
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
@@ -175,6 +175,9 @@ def test_stations_are_listed_started_and_stopped(client: Client) -> None:
         ("top", StationState.STOPPED),
         ("side", StationState.RUNNING),
     ]
+    top, side = client.stations()
+    assert (top.spooled, top.spooled_bytes, top.behind, top.dropped) == (0, 0, None, 0)
+    assert (side.spooled, side.spooled_bytes, side.behind, side.dropped) == (12, 34_567, timedelta(seconds=200.5), 3)
     assert client.start_station("line-1", "top").state is StationState.RUNNING
     assert client.stop_station("line-1", "top").state is StationState.STOPPED
     with pytest.raises(NotFound):

@@ -20,13 +20,20 @@ from typing import Any
 
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
-from pika.exceptions import AMQPConnectionError, AMQPError, ChannelClosedByBroker, ProbableAuthenticationError
+from pika.adapters.utils.connection_workflow import AMQPConnectorException
+from pika.exceptions import (
+    AMQPConnectionError,
+    AMQPError,
+    ChannelClosedByBroker,
+    ProbableAccessDeniedError,
+    ProbableAuthenticationError,
+)
 
 from inspectbus.bus.contract import Lane
 from inspectbus.bus.rabbitmq import naming
 from inspectbus.bus.rabbitmq.addresses import Addresses
 from inspectbus.bus.topics import ALL, DEAD, DECISIONS, FRAMES, GATES, PREPARED, Topic
-from inspectbus.errors import BusAway, NotAllowed, NotPossibleNow
+from inspectbus.errors import BusAway, NotAllowed, NotFound, NotPossibleNow
 
 DELIVERY_LIMIT = 20
 """The last net only: every return counts, also of messages that were merely fetched by a worker that stopped."""
@@ -209,7 +216,7 @@ def declare(addresses: Addresses) -> list[str]:
     """
     with connected(addresses) as connection:
         made = queues()
-        with _explained(connection) as channel:
+        with explained(connection) as channel:
             for topic in ALL:
                 channel.exchange_declare(topic.name, "topic", durable=True)
             for queue in made:
@@ -276,20 +283,26 @@ def connected(addresses: Addresses) -> pika.BlockingConnection:
         raise NotAllowed(
             f"the broker refuses user {addresses.user!r}: wrong name or password", field="bus_url"
         ) from None
-    except (AMQPError, OSError) as error:
+    except ProbableAccessDeniedError:
+        raise NotAllowed(
+            f"the broker has no vhost {addresses.vhost!r} for user {addresses.user!r}", field="bus_url"
+        ) from None
+    except (AMQPError, AMQPConnectorException, OSError) as error:
         if "ACCESS_REFUSED" in str(error):
             raise NotAllowed(f"the broker refuses user {addresses.user!r}", field="bus_url") from None
         raise BusAway(f"no broker answers at {', '.join(addresses.nodes)}", field="bus_url") from None
 
 
 @contextmanager
-def _explained(connection: pika.BlockingConnection) -> Iterator[BlockingChannel]:
+def explained(connection: pika.BlockingConnection) -> Iterator[BlockingChannel]:
     """A channel whose refusals are told in our words; the broker's name the queue and the argument."""
     try:
         yield connection.channel()
     except ChannelClosedByBroker as error:
         if error.reply_code == 403:
             raise NotAllowed(f"the broker's user may not do that: {error.reply_text}", field="bus_url") from None
+        if error.reply_code == 404:
+            raise NotFound(f"{error.reply_text}: run `inspectbus bus declare`", field="bus_url") from None
         raise NotPossibleNow(
             f"{error.reply_text}; delete it when it is empty, or use another vhost", field="bus_url"
         ) from None

@@ -1,0 +1,147 @@
+"""`inspectbus bus`: what a plant's broker needs, and how much waits there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from inspectbus.cli.brokers import EMBEDDED, BusUrl, addresses_of
+from inspectbus.cli.printing import AsJson, json_line, table
+
+if TYPE_CHECKING:
+    from inspectbus.bus.rabbitmq.addresses import Addresses
+    from inspectbus.bus.rabbitmq.survey import Standing
+
+EXAMPLES = """Examples:
+
+  inspectbus bus declare
+
+  inspectbus bus definitions --plant plant.yaml --credentials users.json --output definitions.json
+
+  inspectbus bus status"""
+
+app = typer.Typer(no_args_is_help=True, help="Make a broker ready, and see how much waits there.")
+
+
+@app.command("declare", epilog="Example: INSPECTBUS_BUS_URL=amqp://admin:…@broker/plant inspectbus bus declare")
+def declare(bus_url: BusUrl = EMBEDDED, as_json: AsJson = False) -> None:
+    """Make exchanges and queues where they are missing, and show them. Doing it again changes nothing.
+
+    Limits of queues, users and their rights cannot be made this way: see `inspectbus bus definitions`.
+    """
+    addresses = addresses_of(bus_url)
+    if addresses is None:
+        _needs_nothing()
+        return
+    from inspectbus.bus.rabbitmq import topology
+
+    topology.declare(addresses)
+    found = _standings(addresses)
+    if as_json:
+        _as_lines(found)
+        return
+    sources = {queue.name: queue.bindings for queue in topology.queues()}
+    rows = [
+        (each.queue, each.kind, ", ".join(f"{exchange} {key}" for exchange, key in sources[each.queue]), each.messages)
+        for each in found
+    ]
+    table(("queue", "kind", "takes", "waiting"), rows)
+
+
+@app.command("status", epilog="Example: inspectbus bus status --json")
+def status(bus_url: BusUrl = EMBEDDED, as_json: AsJson = False) -> None:
+    """Show how much waits in every queue: by lane, to be tried again, in quarantine, dead."""
+    addresses = addresses_of(bus_url)
+    if addresses is None:
+        _needs_nothing()
+        return
+    found = _standings(addresses)
+    if as_json:
+        _as_lines(found)
+        return
+    by_name = {each.queue: each for each in found}
+
+    def waiting(name: str) -> int | str | None:
+        each = by_name.get(name)
+        return None if each is None else "missing" if each.messages is None else each.messages
+
+    rows = [
+        (
+            each.queue,
+            each.lane,
+            waiting(each.queue),
+            waiting(f"{each.queue}.retry"),
+            waiting(f"{each.queue}.quarantine"),
+            each.consumers,
+        )
+        for each in found
+        if each.kind in ("work", "dead")
+    ]
+    table(("queue", "lane", "waiting", "retry", "quarantine", "readers"), rows)
+
+
+@app.command(
+    "definitions",
+    epilog="Example: inspectbus bus definitions --plant plant.yaml --credentials users.json > broker.json",
+)
+def definitions(
+    plant: Annotated[
+        Path | None, typer.Option(envvar="INSPECTBUS_PLANT", help="plant.yaml: a user per station.")
+    ] = None,
+    credentials: Annotated[
+        Path | None,
+        typer.Option(help="JSON of users and passwords; who is missing there is added. Without it: no users."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Write here instead of standard output.")] = None,
+    vhost: Annotated[str, typer.Option(help="Default: that of the bus URL, or /.", show_default=False)] = "",
+    bus_url: BusUrl = "",
+) -> None:
+    """Print the broker's definitions, for `rabbitmqctl import_definitions`: queues, limits, users and their rights."""
+    from inspectbus.errors import NotPossibleNow
+
+    addresses = addresses_of(bus_url or "amqp://localhost")
+    if addresses is None:
+        raise NotPossibleNow("an embedded bus has no definitions: it needs no broker", field="bus_url")
+    from inspectbus.bus.rabbitmq import topology
+
+    stations = _stations(plant) if plant else []
+    passwords: dict[str, str] = {}
+    if credentials is not None:
+        from inspectbus.cli.credentials import keep_passwords
+
+        passwords = keep_passwords(credentials, [user.name for user in topology.users(stations)])
+    text = json.dumps(topology.definitions(vhost or addresses.vhost, passwords, stations), indent=2)
+    if output is not None:
+        output.write_text(text + "\n", encoding="utf-8")
+    else:
+        typer.echo(text)
+    if credentials is None:
+        typer.echo("without users: name a file with --credentials to have them", err=True)
+
+
+def _stations(plant: Path) -> list[tuple[str, str]]:
+    """Line and station of every camera. Raises BadField."""
+    from inspectbus.line import read_plant, settings_class
+
+    settings: Any = settings_class("acquisition").load(read_plant(plant).get("acquisition", {}))
+    return [(line.name, station.name) for line in settings.lines for station in line.stations]
+
+
+def _standings(addresses: Addresses) -> list[Standing]:
+    from inspectbus.bus.rabbitmq.survey import standings
+    from inspectbus.bus.rabbitmq.topology import connected
+
+    with connected(addresses) as connection:
+        return standings(connection)
+
+
+def _as_lines(found: list[Standing]) -> None:
+    for each in found:
+        json_line(each)
+
+
+def _needs_nothing() -> None:
+    typer.echo("an embedded bus needs nothing of this: it makes its queues itself and ends with its process", err=True)

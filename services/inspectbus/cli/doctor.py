@@ -1,0 +1,42 @@
+"""`inspectbus doctor`: what is wrong with a plant, in words and as an exit code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from inspectbus.cli.printing import AsJson, json_line, table
+
+EXAMPLES = """Examples:
+
+  inspectbus doctor --config plant.yaml
+
+  inspectbus doctor acquisition --json
+
+Exit code 0 when all is well, 1 with warnings, 2 with failures."""
+
+
+def doctor(
+    services: Annotated[list[str] | None, typer.Argument(help="Only what these services need. Default: all.")] = None,
+    config: Annotated[Path | None, typer.Option(envvar="INSPECTBUS_PLANT", help="plant.yaml with settings.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look at broker, database, stores, model, services and clocks, and say what is wrong."""
+    from inspectbus.doctor.finding import State, examine
+    from inspectbus.doctor.plan import checks_of
+    from inspectbus.errors import BadField
+    from inspectbus.line import SERVICES, read_plant
+
+    unknown = sorted(set(services or ()) - set(SERVICES))
+    if unknown:
+        raise BadField(f"no service {unknown[0]!r}: there are {', '.join(SERVICES)}", field="service")
+    findings = examine(checks_of(services or SERVICES, read_plant(config) if config else {}))
+    if as_json:
+        for finding in findings:
+            json_line(finding)
+    else:
+        table(("", "about", "says"), [(str(each.state), each.about, each.says) for each in findings])
+    states = {finding.state for finding in findings}
+    raise typer.Exit(2 if State.FAIL in states else 1 if State.WARN in states else 0)

@@ -1,0 +1,116 @@
+"""Where bytes rest: frame store, state folder, and the model that inference is to load."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import uuid
+from pathlib import Path
+
+from inspectbus.doctor.finding import Finding, State
+from inspectbus.errors import InspectBusError, NotFound, Unreachable
+
+ROOM_SHARE = 0.05
+"""Of a disk that should be free, at least."""
+ROOM_BYTES = 1 << 30
+PATIENCE_S = 4.0
+
+
+def look_at_frame_store(url: str) -> list[Finding]:
+    """Raises InspectBusError or what the storage raises."""
+    from inspectbus.stores.frames import FrameStore
+
+    if url.startswith("file://"):
+        folder = Path(url.removeprefix("file://"))
+        if not folder.exists():
+            return [Finding("frame store", State.WARN, f"{folder} is not there yet: the first image kept makes it")]
+    store = FrameStore(url)
+    key, data = f"doctor/probe/{uuid.uuid4().hex}", uuid.uuid4().bytes
+    store.put(key, data)
+    try:
+        same = store.get(key) == data
+    finally:
+        store.delete(key)
+    if not same:
+        return [Finding("frame store", State.FAIL, f"{url} gives back other bytes than it was given")]
+    found = [Finding("frame store", State.OK, f"{url} keeps and gives back")]
+    if url.startswith("file://"):
+        found.append(_room("frame store's disk", folder))
+    return found
+
+
+def look_at_state(folder: Path) -> list[Finding]:
+    about = "state folder"
+    if not folder.exists():
+        above = next((parent for parent in folder.absolute().parents if parent.exists()), Path("/"))
+        if above.is_dir() and os.access(above, os.W_OK | os.X_OK):
+            return [Finding(about, State.WARN, f"{folder} is not there yet: the first start of a service makes it")]
+        return [
+            Finding(
+                about, State.FAIL, f"{folder} is not there, and {above} is not writable: make it, or choose another"
+            )
+        ]
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"doctor")
+            probe.flush()
+    except OSError as error:
+        return [Finding(about, State.FAIL, f"{folder} cannot be written: {error.strerror}")]
+    return [Finding(about, State.OK, f"{folder} can be written"), _room("state folder's disk", folder)]
+
+
+def look_at_model(name: str, alias: str, address: str, store_url: str, cache: Path) -> list[Finding]:
+    """What name@alias is now, and whether all its files can be had."""
+    from inspectbus_client import Client
+
+    about = f"model {name}@{alias}"
+    try:
+        with Client.connect({"training": address}, timeout_s=PATIENCE_S) as client:
+            version = client.model(name, alias=alias).version
+    except NotFound:
+        says = "is no version yet, and frames are held: train one with `inspectbus train`, or set inference.model"
+        return [Finding(about, State.FAIL, says)]
+    except Unreachable:
+        return [Finding(about, State.FAIL, f"nobody at {address} can say which version it is: is training started?")]
+    try:
+        return [Finding(about, State.OK, f"is version {version}, whole {_files(name, version, store_url, cache)}")]
+    except (InspectBusError, OSError) as error:
+        return [Finding(about, State.FAIL, f"is version {version}, whose files are not to be had: {error}")]
+
+
+def _files(name: str, version: str, store_url: str, cache: Path) -> str:
+    """Where they are. Raises NotFound, CorruptModel, OSError."""
+    import fsspec
+
+    from inspectbus.domain.model_version import CARD_FILE, ModelCard
+    from inspectbus.stores.models import read_card
+
+    try:
+        read_card(cache / name / version, version)
+    except (InspectBusError, OSError):
+        files, root = fsspec.core.url_to_fs(store_url)
+        folder = f"{root}/{name}/{version}"
+        if not files.exists(f"{folder}/{CARD_FILE}"):
+            raise NotFound(f"{store_url} has no {name}/{version}") from None
+        card = ModelCard.model_validate_json(files.cat_file(f"{folder}/{CARD_FILE}"))
+        for file in card.files:
+            if not files.exists(f"{folder}/{file}"):
+                raise NotFound(f"{store_url}: {name}/{version} lacks {file}") from None
+        return f"in {store_url}"
+    return "in this machine's cache"
+
+
+def look_at_model_folder(folder: Path) -> list[Finding]:
+    from inspectbus.stores.models import read_card
+
+    card = read_card(folder, version=folder.name)
+    return [Finding(f"model {card.name}", State.OK, f"version {card.version} is whole in {folder}")]
+
+
+def _room(about: str, folder: Path) -> Finding:
+    usage = shutil.disk_usage(folder)
+    says = f"{usage.free / 1e9:.1f} GB of {usage.total / 1e9:.1f} GB are free"
+    if usage.free >= min(ROOM_BYTES, usage.total * ROOM_SHARE):
+        return Finding(about, State.OK, says)
+    return Finding(about, State.WARN, f"{says}: delete what is old, or give it a larger disk")
