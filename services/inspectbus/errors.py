@@ -33,6 +33,8 @@ class InspectBusError(Exception):
 
     code: grpc.StatusCode = grpc.StatusCode.INTERNAL
     retryable: bool = False
+    outage: bool = False
+    """What everybody needs is full or away: not the fault of the one message that met it, and never counted as one."""
 
     def __init__(self, message: str, *, field: str = "") -> None:
         super().__init__(message)
@@ -78,16 +80,19 @@ class NotAllowed(InspectBusError):
 class QueueFull(InspectBusError):
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
     retryable = True
+    outage = True
 
 
 class StorageFull(InspectBusError):
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
     retryable = True
+    outage = True
 
 
 class StorageAway(InspectBusError):
     code = grpc.StatusCode.UNAVAILABLE
     retryable = True
+    outage = True
 
 
 class ModelNotReady(InspectBusError):
@@ -98,11 +103,13 @@ class ModelNotReady(InspectBusError):
 class BusClosed(InspectBusError):
     code = grpc.StatusCode.UNAVAILABLE
     retryable = True
+    outage = True
 
 
 class BusAway(InspectBusError):
     code = grpc.StatusCode.UNAVAILABLE
     retryable = True
+    outage = True
 
 
 class Unreachable(InspectBusError):

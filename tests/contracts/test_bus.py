@@ -140,7 +140,7 @@ def test_an_output_that_fails_brings_the_input_back(bus: Bus) -> None:
         attempts.put(delivery.attempts)
         output: Future[None] = Future()
         if delivery.attempts == 1:
-            output.set_exception(BusClosed("gone"))
+            output.set_exception(ModelNotReady("gone"))
         else:
             output.set_result(None)
         delivery.done(after=[output])
@@ -162,6 +162,29 @@ def test_an_event_whose_handler_raises_comes_back_with_its_attempts_counted(bus:
     bus.subscribe(FRAMES, "preprocessing", handler)
     bus.publish(FRAMES, message()).result(timeout=PATIENCE_S)
     assert [attempts.get(timeout=PATIENCE_S) for _ in range(3)] == [1, 2, 3]
+
+
+def test_an_outage_is_not_counted_as_the_messages_failure(bus: Bus) -> None:
+    tries: Queue[int] = Queue()
+    done = threading.Event()
+
+    def handler(delivery: Delivery) -> None:
+        tries.put(1)
+        if tries.qsize() < 9:
+            raise QueueFull("those behind us are away")
+        delivery.done()
+        done.set()
+
+    epitaphs: list[BaseException] = []
+
+    def epitaph(_: Message, error: BaseException) -> list[Future[None]]:
+        epitaphs.append(error)
+        return []
+
+    bus.subscribe(FRAMES, "preprocessing", handler, epitaph=epitaph)
+    bus.publish(FRAMES, message())
+    assert done.wait(PATIENCE_S)
+    assert not epitaphs
 
 
 @pytest.mark.parametrize("how", ["park", "raise", "exhaust"])

@@ -74,15 +74,18 @@ class Gate:
         bus: Bus,
         metrics: AcquisitionMetrics,
         *,
+        also: Callable[[Message], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
+        """`also` hears what the gate hears, after it: news of one station needs one queue only."""
         self._line = line
         self._station = station
         self._settings = settings
         self._folder = folder
         self._bus = bus
         self._metrics = metrics.gate(line, station)
+        self._also = also
         self._clock = clock
         self._wall_clock = wall_clock
         self._fail_safe = gate_pb2.GateAction.Value(f"GATE_ACTION_{settings.fail_safe.upper()}")
@@ -177,6 +180,10 @@ class Gate:
                 self._opened().forget(frame_id)
             except InspectBusError as error:
                 log.warning("a refused frame stays in the journal and gets an outcome", detail=error.message)
+
+    def _on_news(self, message: Message) -> None:
+        self.hear(message)
+        self._also(message)
 
     def hear(self, message: Message) -> None:
         """News from DECISIONS. A first decision on a pending frame, in time, is its outcome."""
@@ -288,7 +295,7 @@ class Gate:
         """First the outcomes a former life left, then everything else. Raises as `expect`; then nothing has begun."""
         self._journal = GateJournal(self._folder, fsync=self._settings.fsync)
         house.callback(self._journal.close)
-        house.callback(self._bus.follow(DECISIONS, self.hear, key=(self._line, self._station)).close)
+        house.callback(self._bus.follow(DECISIONS, self._on_news, key=(self._line, self._station)).close)
         with self._changed:
             for frame_id in self._journal.given:
                 self._remember(frame_id)

@@ -25,10 +25,9 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from inspectbus.acquisition.metrics import AcquisitionMetrics
-from inspectbus.acquisition.settings import INSPECT_LINE, AcquisitionSettings
+from inspectbus.acquisition.settings import AcquisitionSettings
 from inspectbus.api.v1 import decision_pb2, results_pb2, results_pb2_grpc
-from inspectbus.bus import Bus, Message
-from inspectbus.bus.topics import DECISIONS
+from inspectbus.bus import Message
 from inspectbus.errors import BusClosed, QueueFull, TooLate
 
 log = structlog.get_logger(__name__)
@@ -67,13 +66,9 @@ class _Case:
 class Inspections:
     """Thread-safe. A thread of its own keeps the deadlines; leaving fails whoever still waits with BusClosed."""
 
-    def __init__(self, bus: Bus, settings: AcquisitionSettings, metrics: AcquisitionMetrics) -> None:
-        self._bus = bus
+    def __init__(self, settings: AcquisitionSettings, metrics: AcquisitionMetrics) -> None:
         self._results_address = settings.results_address
         self._limit = settings.max_inspections
-        # A station's own user may hear of no others.
-        self._stations = [(line.name, station.name) for line in settings.lines for station in line.stations]
-        self._stations.append((INSPECT_LINE, settings.inspect_station.name))
         self._metrics = metrics
         self._changed = threading.Condition()
         self._cases: dict[str, _Case] = {}
@@ -86,8 +81,6 @@ class Inspections:
     def __enter__(self) -> Inspections:
         channel = self._stack.enter_context(grpc.insecure_channel(self._results_address))
         self._ledger = results_pb2_grpc.ResultsServiceStub(channel)
-        for station in self._stations:
-            self._stack.callback(self._bus.follow(DECISIONS, self._on_news, key=station).close)
         self._thread.start()
         self._stack.callback(self._end_thread)
         return self
@@ -133,7 +126,8 @@ class Inspections:
             self._last_moment_s = min(self._last_moment_s, time.monotonic() + patience_s)
             self._changed.notify()
 
-    def _on_news(self, message: Message) -> None:
+    def hear(self, message: Message) -> None:
+        """News of a decision."""
         with self._changed:
             if not self._cases:
                 return

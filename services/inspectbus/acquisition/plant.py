@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import structlog
@@ -11,10 +11,10 @@ import structlog
 from inspectbus.acquisition.claims import Claims
 from inspectbus.acquisition.metrics import AcquisitionMetrics
 from inspectbus.acquisition.outlet import RESCUE_S
-from inspectbus.acquisition.settings import INSPECT_LINE, AcquisitionSettings
+from inspectbus.acquisition.settings import INSPECT_LINE, AcquisitionSettings, StationSettings
 from inspectbus.acquisition.spool import spool_folder
 from inspectbus.acquisition.station import Station
-from inspectbus.bus import Bus
+from inspectbus.bus import Bus, Message
 from inspectbus.domain.names import checked_name
 from inspectbus.errors import NotFound
 
@@ -29,16 +29,27 @@ class Plant:
     """Leaving it stops every station and lets what is in flight be accepted and get its outcome, for `drain_s` at most;
     what is still open then goes to the disk of stations that spool."""
 
-    def __init__(self, settings: AcquisitionSettings, bus: Bus, metrics: AcquisitionMetrics) -> None:
+    def __init__(
+        self,
+        settings: AcquisitionSettings,
+        bus: Bus,
+        metrics: AcquisitionMetrics,
+        on_decision: Callable[[Message], None],
+    ) -> None:
+        """`on_decision` hears the news of decisions on all stations' frames."""
         self._drain_s = settings.drain_s
         self._state_dir = settings.state_dir
         claims = Claims(settings, metrics)
+
+        def made(line: str, station: StationSettings) -> Station:
+            return Station(line, station, settings, bus, claims, metrics, on_decision)
+
         self._stations: dict[tuple[str, str], Station] = {}
         for line in settings.lines:
             for station in line.stations:
-                self._stations[line.name, station.name] = Station(line.name, station, settings, bus, claims, metrics)
+                self._stations[line.name, station.name] = made(line.name, station)
         own = settings.inspect_station
-        self.inspect_station = Station(INSPECT_LINE, own, settings, bus, claims, metrics)
+        self.inspect_station = made(INSPECT_LINE, own)
         self._stations[INSPECT_LINE, own.name] = self.inspect_station
         self._stack = ExitStack()
 

@@ -36,8 +36,8 @@ def open_service(settings: AcquisitionSettings, bus: Bus) -> Iterator[Door]:
     metrics = AcquisitionMetrics(registry)
     closing = threading.Event()
     with ExitStack() as house:
-        inspections = house.enter_context(Inspections(bus, settings, metrics))
-        plant = house.enter_context(Plant(settings, bus, metrics))
+        inspections = house.enter_context(Inspections(settings, metrics))
+        plant = house.enter_context(Plant(settings, bus, metrics, inspections.hear))
         rpc = AcquisitionRpc(plant, inspections, settings, closing)
 
         def add(server: grpc.Server) -> None:

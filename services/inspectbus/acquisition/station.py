@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack
 
@@ -22,7 +23,7 @@ from inspectbus.acquisition.outlet import Outlet
 from inspectbus.acquisition.replay import FAILED, FINISHED, STOPPED, Replay, new_run_id
 from inspectbus.acquisition.settings import AcquisitionSettings, StationSettings
 from inspectbus.api.v1 import acquisition_pb2, frame_pb2
-from inspectbus.bus import Bus
+from inspectbus.bus import Bus, Message
 from inspectbus.domain.frame import frame_id
 from inspectbus.errors import BadField, NotPossibleNow
 
@@ -44,7 +45,9 @@ class Station:
         bus: Bus,
         claims: Claims,
         metrics: AcquisitionMetrics,
+        on_decision: Callable[[Message], None],
     ) -> None:
+        """`on_decision` hears the news of decisions on the station's frames."""
         self.line = line
         self.name = station.name
         self._station = station
@@ -52,7 +55,7 @@ class Station:
         self._metrics = metrics
         # Neither name can hold a dot, so two stations never share a folder.
         folder = settings.state_dir / "acquisition" / "gate" / f"{line}.{station.name}"
-        self.gate = Gate(line, station.name, station.gate, folder, bus, metrics)
+        self.gate = Gate(line, station.name, station.gate, folder, bus, metrics, also=on_decision)
         self._outlet = Outlet(bus, line, station, settings, metrics, self.gate, claims)
         self._journal = Journal(settings.state_dir / "acquisition", line, station.name)
         # Pushed frames share one run per life of the service: nobody could resume them but their sender.

@@ -71,7 +71,10 @@ class Delivery(Protocol):
         """Done once every future is: then, and only then, the message is gone. A future that fails retries it."""
 
     def retry(self, error: BaseException) -> None:
-        """Deliver again after a growing delay; past the bus's limit of attempts it is parked instead."""
+        """Deliver again after a growing delay; past the bus's limit of attempts it is parked instead.
+
+        An outage (InspectBusError.outage) is not the message's failure: it waits, uncounted, until that is over.
+        """
 
     def park(self, error: BaseException) -> None:
         """Trying again cannot help: move it to the dead letters with the reason."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from math import isfinite
@@ -15,17 +16,20 @@ from math import isfinite
 from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from inspectbus.api.v1.decision_pb2 import Decision, HoldReason, Verdict
-from inspectbus.api.v1.frame_pb2 import Label
+from inspectbus.api.v1.decision_pb2 import HOLD_REASON_ERROR, Decision, HoldReason, Verdict
+from inspectbus.api.v1.frame_pb2 import Frame, Label
 from inspectbus.api.v1.gate_pb2 import GATE_REASON_DECISION, GateAction, GateOutcome, GateReason
-from inspectbus.bus import Bus, Delivery, Subscription, topics
+from inspectbus.bus import Bus, Delivery, Message, Subscription, topics
+from inspectbus.bus.messages import decision_message
+from inspectbus.domain.decision import hold_decision
 from inspectbus.domain.frame import checked_frame_id
 from inspectbus.domain.names import checked_name
-from inspectbus.errors import BadField
+from inspectbus.errors import BadField, InspectBusError
 from inspectbus.results.ledger import Entry
 from inspectbus.results.recorder import Recorder
 from inspectbus.results.selection import checked_text
 
+SOURCE = "results"
 MAX_REVISION = 1000
 """A revision is a replay that a person asked for; all of a frame's are told together."""
 
@@ -47,15 +51,40 @@ def recording(bus: Bus, recorder: Recorder, *, prefetch: int, drain_s: float) ->
         def close(subscription: Subscription) -> None:
             subscription.close(max(0.0, left_at + drain_s - time.monotonic()))
 
-        for topic, group, read in (
-            (topics.DECISIONS, "results", read_decision),
-            (topics.GATES, "outcomes", read_outcome),
-        ):
-            house.callback(close, bus.subscribe(topic, group, partial(take, read), prefetch=prefetch))
+        decisions = bus.subscribe(
+            topics.DECISIONS,
+            "results",
+            partial(take, read_decision),
+            prefetch=prefetch,
+            epitaph=partial(_epitaph, bus),
+        )
+        house.callback(close, decisions)
+        outcomes = bus.subscribe(topics.GATES, "outcomes", partial(take, read_outcome), prefetch=prefetch)
+        house.callback(close, outcomes)
         try:
             yield
         finally:
             left_at = time.monotonic()
+
+
+def _epitaph(bus: Bus, message: Message, error: BaseException) -> list[Future[None]]:
+    """A decision that cannot be recorded leaves its frame undecided: HOLD(ERROR) takes its place, once."""
+    if message.source == SOURCE:
+        return []
+    try:
+        said = Decision.FromString(message.body)
+        frame = Frame(
+            frame_id=checked_frame_id(said.frame_id),
+            line=checked_name(said.line, "line"),
+            station=checked_name(said.station, "station"),
+            sequence=said.sequence,
+            revision=min(said.revision, MAX_REVISION),
+        )
+    except (DecodeError, BadField):
+        return []  # it names no frame
+    words = error.message if isinstance(error, InspectBusError) else f"{type(error).__name__}: {error}"
+    hold = hold_decision(frame, HOLD_REASON_ERROR, f"its decision could not be recorded: {words}".replace("\0", " "))
+    return [bus.publish(topics.DECISIONS, decision_message(hold, SOURCE))]
 
 
 def read_decision(body: bytes) -> Decision:

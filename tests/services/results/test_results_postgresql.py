@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import make_url, text
 
 from inspectbus.api.v1 import results_pb2
-from inspectbus.api.v1.decision_pb2 import Decision
+from inspectbus.api.v1.decision_pb2 import HOLD_REASON_ERROR, Decision
 from inspectbus.api.v1.gate_pb2 import GateOutcome
 from inspectbus.api.v1.results_pb2_grpc import ResultsServiceStub
 from inspectbus.bus import Bus, Message, topics
@@ -133,14 +133,21 @@ def test_what_the_database_calls_no_value_is_parked_at_once_and_costs_its_neighb
     database.dispose()
     told = [decide() for _ in range(20)]
 
-    bus.publish(topics.DECISIONS, decision_message(decide(part_id="poison"), "test"))
+    poisoned = decide(part_id="poison")
+    bus.publish(topics.DECISIONS, decision_message(poisoned, "test")).result(PATIENCE_S)
     for future in [future for decision in told for future in publish(bus, decision, act(decision))]:
         future.result(PATIENCE_S)
 
     letter = dead.get(timeout=PATIENCE_S)
     assert letter.headers["attempts"] == "1"
     assert "no such value" in letter.headers["error"]
-    everything_is_there_once(door, told, dead)
+    assert dead.empty()
+    by_frame = {record.decision.frame_id: record.decision for record in recorded(door)}
+    hold = by_frame.pop(poisoned.frame_id).hold
+    assert (hold.reason, "no such value" in hold.detail) == (HOLD_REASON_ERROR, True), (
+        "its frame is decided all the same"
+    )
+    assert sorted(by_frame) == sorted(decision.frame_id for decision in told)
 
 
 def test_a_paused_database_holds_what_came_and_takes_it_afterwards(

@@ -108,8 +108,8 @@ class AcquisitionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PublishFrames(self, request_iterator, context):
-        """Takes frames from a sender that has its own camera. Each is answered once, in any order, when the bus has
-        accepted it, or with the error that refused it; a refused frame does not end the stream.
+        """Takes frames from a sender that has its own camera. Each is answered once, in any order, when the bus or
+        the station's disk has it, or with the error that refused it; a refused frame does not end the stream.
         An answer does not say what was decided: see WatchDecisions and GetDecision.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

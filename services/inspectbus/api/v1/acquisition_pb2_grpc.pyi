@@ -40,8 +40,8 @@ class AcquisitionServiceStub:
     StopStation: _grpc.UnaryUnaryMultiCallable[_acquisition_pb2.StopStationRequest, _acquisition_pb2.StopStationResponse]
     """Stops taking frames and waits for those in flight. Frames already accepted are still decided."""
     PublishFrames: _grpc.StreamStreamMultiCallable[_acquisition_pb2.PublishFramesRequest, _acquisition_pb2.PublishFramesResponse]
-    """Takes frames from a sender that has its own camera. Each is answered once, in any order, when the bus has
-    accepted it, or with the error that refused it; a refused frame does not end the stream.
+    """Takes frames from a sender that has its own camera. Each is answered once, in any order, when the bus or
+    the station's disk has it, or with the error that refused it; a refused frame does not end the stream.
     An answer does not say what was decided: see WatchDecisions and GetDecision.
     """
     Inspect: _grpc.UnaryUnaryMultiCallable[_acquisition_pb2.InspectRequest, _acquisition_pb2.InspectResponse]
@@ -69,8 +69,8 @@ class AcquisitionServiceAsyncStub(AcquisitionServiceStub):
     StopStation: _aio.UnaryUnaryMultiCallable[_acquisition_pb2.StopStationRequest, _acquisition_pb2.StopStationResponse]  # type: ignore[assignment]
     """Stops taking frames and waits for those in flight. Frames already accepted are still decided."""
     PublishFrames: _aio.StreamStreamMultiCallable[_acquisition_pb2.PublishFramesRequest, _acquisition_pb2.PublishFramesResponse]  # type: ignore[assignment]
-    """Takes frames from a sender that has its own camera. Each is answered once, in any order, when the bus has
-    accepted it, or with the error that refused it; a refused frame does not end the stream.
+    """Takes frames from a sender that has its own camera. Each is answered once, in any order, when the bus or
+    the station's disk has it, or with the error that refused it; a refused frame does not end the stream.
     An answer does not say what was decided: see WatchDecisions and GetDecision.
     """
     Inspect: _aio.UnaryUnaryMultiCallable[_acquisition_pb2.InspectRequest, _acquisition_pb2.InspectResponse]  # type: ignore[assignment]
@@ -125,8 +125,8 @@ class AcquisitionServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_acquisition_pb2.PublishFramesRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_acquisition_pb2.PublishFramesResponse], _abc.AsyncIterator[_acquisition_pb2.PublishFramesResponse]]:
-        """Takes frames from a sender that has its own camera. Each is answered once, in any order, when the bus has
-        accepted it, or with the error that refused it; a refused frame does not end the stream.
+        """Takes frames from a sender that has its own camera. Each is answered once, in any order, when the bus or
+        the station's disk has it, or with the error that refused it; a refused frame does not end the stream.
         An answer does not say what was decided: see WatchDecisions and GetDecision.
         """
 

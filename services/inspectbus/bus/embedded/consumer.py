@@ -112,11 +112,14 @@ class Consumer:
     def retry(self, delivery: Delivery, error: BaseException) -> None:
         limits = self._broker.limits
         entry = delivery.entry
-        if entry.attempts >= limits.max_attempts:
+        outage = isinstance(error, InspectBusError) and error.outage
+        if entry.attempts >= limits.max_attempts and not outage:
             self.park(delivery, error)
             return
         log.warning("retrying", topic=self._queue.topic.name, attempt=entry.attempts, error=repr(error))
         delay_s = min(limits.retry_delay_s * 2 ** (entry.attempts - 1), 5.0)
+        # Handing it out counts it; what everybody suffers from is not counted.
+        entry.attempts -= outage
         if self.finish(delivery):
             self._broker.later(delay_s, lambda: self._broker.put_back(self._queue, entry))
 

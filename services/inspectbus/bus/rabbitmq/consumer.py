@@ -75,6 +75,8 @@ class Consumer:
         self._changed = threading.Condition()
         self._inbox: dict[Lane, deque[Delivery]] = {lane: deque() for lane in Lane}
         self._in_hand: set[Delivery] = set()
+        self._resting: set[Delivery] = set()
+        """Met an outage, and wait here for its end: fetched, so that nobody fetches more."""
         self._since_backlog = 0
         self._closed = False
         self._last_made_s: dict[Lane, float] = {}
@@ -141,9 +143,10 @@ class Consumer:
         with self._changed:
             self._inbox[lane].clear()
             queue = naming.work_queue(self.topic, self.group, lane)
-            for delivery in [held for held in self._in_hand if held.queue == queue]:
+            for delivery in [held for held in self._in_hand | self._resting if held.queue == queue]:
                 delivery.void = True
                 self._in_hand.discard(delivery)
+                self._resting.discard(delivery)
             self._changed.notify_all()
 
     # The subscription's thread.
@@ -180,7 +183,7 @@ class Consumer:
         wire.check(self.topic, delivery.properties, delivery.body, body_bytes=limits.body_bytes, ahead_s=limits.ahead_s)
 
     def _may_take(self) -> bool:
-        return len(self._in_hand) < self._prefetch and any(self._inbox.values())
+        return len(self._in_hand) + len(self._resting) < self._prefetch and any(self._inbox.values())
 
     def _next(self) -> Delivery:
         live, backlog = self._inbox[Lane.LIVE], self._inbox[Lane.BACKLOG]
@@ -221,14 +224,18 @@ class Consumer:
         failures = wire.attempts(delivery.properties)[0] + 1
         if not self.claim(delivery):
             return
-        if failures >= self.limits.max_attempts:
+        if failures >= self.limits.max_attempts and not _is_outage(error):
             self.park(delivery, error)
             return
-        properties = wire.again(delivery.properties, delivery.routing_key, error=error)
+        counted = None if _is_outage(error) else error
+        properties = wire.again(delivery.properties, delivery.routing_key, error=counted)
         pause_s = self.limits.retry_delay_s * 2 ** (failures - 1)
         self._keeper.later(pause_s, lambda: self._detour(delivery, delivery.queue, "retried", properties))
 
     def retry(self, delivery: Delivery, error: BaseException) -> None:
+        if _is_outage(error):
+            self._rest(delivery, error)
+            return
         failures = wire.attempts(delivery.properties)[0] + 1
         if failures >= self.limits.max_attempts:
             self.park(delivery, error)
@@ -238,6 +245,27 @@ class Consumer:
         properties = wire.again(delivery.properties, delivery.routing_key, error=error, delay_s=delay_s)
         queue = naming.retry_queue(delivery.queue)
         self._keeper.later(0, lambda: self._detour(delivery, queue, "retried", properties))
+
+    def _rest(self, delivery: Delivery, error: BaseException) -> None:
+        """Handed to the handler again after a pause, without the broker, who may be what is full."""
+        log.warning("held by an outage", queue=delivery.queue, subject=delivery.message.subject, error=repr(error))
+        with self._changed:
+            if delivery not in self._in_hand:
+                return
+            self._in_hand.discard(delivery)
+            self._resting.add(delivery)
+            self._changed.notify_all()
+
+        def again() -> None:
+            with self._changed:
+                if delivery not in self._resting:
+                    return  # its channel has gone, and the broker has given it to somebody
+                self._resting.discard(delivery)
+                delivery.claimed = False
+                self._inbox[delivery.message.lane].appendleft(delivery)
+                self._changed.notify_all()
+
+        self._keeper.later(self.limits.retry_delay_s, again)
 
     def park(self, delivery: Delivery, error: BaseException) -> None:
         # By the keeper: the epitaph may wait for room, and whoever settles may be the thread that makes it.
@@ -298,6 +326,10 @@ class Consumer:
             log.error("a message could not go its way", queue=delivery.queue, to=routing_key, error=error.message)
             if isinstance(error, BadField):
                 self.settle(delivery, "dropped")
+
+
+def _is_outage(error: BaseException) -> bool:
+    return isinstance(error, InspectBusError) and error.outage
 
 
 class Delivery:

@@ -98,7 +98,9 @@ def users(stations: Iterable[tuple[str, str]] = ()) -> list[User]:
     news = rf"{re.escape(naming.NEWS_PREFIX)}.*"
     taken = [_worker("preprocessing", FRAMES, (PREPARED, DECISIONS)), _worker("inference", PREPARED, (DECISIONS,))]
     results = f"{_queues_of(DECISIONS)}|{_queues_of(GATES)}"
-    taken.append(User("inspectbus-results", write=_any(DEFAULT_EXCHANGE, _name(DEAD)), read=_any(results)))
+    taken.append(
+        User("inspectbus-results", write=_any(DEFAULT_EXCHANGE, _name(DECISIONS), _name(DEAD)), read=_any(results))
+    )
     taken.append(User("inspectbus-training"))
     taken.append(
         User(
