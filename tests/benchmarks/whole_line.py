@@ -59,7 +59,7 @@ class Run:
     backlog_first: int = 0
     backlog_last: int = 0
     backlog_done: int = 0
-    """Of frames that were waiting in the backlog lane: when the stations began, when they had ended, judged meanwhile."""
+    """Frames in the backlog lane: when the stations began, when they had ended, and judged meanwhile."""
 
     def summary(self) -> dict[str, Any]:
         judged = self.frames + self.backlog_done
@@ -94,15 +94,16 @@ class Bench:
         folder = self._folder / f"line-{self._lines}"
         bus_url, database_url = self._broker.url(self._broker.new_vhost()), self._database.new_database()
         each = frames // stations
-        settings = [
+        names = [f"station-{number}" for number in range(stations)]
+        settings: list[dict[str, Any]] = [
             {
-                "name": f"station-{number}",
+                "name": name,
                 "fps": fps / stations,
                 "frames": each,
                 "autostart": False,
                 "source": {"kind": "folder", "path": str(self._folder / "parts")},
             }
-            for number in range(stations)
+            for name in names
         ]
         store_url = (folder / "frames").as_uri()
         with (
@@ -116,7 +117,7 @@ class Bench:
                 fill_backlog(bus, store_url, backlog)
             first, decided = waiting(bus), count(ledger, "decisions")
             began_s, before_s = time.monotonic(), self._cpu_s(line)
-            start(line.address("acquisition-0"), [each["name"] for each in settings])
+            start(line.address("acquisition-0"), names)
             await_count(ledger, "outcomes", each * stations)
             if not backlog:
                 await_count(ledger, "decisions", each * stations)
@@ -159,7 +160,7 @@ def measure(folder: Path, *, quick: bool) -> dict[str, Any]:
         str(stations): round(median(sum(run.cpu_s.values()) / run.frames for run in runs) * 1000, 2)
         for stations, runs in costs.items()
     }
-    told = {
+    told: dict[str, Any] = {
         "fastest": fastest.summary(),
         "calm": calm.summary(),
         "cpu_ms_per_frame_by_stations": cost,
