@@ -9,14 +9,14 @@ import pytest
 
 from tests.doubles.postgres import Postgres
 from tests.doubles.rabbitmq import Broker
-from tests.faults.scenario import TOLD
+from tests.faults.scenario import SHORT_PATIENCE, TOLD
 
 
 @pytest.fixture
 def bus_url(rabbitmq: Broker) -> Iterator[str]:
-    """A vhost of the scenario's own. Faults show faster where patience is short."""
+    """A vhost of the scenario's own."""
     vhost = rabbitmq.new_vhost()
-    yield f"{rabbitmq.url(vhost)}?quarantine_s=3&retry_delay_s=0.2&reconnect_s=1&heartbeat_s=4&confirm_s=5"
+    yield f"{rabbitmq.url(vhost)}?{SHORT_PATIENCE}"
     rabbitmq.drop_vhost(vhost)
 
 
