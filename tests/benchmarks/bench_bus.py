@@ -6,21 +6,24 @@ The pipe: publisher, consumer and broker are a process each; quorum queues as `i
 persistent messages, 32 unconfirmed, 64 unacknowledged. The forms take turns, and a ratio is the median over the turns:
 on a machine that others use too, nothing else can be compared. The line: see whole_line.py. The last line is JSON.
 
-What was learnt, on two cores, each predicted before it was tried (CPU of one process per message):
+What was learnt, on two cores that others used too (CPU of one process; three runs each where not said otherwise):
 
-- Reading 128 KiB at a time instead of pika's 4: consumer 1.30 -> 0.59 CPU-s per GB at 150 KB. So `pika` here is pika
-  as it comes, and `pika-reads` pika with that: the one shows what a user gains, the other what our own code costs.
-- A thread that is woken costs more than all our Python: of 270 us for a message of 150 KB, some 100 were one waking of
-  the handler for each delivery and one of the loop for each settling. Kept: a burst wakes the handler once, and what was
-  settled is acknowledged when a quarter of the prefetch or 10 ms are full. Predicted -20 %, measured -13 % (medians of
-  three pairs, 150 KB and 1 KB alike), and half the switches between threads.
-- Not kept: a bare lock as the handler's bell in place of the condition (predicted -10 %, measured within noise once a
-  burst wakes once); a shorter or longer switch interval (0.5 ms: +15 %; 50 ms: nothing); malloc without trimming (10 page
-  faults fewer for a message, no time gained).
-- Not tried, because a stop-watch spoke against it: headers encoded in advance. All of them cost 4 us to write and 6 to
-  read, of 90 for the smallest message.
-- A claim check pays above some 250 KB: at 150 KB the file, its name and its digest cost the publisher three times what
-  the bytes on the bus do (but the broker half), at 1 MB the frames go 1.5 times as fast.
+- Reading 128 KiB at a time instead of pika's 4: consumer 1.59 -> 0.75 CPU-s per GB at 150 KB. So `pika` here is pika
+  as it comes, and `pika-reads` pika with what link.py sets: the one shows what a user gains, the other what our own
+  code costs.
+- Waking threads is what our own code costs most: a message of 150 KB took the consumer 270 us; acknowledged on the
+  loop's thread and not handed over at all, 140. Predicted from that: one waking of the handler for each burst, 260 ->
+  190 us. Kept, with what was settled acknowledged when a quarter of the prefetch or 10 ms are full: median of three
+  pairs 266 -> 231 us (-4 to -33 %), at 1 KB 74 -> 64 us (one pair worse by 20 %), and at 150 KB half the switches.
+- Predicted wrongly: that the handler called on the loop's thread would cost hardly more than pika. It cost 256 us of
+  276, because each settling still woke the idle subscription's thread.
+- Not kept: a bare lock as the handler's bell in place of the condition (alone within noise; not tried on top of the
+  bursts); another switch interval (two runs: 0.5 ms some 12 % more, 50 ms no less); malloc without trimming (one run:
+  ten page faults a message fewer, no time gained that could be told from noise).
+- Not tried, because a stop-watch spoke against it: headers encoded in advance. They take 4 us to encode and 6 to
+  decode, of 90 and 75 for a message of 1 KB.
+- A claim check with its digest, five turns: at 150 KB 0.69 of the frames/s of bytes on the bus (publisher 3 times the
+  CPU, broker 0.6), at 1 MB 1.5 times the frames/s. Where between the two it begins to pay was not measured.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class Run:
     wall_s: float
     cpu_s: dict[str, float]
     waited_s: list[float]
-    """From capture to gate, of the frames a decision came for in time."""
+    """From capture to gate; of late ones until the gate gave up."""
     late: int
     backlog_first: int = 0
     backlog_last: int = 0
@@ -125,10 +125,9 @@ class Bench:
             done = count(ledger, "decisions") - decided - each * stations
             last = waiting(bus)
             outcomes = Records.read(database_url)
-        late = outcomes.late()
-        waited_s = [one.waited_s for frame_id, one in outcomes.outcomes.items() if frame_id not in late]
+        waited_s = [outcome.waited_s for outcome in outcomes.outcomes.values()]
         cpu_s = {name: after_s[name] - before_s[name] for name in after_s}
-        return Run(each * stations, wall_s, cpu_s, waited_s, len(late), first, last, done if backlog else 0)
+        return Run(each * stations, wall_s, cpu_s, waited_s, len(outcomes.late()), first, last, done if backlog else 0)
 
     def _cpu_s(self, line: LineProcesses) -> dict[str, float]:
         servers = psutil.Process(os.getpid()).children(recursive=True)
