@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
@@ -19,7 +18,7 @@ def main() -> None:
         def handle(delivery: Delivery) -> None:
             match delivery.message.body:
                 case b"crash":
-                    os.kill(os.getpid(), signal.SIGSEGV)
+                    signal.raise_signal(signal.SIGSEGV)
                 case b"hang":
                     threading.Event().wait()
                 case b"bad":

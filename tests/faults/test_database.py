@@ -26,7 +26,7 @@ def test_a_database_killed_and_restarted(frames: int, server: Postgres, tmp_path
             scenario.await_recorded(share)
             server.kill()
             # The line goes on without its ledger: gates are served by news.
-            scenario.await_logged("results-0", "the ledger is blocked, decisions are held")
+            scenario.await_logged("results-0", "the ledger is blocked, the batch is held")
             server.start()
         scenario.finish()
         assert not scenario.line["results-0"].exits, "results waits for its database and does not die of it"

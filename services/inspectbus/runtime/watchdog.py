@@ -47,12 +47,15 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> Watchdog:
+        self._wind()
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join(timeout=5)
+        if self._on_hang is end_process:
+            faulthandler.cancel_dump_traceback_later()
 
     @contextmanager
     def watching(self, what: str) -> Iterator[None]:
@@ -68,14 +71,11 @@ class Watchdog:
 
     def _watch(self) -> None:
         pause_s = self._limit_s / LOOKS
-        wound = False
         while not self._stop.wait(pause_s):
+            self._wind()
             with self._lock:
                 oldest = min(self._calls.values(), default=None)
             if oldest is None:
-                if wound:
-                    faulthandler.cancel_dump_traceback_later()
-                    wound = False
                 continue
             begun_s, what = oldest
             hung_s = time.monotonic() - begun_s
@@ -83,8 +83,8 @@ class Watchdog:
                 log.critical("a call hangs, the process ends", what=what, seconds=round(hung_s, 1))
                 self._on_hang()
                 return
-            if self._on_hang is end_process:
-                faulthandler.dump_traceback_later(self._limit_s + pause_s, exit=True)
-                wound = True
-        if wound:
-            faulthandler.cancel_dump_traceback_later()
+
+    def _wind(self) -> None:
+        """Always, also while nothing is watched: a call that holds the lock from its beginning lets us never look."""
+        if self._on_hang is end_process:
+            faulthandler.dump_traceback_later(self._limit_s * (1 + 1 / LOOKS), exit=True)

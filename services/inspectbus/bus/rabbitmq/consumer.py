@@ -123,7 +123,7 @@ class Consumer:
         # The backlog gets only its share of the places, so that a live frame never waits behind a handful of others.
         places = self._prefetch + SPARE if lane is Lane.LIVE else -(-self._prefetch // BACKLOG_SHARE)
         queue = naming.work_queue(self.topic, self.group, lane)
-        return Intake(link, queue, places, self._on_delivery, on_lost=lambda: self._forget(lane))
+        return Intake(link, queue, places, self._on_delivery, on_read=self._on_read, on_lost=lambda: self._forget(lane))
 
     # The loop's thread.
 
@@ -133,6 +133,9 @@ class Consumer:
         lane = next(lane for lane, mine in self.intakes.items() if mine is intake)
         with self._changed:
             self._inbox[lane].append(Delivery(self, intake, tag, routing_key, properties, body))
+
+    def _on_read(self) -> None:
+        with self._changed:
             self._changed.notify_all()
 
     def _forget(self, lane: Lane) -> None:

@@ -1,6 +1,7 @@
 """An intake: one queue read over one channel, and what was settled acknowledged in as few words as possible.
 
-broker ─> on_delivery(tag, properties, body)        settle(tag) from any thread ─> loop ─> ack (many at once)
+broker ─> on_delivery(tag, properties, body), on_delivery ... ─> on_read()
+settle(tag) from any thread ─> loop, soon or when it is a quarter of the prefetch ─> ack (many at once)
 
 Acknowledgements belong to the channel that delivered. Each channel has a generation; a tag of an older one is dropped,
 because the broker has given that message to somebody again.
@@ -27,6 +28,9 @@ log = structlog.get_logger(__name__)
 
 REOPEN_S = 1.0
 """Before a channel is opened again that the broker has closed."""
+ACK_PAUSE_S = 0.01
+"""After a delivery, what was settled meanwhile is acknowledged together: waking the loop for each costs more than all
+else that is done for a small message."""
 
 Tag = tuple[int, int]
 """Channel generation and delivery tag."""
@@ -48,14 +52,18 @@ class Intake:
         on_delivery: OnDelivery,
         *,
         prepare: Callable[[Channel, Callable[[], None]], None] | None = None,
+        on_read: Callable[[], None] = lambda: None,
         on_lost: Callable[[], None] = lambda: None,
     ) -> None:
-        """`prepare(channel, go_on)` may declare the queue first; `on_lost` says that all tags have become void."""
+        """`prepare(channel, go_on)` may declare the queue first; `on_read` says that a burst of deliveries has ended,
+        `on_lost` that all tags have become void.
+        """
         self.queue = queue
         self._link = link
         self._prefetch = prefetch
         self._on_delivery = on_delivery
         self._prepare = prepare
+        self._on_read = on_read
         self._on_lost = on_lost
         self._settled: deque[Tag] = deque()
         self._closing = threading.Event()
@@ -68,6 +76,8 @@ class Intake:
         self._channel: Channel | None = None
         self._generation = 0
         self._unacked: dict[int, None] = {}
+        self._read_due = False
+        self._ack_due = False
         self._consumer_tag = ""
         self._reopen_at_s = math.inf
 
@@ -81,7 +91,9 @@ class Intake:
     def settle(self, tag: Tag) -> None:
         """The message is finished with. Does nothing for a tag of a channel that has gone."""
         self._settled.append(tag)
-        self._link.wake()
+        # In this order: what is appended after the loop has looked finds that nothing is due any more.
+        if not self._ack_due or len(self._settled) >= self._prefetch // 4:
+            self._link.wake()
 
     def stop_taking(self, patience_s: float) -> None:
         """No more deliveries from now on; those made can still be settled."""
@@ -169,6 +181,20 @@ class Intake:
         tag = int(method.delivery_tag or 0)
         self._unacked[tag] = None
         self._on_delivery(self, (self._generation, tag), str(method.routing_key), properties, body)
+        if not self._read_due:
+            self._read_due = True
+            self._link.later(0, self._all_read)
+
+    def _all_read(self) -> None:
+        self._read_due = False
+        if not self._ack_due:
+            self._ack_due = True
+            self._link.later(ACK_PAUSE_S, self._pause_over)
+        self._on_read()
+
+    def _pause_over(self) -> None:
+        self._ack_due = False
+        self.work()
 
     def _acknowledge(self, channel: Channel) -> None:
         """One word for all up to the first that is still in hand, and one for each beyond it."""
@@ -212,6 +238,7 @@ class Intake:
         self._consumer_tag = ""
         self._consuming.clear()
         self._unacked = {}
+        self._read_due = self._ack_due = False  # they may have gone with the connection's loop
         self._settled.clear()
         self._on_lost()
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 import pika
 import structlog
 from pika.channel import Channel
-from pika.exceptions import ChannelClosedByBroker
+from pika.exceptions import ChannelClosedByBroker, ChannelClosedByClient
 from pika.frame import Method
 from pika.spec import Basic
 
@@ -39,6 +39,9 @@ LAST_PAUSE_S = 2.0
 """Before a message that a full queue refused is sent again: doubling, with jitter."""
 REOPEN_S = 1.0
 """Before the channel is opened again that the broker has closed."""
+NACKS_S = 5.0
+"""Of nothing but refusals on a channel: then another one is tried. A channel that was open when a queue's leader died
+may be refused for as long as that node is away, while a new one is served by the new leader."""
 
 
 @dataclass(eq=False)
@@ -82,6 +85,8 @@ class Publisher:
         self._refused: list[tuple[float, int, Outgoing]] = []
         self._suspects: deque[Outgoing] = deque()
         self._reopen_at_s = math.inf
+        self._served_s = 0.0
+        """When the channel was opened or something was last confirmed on it."""
         self._connection: pika.SelectConnection | None = None
         self.trouble = ""
         """Why the broker takes nothing although it is connected; empty when it does."""
@@ -171,6 +176,11 @@ class Publisher:
                 self._send(heapq.heappop(self._refused)[2])
             while self._fresh:
                 self._send(self._fresh.popleft())
+        if self._refused and not self._link.blocked and now_s - self._served_s > NACKS_S:
+            self._served_s = now_s
+            log.warning("nothing but refusals, another channel is tried", trouble=self.trouble)
+            self._channel.close()
+            return
         oldest = next(iter(self._sent.values()), None)
         if oldest is not None and not self._link.blocked and now_s - oldest.sent_s > self._limits.confirm_s:
             self._link.drop(f"no confirm for {self._limits.confirm_s:.0f} s")
@@ -181,6 +191,7 @@ class Publisher:
         channel.confirm_delivery(ack_nack_callback=self._on_confirm)
         self._channel = channel
         self._tags = itertools.count(1)
+        self._served_s = time.monotonic()
         self.work()
 
     def _send(self, item: Outgoing) -> None:
@@ -213,6 +224,7 @@ class Publisher:
         acked = isinstance(method, Basic.Ack)
         if acked and not any(item.returned for item in confirmed):
             self.trouble = ""
+            self._served_s = time.monotonic()
         with self._changed:
             for item in confirmed:
                 if acked and not item.returned:
@@ -247,6 +259,11 @@ class Publisher:
         if channel is not self._channel:
             return
         self._channel = None
+        if isinstance(reason, ChannelClosedByClient):
+            self._send_all_again()
+            self._reopen_at_s = 0.0
+            self._link.wake()
+            return
         if not isinstance(reason, ChannelClosedByBroker):
             return  # the connection has gone; `lost` follows
         culprit = next(iter(self._sent.values()), None) if self._suspects else None
