@@ -62,10 +62,10 @@ def test_an_abandoned_gate_harms_nobody(
             frozen.pause()
             scenario.await_all_but(FROZEN)
             outcomes = [each for each in scenario.records().outcomes.values() if each.station != FROZEN]
+            assert len(outcomes) < len(scenario.records().outcomes) < 0.9 * frames, "it stood still with frames to come"
             kept = news_kept(rabbitmq, bus_url)
             frozen.resume()
-        figures = scenario.finish()
-    assert figures.late, "parts at the frozen gate got their fail-safe"
+        scenario.finish()
     assert len(outcomes) >= 0.55 * frames
     assert p99_waited_s(outcomes) < DEADLINE_S
     assert sorted(kept)[-2:] == [LIMIT + IN_HAND] * 2, "both abandoned queues are full, and no fuller"
