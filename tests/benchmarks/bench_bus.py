@@ -18,6 +18,7 @@ What was learnt, on two cores that others used too (CPU of one process; three ru
 - Not kept: acknowledging only when a quarter of the prefetch or 10 ms are full. On top of the bursts, in the same
   turns, it made 1.21 of 1.19, 0.79 of 0.87 and 6.1 of 6.3: nothing that paid for a timer and a delay.
 - Ours to pika as it comes, from these turns: 0.96 at 150 KB, 1.35 at 1 MB; at 10 KB, where nothing was aimed at, 0.81.
+  In seven more, the machine overloaded: to pika 1.11 and 1.38, to pika-reads 1.02 and 1.42, to aio-pika 1.19 and 1.49.
 - Predicted wrongly: that the handler called on the loop's thread would cost hardly more than pika. It cost 256 us of
   276, because each settling still woke the idle subscription's thread.
 - Not kept: a bare lock as the handler's bell in place of the condition (alone within noise; not tried on top of the
