@@ -125,5 +125,6 @@ def test_the_leader_of_a_cluster_killed(frames: int, tmp_path: Path, ledger_url:
                 cluster.kill(leader)
                 scenario.await_recorded(share + 0.2)
                 cluster.start(leader)
-            scenario.finish()
+            figures = scenario.finish()
             assert cluster.leader_of("inspectbus.preprocessing.live") != leader
+    assert figures.late < frames / 2, "the two nodes that are left serve on"
