@@ -157,6 +157,8 @@ class SegmentLog:
                 with suppress(OSError):
                     file.truncate(begin)
                 self._retire()
+                if not begin:
+                    self._discard(segment)
                 raise
             with self._lock:
                 segment.ends.extend(begin + end for end in ends)
@@ -240,6 +242,13 @@ class SegmentLog:
         if self._active is not None:
             self._active.close()
             self._active = None
+
+    def _discard(self, segment: _Segment) -> None:
+        """A file that took nothing: a full disk must not be filled with empty ones."""
+        with suppress(OSError):
+            segment.path.unlink(missing_ok=True)
+        with self._lock:
+            self._segments.remove(segment)
 
     def _cut(self, segment: _Segment, at: int) -> None:
         """A segment that was whole when opened no longer is."""

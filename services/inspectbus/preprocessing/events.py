@@ -191,9 +191,13 @@ class _FrameDoor:
 def _frame_in(message: Message) -> Frame:
     """Raises BadField when the body is no frame, or one whose names may not stand in keys and records."""
     try:
-        return checked_frame(Frame.FromString(message.body))
+        frame = checked_frame(Frame.FromString(message.body))
     except DecodeError:
         raise BadField("the message is not a Frame", field="frame") from None
+    # The broker knows who may send under a key; what stands in a body is anybody's word.
+    if message.key != (frame.line, frame.station):
+        raise BadField(f"a frame of {frame.line}/{frame.station} came as {'/'.join(message.key)}", field="station")
+    return frame
 
 
 def _prepared_frame(frame: Frame, prepared: Prepared, pixels: Pixels, received_at: Timestamp) -> PreparedFrame:

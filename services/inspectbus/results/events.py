@@ -43,7 +43,12 @@ def recording(bus: Bus, recorder: Recorder, *, prefetch: int, drain_s: float) ->
 
     def take(read: Callable[[bytes], Entry], delivery: Delivery) -> None:
         # Raising BadField parks the delivery: no second attempt makes it readable.
-        recorder.take(delivery, read(delivery.message.body))
+        entry = read(delivery.message.body)
+        key = delivery.message.key
+        # The broker knows who may send under a key; what stands in a body is anybody's word.
+        if key[:2] != (entry.line, entry.station):
+            raise BadField(f"what is said of {entry.line}/{entry.station} came as {'/'.join(key)}", field="station")
+        recorder.take(delivery, entry)
 
     with ExitStack() as house:
         left_at = time.monotonic()

@@ -45,6 +45,7 @@ class RabbitMQBus:
         """
         addresses = parse(url, name)
         self._limits = addresses.limits
+        self._user = addresses.user
         self._publishing = Link("publish", addresses)
         self._consuming = Link("consume", addresses)
         self._keeper = Keeper("bus-keeper")
@@ -90,7 +91,7 @@ class RabbitMQBus:
         return self._publisher.publish(
             topic.name,
             naming.routing_key(topic, message.key, message.lane),
-            wire.properties(topic, message),
+            wire.properties(topic, message, self._user),
             message.body,
             # A topic that is news alone may have nobody to listen.
             mandatory=bool(topic.groups),

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import pika
+import pika.data
 
 from inspectbus.bus.rabbitmq.limits import Limits
 from inspectbus.errors import BadField
@@ -19,6 +20,24 @@ _TLS_FILES = ("cafile", "certfile", "keyfile")
 _PORTS = {"amqp": 5672, "amqps": 5671}
 SOCKET_PATIENCE_S = 5.0
 """For one TCP connection, and for the handshake on it: a frozen broker accepts the first, never answers the second."""
+
+
+# An AMQP timestamp may lie beyond what Python calls a time. pika then fails while it reads from the socket, which ends the
+# connection, for ever again: the message cannot be thrown away either. A private place, touched where it is as we know.
+_decode_value: Any = getattr(pika.data, "decode_value", None)
+
+
+def _decode_or_none(encoded: bytes, offset: int) -> Any:
+    try:
+        return _decode_value(encoded, offset)
+    except (OverflowError, OSError, ValueError):
+        if encoded[offset : offset + 1] != b"T":
+            raise
+        return None, offset + 9
+
+
+if _decode_value is not None:
+    pika.data.decode_value = _decode_or_none
 
 
 @dataclass(frozen=True)

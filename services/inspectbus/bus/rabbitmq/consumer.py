@@ -159,28 +159,38 @@ class Consumer:
                     return
                 delivery = self._next()
                 self._in_hand.add(delivery)
-            _, lost = wire.attempts(delivery.properties)
-            self.redelivered[delivery.message.lane] += lost > 0
-            self._last_made_s[delivery.message.lane] = delivery.message.time_s
-            if self._quarantine and lost >= self.limits.quarantine_after:
-                delivery.claimed = True
-                self._detour(delivery, naming.quarantine_queue(delivery.queue), "quarantined")
-                continue
             try:
-                self.check(delivery)
-                self._handler(delivery)
+                self._look_at(delivery)
             except Exception as error:  # whatever a handler raises decides about its message, never about this thread
                 if isinstance(error, InspectBusError) and not error.retryable:
                     delivery.park(error)
                 else:
                     delivery.retry(error)
 
+    def _look_at(self, delivery: Delivery) -> None:
+        _, lost = wire.attempts(delivery.properties)
+        self.redelivered[delivery.message.lane] += lost > 0
+        self._last_made_s[delivery.message.lane] = delivery.message.time_s
+        if self._quarantine and lost >= self.limits.quarantine_after:
+            delivery.claimed = True
+            self._detour(delivery, naming.quarantine_queue(delivery.queue), "quarantined")
+            return
+        self.check(delivery)
+        self._handler(delivery)
+
     def check(self, delivery: Delivery) -> None:
         """Raises BadField for what is no message of this topic. A dead letter may be anything."""
         if self.topic is DEAD:
             return
         limits = self.limits
-        wire.check(self.topic, delivery.properties, delivery.body, body_bytes=limits.body_bytes, ahead_s=limits.ahead_s)
+        wire.check(
+            self.topic,
+            delivery.routing_key,
+            delivery.properties,
+            delivery.body,
+            body_bytes=limits.body_bytes,
+            ahead_s=limits.ahead_s,
+        )
 
     def _may_take(self) -> bool:
         return len(self._in_hand) + len(self._resting) < self._prefetch and any(self._inbox.values())
@@ -229,7 +239,7 @@ class Consumer:
             return
         counted = None if _is_outage(error) else error
         properties = wire.again(delivery.properties, delivery.routing_key, error=counted)
-        pause_s = self.limits.retry_delay_s * 2 ** (failures - 1)
+        pause_s = min(self.limits.retry_delay_s * 2 ** min(failures - 1, 10), LONGEST_RETRY_S)
         self._keeper.later(pause_s, lambda: self._detour(delivery, delivery.queue, "retried", properties))
 
     def retry(self, delivery: Delivery, error: BaseException) -> None:
@@ -307,14 +317,17 @@ class Consumer:
         if delivery.void:
             return
 
-        def again() -> None:
-            self._keeper.later(AGAIN_S, lambda: self._send(delivery, exchange, routing_key, how, properties))
+        def again(pause_s: float = AGAIN_S) -> None:
+            self._keeper.later(pause_s, lambda: self._send(delivery, exchange, routing_key, how, properties))
 
         def sent(future: Future[None]) -> None:
             error = future.exception()
             if error is None:
                 self.settle(delivery, how)
-            elif not isinstance(error, BusClosed | NotAllowed | BadField):
+            elif isinstance(error, NotAllowed | BadField):
+                log.error("a message cannot go its way", queue=delivery.queue, to=routing_key, error=error.message)
+                again(LONGEST_RETRY_S)
+            elif not isinstance(error, BusClosed):
                 again()
 
         try:

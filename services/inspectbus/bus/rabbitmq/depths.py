@@ -34,6 +34,8 @@ class Depths:
 
     def of(self, queue: str) -> int:
         """Messages ready in the queue. Raises NotFound, BusAway."""
+        if self._link.trouble:
+            raise BusAway(f"the broker does not tell the depth of {queue}: {self._link.trouble}")
         answer: Future[int] = Future()
         with self._lock:
             self._asked.append((queue, answer))
@@ -42,6 +44,8 @@ class Depths:
             return answer.result(PATIENCE_S)
         except FutureTimeout:
             answer.cancel()
+            with self._lock, suppress(ValueError):
+                self._asked.remove((queue, answer))
             raise BusAway(f"the broker does not tell the depth of {queue}: {self._link.trouble}") from None
 
     def opened(self, connection: pika.SelectConnection) -> None:
@@ -55,11 +59,11 @@ class Depths:
         if self._open is not None or self._channel is None or not self._asked:
             return
         with self._lock:
-            queue, answer = self._open = self._asked.popleft()
-        if answer.cancelled():
-            self._open = None
-            self.work()
-            return
+            while self._asked and self._asked[0][1].cancelled():
+                self._asked.popleft()
+            if not self._asked:
+                return
+            queue, _ = self._open = self._asked.popleft()
         self._channel.queue_declare(queue, passive=True, callback=self._on_answer)
 
     def _on_channel(self, channel: Channel) -> None:

@@ -150,7 +150,11 @@ class Link:
         while not self._closing:
             node, parameters = next(self._nodes)
             connects = self.connects
-            self._connect_and_serve(node, parameters)
+            try:
+                self._connect_and_serve(node, parameters)
+            except Exception as error:  # out of descriptors, say: this thread is all the bus has to come back by
+                self._trouble = f"no connection to {node} can be made: {type(error).__name__}: {error}"[:300]
+                log.exception("no connection can be made", purpose=self._purpose)
             failures = 0 if self.connects > connects else failures + 1
             with self._changed:
                 self._tried = True

@@ -29,6 +29,11 @@ def quarantine_queue(queue: str) -> str:
     return f"{queue}.quarantine"
 
 
+def is_queue(routing_key: str) -> bool:
+    """True when a message came by the default exchange, or by the broker's own dead-lettering."""
+    return home_queue(routing_key) in _ORIGINS
+
+
 def home_queue(queue: str) -> str:
     """The work queue whose quarantine this may be."""
     return queue.removesuffix(".quarantine")

@@ -253,7 +253,7 @@ class Publisher:
     def _refuse(self, item: Outgoing) -> None:
         self.nacks += 1
         now_s = time.monotonic()
-        pause_s = min(FIRST_PAUSE_S * 2**item.refusals, LAST_PAUSE_S) * random.uniform(0.5, 1.5)  # noqa: S311
+        pause_s = min(FIRST_PAUSE_S * 2 ** min(item.refusals, 10), LAST_PAUSE_S) * random.uniform(0.5, 1.5)  # noqa: S311
         item.refusals += 1
         if not item.returned:
             self.trouble = f"the queue behind {item.exchange or item.routing_key} is full"

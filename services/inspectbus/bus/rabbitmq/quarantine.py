@@ -36,6 +36,7 @@ class Quarantine:
         self._ward = ward
         self._changed = threading.Condition()
         self._waiting: deque[Delivery] = deque()
+        self._working: Delivery | None = None
         self._closed = False
         self._intakes = [
             Intake(link, naming.quarantine_queue(queue), 1, self._on_delivery, on_lost=self._forget)
@@ -69,6 +70,8 @@ class Quarantine:
             for delivery in self._waiting:
                 delivery.void = True
             self._waiting.clear()
+            if self._working is not None:
+                self._working.void = True
 
     def _work(self) -> None:
         while True:
@@ -78,11 +81,15 @@ class Quarantine:
                 elif self._closed:
                     return
                 else:
-                    delivery = self._waiting.popleft()
-            if delivery is None:
-                self._ward.look()
-            else:
-                self._try_alone(delivery)
+                    delivery = self._working = self._waiting.popleft()
+            try:
+                if delivery is None:
+                    self._ward.look()
+                else:
+                    self._try_alone(delivery)
+            except Exception:  # whatever is wrong with one message, others wait for this thread
+                log.exception("the quarantine failed")
+            self._working = None
 
     def _try_alone(self, delivery: Delivery) -> None:
         consumer = self._consumer

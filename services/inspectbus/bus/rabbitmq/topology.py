@@ -32,6 +32,7 @@ from pika.exceptions import (
 from inspectbus.bus.contract import Lane
 from inspectbus.bus.rabbitmq import naming
 from inspectbus.bus.rabbitmq.addresses import Addresses
+from inspectbus.bus.rabbitmq.wire import STATION_USER
 from inspectbus.bus.topics import ALL, DEAD, DECISIONS, FRAMES, GATES, PREPARED, Topic
 from inspectbus.errors import BusAway, NotAllowed, NotFound, NotPossibleNow
 
@@ -126,7 +127,7 @@ def users(stations: Iterable[tuple[str, str]] = ()) -> list[User]:
         }
         taken.append(
             User(
-                f"inspectbus-station-{line}.{station}",
+                f"{STATION_USER}{line}.{station}",
                 configure=_any(news),
                 write=_any(_name(FRAMES), _name(GATES), news),
                 read=_any(_name(DECISIONS), news),

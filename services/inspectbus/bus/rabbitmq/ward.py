@@ -46,6 +46,7 @@ class ChildUnfit(InspectBusError):
     """No child could be started: that is no fault of the message."""
 
     retryable = True
+    outage = True
 
 
 class Ward:

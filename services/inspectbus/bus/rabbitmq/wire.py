@@ -14,12 +14,14 @@ import pika
 
 from inspectbus.bus.contract import Lane, Message
 from inspectbus.bus.rabbitmq import naming
-from inspectbus.bus.topics import DEAD, Topic
+from inspectbus.bus.topics import DEAD, FRAMES, GATES, Topic
 from inspectbus.errors import BadField
 
 CONTENT_TYPE = "application/protobuf"
 _CLOUD = "cloudEvents:"
 _OURS = "inspectbus:"
+STATION_USER = "inspectbus-station-"
+"""Begins the name of a station's user; line and station follow."""
 KEY = _OURS + "key"
 """The routing key as it was first published: a way by retry, quarantine or dead letters changes the broker's own."""
 ATTEMPTS = _OURS + "attempts"
@@ -28,11 +30,14 @@ FIRST_FAILED = _OURS + "first-failed"
 LAST_FAILED = _OURS + "last-failed"
 ERROR = _OURS + "error"
 MAX_HEADER_CHARS = 1000
-"""Of an error's text: headers travel in one AMQP frame."""
+"""Of an error's text."""
+MAX_HEADERS_CHARS = 48_000
+"""All headers travel in one AMQP frame of 128 KiB. Whoever sent us more finds them shortened on the copy."""
 
 
-def properties(topic: Topic, message: Message) -> pika.BasicProperties:
-    """Persistent, with an id that is the same each time the same message is sent."""
+def properties(topic: Topic, message: Message, user: str = "guest") -> pika.BasicProperties:
+    """Persistent, with an id that is the same each time the same message is sent. `user` is the connection's own, which
+    the broker makes sure of."""
     headers: dict[str, Any] = {
         _CLOUD + "specversion": "1.0",
         _CLOUD + "id": message.id,
@@ -43,14 +48,15 @@ def properties(topic: Topic, message: Message) -> pika.BasicProperties:
         **message.headers,
     }
     return pika.BasicProperties(
-        content_type=CONTENT_TYPE, delivery_mode=2, message_id=message.id[:255], headers=headers
+        content_type=CONTENT_TYPE, delivery_mode=2, message_id=message.id[:255], user_id=user, headers=headers
     )
 
 
 def message_of(topic: Topic, routing_key: str, properties: pika.BasicProperties, body: bytes) -> Message:
     """What can be known of a message, whether or not `check` is content with it."""
     headers: Mapping[str, Any] = properties.headers or {}
-    key = str(headers.get(KEY) or routing_key)
+    # Only what came by a queue's name, which no station may send to, says itself what its key was.
+    key = str(headers.get(KEY, routing_key)) if naming.is_queue(routing_key) else routing_key
     lane, words = Lane.LIVE, tuple(key.split("."))
     if topic is DEAD:
         words = naming.origin(routing_key)
@@ -68,9 +74,19 @@ def message_of(topic: Topic, routing_key: str, properties: pika.BasicProperties,
     )
 
 
-def check(topic: Topic, properties: pika.BasicProperties, body: bytes, *, body_bytes: int, ahead_s: float) -> None:
+def check(
+    topic: Topic,
+    routing_key: str,
+    properties: pika.BasicProperties,
+    body: bytes,
+    *,
+    body_bytes: int,
+    ahead_s: float,
+) -> None:
     """Raises BadField with what is wrong, when it is no message of this topic that we would have sent."""
     headers: Mapping[str, Any] = properties.headers or {}
+    if topic in (FRAMES, GATES) and not naming.is_queue(routing_key):
+        _check_user(properties.user_id or "", routing_key)
     if properties.content_type != CONTENT_TYPE:
         raise BadField(f"content type {properties.content_type!r} is not {CONTENT_TYPE}", field="content_type")
     for name in ("id", "source", "type", "time"):
@@ -88,6 +104,15 @@ def check(topic: Topic, properties: pika.BasicProperties, body: bytes, *, body_b
         )
     if len(body) > body_bytes:
         raise BadField(f"the body has {len(body)} bytes, at most {body_bytes} are worked on", field="body")
+
+
+def _check_user(user: str, routing_key: str) -> None:
+    """A station may send to exchanges of its own and bind them to ours, so its rights on keys are not enough."""
+    if not user:
+        raise BadField("no user_id: whoever publishes frames and outcomes says who it is", field="user_id")
+    station = user.removeprefix(STATION_USER)
+    if station != user and f".{routing_key}".removesuffix(f".{station}") in (f".{routing_key}",):
+        raise BadField(f"{user} may not speak for {routing_key}", field="user_id")
 
 
 def attempts(properties: pika.BasicProperties) -> tuple[int, int]:
@@ -109,6 +134,10 @@ def again(
         headers.setdefault(FIRST_FAILED, now)
         headers[LAST_FAILED] = now
         headers[ERROR] = f"{type(error).__name__}: {error}"[:MAX_HEADER_CHARS]
+    if len(repr(headers)) > MAX_HEADERS_CHARS:
+        # The broker ends the connection over more than a frame of headers, and nothing else would be sent any more.
+        ours = {name: value for name, value in headers.items() if str(name).startswith((_CLOUD, _OURS))}
+        headers = {name: value[:200] if isinstance(value, str) else 0 for name, value in list(ours.items())[:32]}
     return pika.BasicProperties(
         content_type=properties.content_type,
         delivery_mode=2,
@@ -127,7 +156,9 @@ def rfc3339(time_s: float) -> str:
 def _seconds(text: object) -> float | None:
     """Seconds since the epoch of an RFC 3339 time; None when it is none."""
     try:
-        whole, _, fraction = str(text).removesuffix("Z").partition(".")
+        whole, dot, fraction = str(text).removesuffix("Z").partition(".")
+        if dot and not (fraction.isascii() and fraction.isdigit()):
+            return None
         seconds = datetime.fromisoformat(whole).replace(tzinfo=UTC).timestamp()
         return float(f"{int(seconds)}.{fraction or 0}")
     except (ValueError, OverflowError):
@@ -143,7 +174,8 @@ def _words(headers: Mapping[str, Any]) -> dict[str, str]:
     words = {
         name: value
         for name, value in headers.items()
-        if isinstance(value, str) and not name.startswith((_CLOUD, _OURS, "x-"))
+        # pika gives bytes where a name or a value is no UTF-8.
+        if isinstance(name, str) and isinstance(value, str) and not name.startswith((_CLOUD, _OURS, "x-"))
     }
     for name in (ERROR, ATTEMPTS, FIRST_FAILED, LAST_FAILED):
         if name in headers:
