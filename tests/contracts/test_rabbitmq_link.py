@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 from queue import Queue
 
 import pika
 import pytest
+from structlog.testing import capture_logs
 
 from inspectbus.bus.rabbitmq.addresses import parse
 from inspectbus.bus.rabbitmq.link import Link
@@ -49,3 +51,15 @@ def test_a_connection_that_is_dropped_says_why_and_is_made_again(rabbitmq_vhost:
     finally:
         link.close(PATIENCE_S)
     assert words.endswith("was dropped: it leads nowhere")
+
+
+def test_leaving_while_a_frozen_broker_is_asked_is_quick_and_quiet() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as frozen, capture_logs() as logs:
+        link = Link("publish", parse(f"amqp://guest:guest@127.0.0.1:{frozen.getsockname()[1]}/"))
+        link.start()
+        asking, _ = frozen.accept()
+        with asking:
+            assert asking.recv(4) == b"AMQP"
+            link.close(1.0)
+    assert link.trouble == "the bus has been closed"
+    assert not [line for line in logs if line["log_level"] == "error"]

@@ -183,7 +183,9 @@ class Link:
         try:
             loop.start()
         except Exception as error:  # a fault of ours or of pika must cost this connection and never the thread
-            log.exception("the connection's loop failed", purpose=self._purpose)
+            # pika stumbles when it is told to leave in the middle of a handshake; then all is over anyway.
+            if not self._closing:
+                log.exception("the connection's loop failed", purpose=self._purpose)
             self._on_end(loop, node, error)
         finally:
             with self._changed:
