@@ -54,16 +54,18 @@ ENUMS = [
     (values.GateAction, gate_pb2.GateAction.DESCRIPTOR),
     (values.GateReason, gate_pb2.GateReason.DESCRIPTOR),
     (values.StationState, acquisition_pb2.StationState.DESCRIPTOR),
-    (values.GateAction, gate_pb2.GateAction.DESCRIPTOR),
-    (values.GateReason, gate_pb2.GateReason.DESCRIPTOR),
     (values.JobState, training_pb2.JobState.DESCRIPTOR),
 ]
+
+BUS_ONLY = {("Pixels", "claim")}
+"""Fields that no call carries."""
 
 
 @pytest.mark.parametrize(("value", "message"), PAIRS, ids=[value.__name__ for value, _ in PAIRS])
 def test_a_value_has_the_fields_of_its_message_and_reads_an_empty_one(value: Any, message: Any) -> None:
     names = [field.name for field in dataclasses.fields(value)]
-    assert names == [field.name for field in message.DESCRIPTOR.fields]
+    told = [field.name for field in message.DESCRIPTOR.fields]
+    assert names == [name for name in told if (value.__name__, name) not in BUS_ONLY]
     assert isinstance(values.read(value, message()), value)
 
 
