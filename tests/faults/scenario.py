@@ -14,8 +14,8 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -149,6 +149,14 @@ class Scenario:
             assert time.monotonic() < deadline_s, "no station has spooled a frame: the fault did not bite"
             pause.wait(0.1)
 
+    def await_drained(self, patience_s: float = 20.0) -> None:
+        """Until the bus has confirmed all that was on disk: a decision may be faster than its frame's confirm."""
+        deadline_s = time.monotonic() + patience_s
+        pause = threading.Event()
+        while not (stations := self.stations()) or any(station.spooled for station in stations):
+            assert time.monotonic() < deadline_s, "some frames stay on disk"
+            pause.wait(0.1)
+
     def await_logged(self, name: str, event: str, patience_s: float = 60.0) -> None:
         """Until a process has said so, in this life."""
         self.line[name].await_event(event, patience_s)
@@ -156,6 +164,15 @@ class Scenario:
     def await_recorded(self, share: float, patience_s: float = 120.0) -> Records:
         """Until this share of all frames has a decision."""
         return self._await(lambda records: len(records.decisions) >= share * self._frames, patience_s)
+
+    @contextmanager
+    def flows_again(self, within_s: float = 10.0) -> Iterator[None]:
+        """The fault ends inside; so long after it, at most, something is decided."""
+        decided = len(self.records().decisions)
+        yield
+        ended_s = time.monotonic()
+        self._await(lambda records: len(records.decisions) > decided, within_s)
+        print(f"{self._title}: flows again after {time.monotonic() - ended_s:.1f} s")  # noqa: T201
 
     def finish(self, patience_s: float = 180.0) -> Figures:
         """Waits until every part was taken, decided and acted on, at most so long, and checks the promises."""

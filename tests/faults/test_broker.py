@@ -12,12 +12,15 @@ from inspectbus.bus.rabbitmq import topology
 from inspectbus.bus.rabbitmq.addresses import parse
 from tests.doubles.rabbitmq import Broker
 from tests.doubles.rabbitmq_cluster import Cluster
+from tests.faults.meter import lines, number
 from tests.faults.scenario import SHORT_PATIENCE, SIZES, Scenario
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.postgresql, pytest.mark.slow]
 
 PAUSE_S = 20.0
 ALARM_S = 5.0
+LINES_PER_FAULT = 15
+"""Warnings of one process: each of its parts may say that the broker goes, and none says it for each frame."""
 
 
 @pytest.fixture
@@ -38,6 +41,26 @@ def let_pass(seconds: float) -> None:
     threading.Event().wait(seconds)
 
 
+def check_everybody_felt_it(scenario: Scenario, losses: int) -> None:
+    """Every process lost its connections at least so often, made new ones and was brief about it."""
+    for process in scenario.line.of("acquisition", "preprocessing", "inference", "results"):
+        assert process.starts == 1, f"{process.name} died of it"
+        for link in ("publish", "consume"):
+            assert number(process, "inspectbus_bus_connects_total", link=link) >= 1 + losses
+        assert lines(process) <= LINES_PER_FAULT * max(losses, 1), process.log.read_text()[-3000:]
+    check_it_drained(scenario)
+
+
+def check_it_drained(scenario: Scenario) -> None:
+    """Whatever went to disk came back from it."""
+    scenario.await_drained()
+    acquisition = scenario.line["acquisition-0"]
+    spooled = number(acquisition, "inspectbus_frames_spooled_total")
+    assert spooled
+    assert number(acquisition, "inspectbus_frames_drained_total") == spooled
+    assert not number(acquisition, "inspectbus_frames_dropped_total")
+
+
 @SIZES
 @pytest.mark.parametrize("how", ["stop", "kill"])
 def test_a_broker_that_ends_and_starts_again(
@@ -49,8 +72,10 @@ def test_a_broker_that_ends_and_starts_again(
             scenario.await_recorded(share)
             end()
             scenario.await_spooled()
-            broker.start()
+            with scenario.flows_again():
+                broker.start()
         figures = scenario.finish()
+        check_everybody_felt_it(scenario, losses=2)
     assert figures.late, "parts that passed while there was no broker got their fail-safe"
 
 
@@ -63,8 +88,10 @@ def test_a_broker_that_stands_still_longer_than_its_heartbeat(
         broker.pause()
         scenario.await_spooled()
         let_pass(PAUSE_S)
-        broker.resume()
+        with scenario.flows_again():
+            broker.resume()
         figures = scenario.finish()
+        check_everybody_felt_it(scenario, losses=1)
     assert figures.late
 
 
@@ -75,8 +102,13 @@ def test_a_memory_alarm_set_and_cleared(frames: int, broker: Broker, tmp_path: P
         broker.memory_alarm(True)
         scenario.await_spooled()
         let_pass(ALARM_S)
-        broker.memory_alarm(False)
+        told = [station.detail for station in scenario.stations() if station.spooled]
+        with scenario.flows_again():
+            broker.memory_alarm(False)
         figures = scenario.finish()
+        assert told
+        assert all("memory or disk alarm" in detail for detail in told)
+        check_everybody_felt_it(scenario, losses=0)
     assert figures.late
 
 

@@ -9,8 +9,9 @@ import pytest
 from inspectbus.bus.rabbitmq.addresses import parse
 from tests.doubles.rabbitmq import Broker
 from tests.doubles.tcp_proxy import TcpProxy
+from tests.faults.meter import lines, number
 from tests.faults.scenario import SIZES, Scenario
-from tests.faults.test_broker import let_pass
+from tests.faults.test_broker import LINES_PER_FAULT, check_it_drained, let_pass
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.postgresql, pytest.mark.slow]
 
@@ -35,7 +36,16 @@ def test_stations_cut_off_keep_their_frames_and_say_so(
             behind = [station for station in scenario.stations() if station.spooled]
             assert behind
             assert all(station.behind and "bus is away" in station.detail for station in behind)
-            proxy.heal()
+            with scenario.flows_again():
+                proxy.heal()
             figures = scenario.finish()
-            assert not any(station.spooled for station in scenario.stations())
+            check_it_drained(scenario)
+            assert not any(station.spooled or station.detail for station in scenario.stations())
+            acquisition, preprocessing = scenario.line["acquisition-0"], scenario.line["preprocessing-0"]
+            drained = number(acquisition, "inspectbus_frames_drained_total")
+            backlog = "inspectbus.preprocessing.backlog"
+            assert number(preprocessing, "inspectbus_bus_settled_total", queue=backlog, how="done") >= drained
+            assert number(acquisition, "inspectbus_bus_connects_total", link="publish") > 1
+            assert lines(acquisition) <= LINES_PER_FAULT, acquisition.log.read_text()[-3000:]
+            assert not lines(preprocessing), "those on the broker's side of the cut notice nothing"
     assert figures.late

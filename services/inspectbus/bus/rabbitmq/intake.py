@@ -1,7 +1,7 @@
 """An intake: one queue read over one channel, and what was settled acknowledged in as few words as possible.
 
 broker ─> on_delivery(tag, properties, body), on_delivery ... ─> on_read()
-settle(tag) from any thread ─> loop, soon or when it is a quarter of the prefetch ─> ack (many at once)
+settle(tag) from any thread ─> loop ─> ack (many at once)
 
 Acknowledgements belong to the channel that delivered. Each channel has a generation; a tag of an older one is dropped,
 because the broker has given that message to somebody again.
@@ -28,9 +28,6 @@ log = structlog.get_logger(__name__)
 
 REOPEN_S = 1.0
 """Before a channel is opened again that the broker has closed."""
-ACK_PAUSE_S = 0.01
-"""After a delivery, what was settled meanwhile is acknowledged together: waking the loop for each costs more than all
-else that is done for a small message."""
 
 Tag = tuple[int, int]
 """Channel generation and delivery tag."""
@@ -77,7 +74,6 @@ class Intake:
         self._generation = 0
         self._unacked: dict[int, None] = {}
         self._read_due = False
-        self._ack_due = False
         self._consumer_tag = ""
         self._reopen_at_s = math.inf
 
@@ -91,9 +87,7 @@ class Intake:
     def settle(self, tag: Tag) -> None:
         """The message is finished with. Does nothing for a tag of a channel that has gone."""
         self._settled.append(tag)
-        # In this order: what is appended after the loop has looked finds that nothing is due any more.
-        if not self._ack_due or len(self._settled) >= self._prefetch // 4:
-            self._link.wake()
+        self._link.wake()
 
     def stop_taking(self, patience_s: float) -> None:
         """No more deliveries from now on; those made can still be settled."""
@@ -187,14 +181,7 @@ class Intake:
 
     def _all_read(self) -> None:
         self._read_due = False
-        if not self._ack_due:
-            self._ack_due = True
-            self._link.later(ACK_PAUSE_S, self._pause_over)
         self._on_read()
-
-    def _pause_over(self) -> None:
-        self._ack_due = False
-        self.work()
 
     def _acknowledge(self, channel: Channel) -> None:
         """One word for all up to the first that is still in hand, and one for each beyond it."""
@@ -238,7 +225,7 @@ class Intake:
         self._consumer_tag = ""
         self._consuming.clear()
         self._unacked = {}
-        self._read_due = self._ack_due = False  # they may have gone with the connection's loop
+        self._read_due = False  # it may have gone with the connection's loop
         self._settled.clear()
         self._on_lost()
 
