@@ -39,9 +39,10 @@ LAST_PAUSE_S = 2.0
 """Before a message that a full queue refused is sent again: doubling, with jitter."""
 REOPEN_S = 1.0
 """Before the channel is opened again that the broker has closed."""
-NACKS_S = 5.0
-"""Of nothing but refusals on a channel: then another one is tried. A channel that was open when a queue's leader died
-may be refused for as long as that node is away, while a new one is served by the new leader."""
+NACKS_S, LONGEST_NACKS_S = 5.0, 60.0
+"""Of nothing but refusals on one way: then another channel is tried, and after twice as long the next. A channel that
+was open when a queue's leader died may be refused for as long as that node is away, while a new one is served by the
+new leader. Where the queue really is full, it helps nothing and costs little."""
 
 
 @dataclass(eq=False)
@@ -61,6 +62,15 @@ class Outgoing:
     returned: bool = False
     over: bool = False
     """Confirmed, failed or withdrawn: what the broker says of it now concerns nobody."""
+
+
+@dataclass
+class _Refusals:
+    """By one exchange and routing key, with no confirm between them."""
+
+    since_s: float
+    borne_s: float
+    """How long, before another channel is tried."""
 
 
 class Publisher:
@@ -85,8 +95,8 @@ class Publisher:
         self._refused: list[tuple[float, int, Outgoing]] = []
         self._suspects: deque[Outgoing] = deque()
         self._reopen_at_s = math.inf
-        self._served_s = 0.0
-        """When the channel was opened or something was last confirmed on it."""
+        # By way and not by channel: others' messages are confirmed while the queue behind one way is not served.
+        self._refusing: dict[tuple[str, str], _Refusals] = {}
         self._connection: pika.SelectConnection | None = None
         self.trouble = ""
         """Why the broker takes nothing although it is connected; empty when it does."""
@@ -161,6 +171,7 @@ class Publisher:
 
     def lost(self) -> None:
         self._channel = self._connection = None
+        self._refusing.clear()
         self._send_all_again()
 
     def work(self) -> None:
@@ -176,11 +187,6 @@ class Publisher:
                 self._send(heapq.heappop(self._refused)[2])
             while self._fresh:
                 self._send(self._fresh.popleft())
-        if self._refused and not self._link.blocked and now_s - self._served_s > NACKS_S:
-            self._served_s = now_s
-            log.warning("nothing but refusals, another channel is tried", trouble=self.trouble)
-            self._channel.close()
-            return
         oldest = next(iter(self._sent.values()), None)
         if oldest is not None and not self._link.blocked and now_s - oldest.sent_s > self._limits.confirm_s:
             self._link.drop(f"no confirm for {self._limits.confirm_s:.0f} s")
@@ -191,7 +197,6 @@ class Publisher:
         channel.confirm_delivery(ack_nack_callback=self._on_confirm)
         self._channel = channel
         self._tags = itertools.count(1)
-        self._served_s = time.monotonic()
         self.work()
 
     def _send(self, item: Outgoing) -> None:
@@ -224,15 +229,31 @@ class Publisher:
         acked = isinstance(method, Basic.Ack)
         if acked and not any(item.returned for item in confirmed):
             self.trouble = ""
-            self._served_s = time.monotonic()
         with self._changed:
             for item in confirmed:
                 if acked and not item.returned:
+                    self._refusing.pop((item.exchange, item.routing_key), None)
                     self._end(item, None)
                 else:
                     self._refuse(item)
-        if self._suspects:
+        if not acked and self._borne_too_long(confirmed) and self._channel is not None and self._channel.is_open:
+            self._channel.close()
+        elif self._suspects:
             self.work()
+
+    def _borne_too_long(self, refused: list[Outgoing]) -> bool:
+        """Notes that these were refused; True when it is time for another channel."""
+        now_s = time.monotonic()
+        found = False
+        for item in refused:
+            refusals = self._refusing.setdefault((item.exchange, item.routing_key), _Refusals(now_s, NACKS_S))
+            if now_s - refusals.since_s > refusals.borne_s:
+                found = True
+                if refusals.borne_s == NACKS_S:
+                    log.warning("nothing but refusals, another channel is tried", trouble=self.trouble)
+                refusals.since_s = now_s
+                refusals.borne_s = min(2 * refusals.borne_s, LONGEST_NACKS_S)
+        return found
 
     def _refuse(self, item: Outgoing) -> None:
         self.nacks += 1
