@@ -12,7 +12,7 @@ from pika.exceptions import ChannelClosedByClient
 from pika.frame import Method
 from pika.spec import Basic
 
-from inspectbus.bus.rabbitmq import publisher as module
+from inspectbus.bus.rabbitmq import refusals
 from inspectbus.bus.rabbitmq.addresses import parse
 from inspectbus.bus.rabbitmq.limits import Limits
 from inspectbus.bus.rabbitmq.link import Link
@@ -72,7 +72,7 @@ class Broker:
 
 @pytest.fixture
 def broker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Broker]:
-    monkeypatch.setattr(module, "NACKS_S", 0.0)
+    monkeypatch.setattr(refusals, "FIRST_S", 0.0)
     broker = Broker()
     yield broker
     broker.publisher.close(0)

@@ -30,6 +30,7 @@ from pika.spec import Basic
 
 from inspectbus.bus.rabbitmq.limits import Limits
 from inspectbus.bus.rabbitmq.link import Link
+from inspectbus.bus.rabbitmq.refusals import Refusals
 from inspectbus.errors import BadField, BusClosed, InspectBusError, NotAllowed, QueueFull, TooLate
 
 log = structlog.get_logger(__name__)
@@ -39,10 +40,6 @@ LAST_PAUSE_S = 2.0
 """Before a message that a full queue refused is sent again: doubling, with jitter."""
 REOPEN_S = 1.0
 """Before the channel is opened again that the broker has closed."""
-NACKS_S, LONGEST_NACKS_S = 5.0, 60.0
-"""Of nothing but refusals on one way: then another channel is tried, and after twice as long the next. A channel that
-was open when a queue's leader died may be refused for as long as that node is away, while a new one is served by the
-new leader. Where the queue really is full, it helps nothing and costs little."""
 
 
 @dataclass(eq=False)
@@ -62,15 +59,6 @@ class Outgoing:
     returned: bool = False
     over: bool = False
     """Confirmed, failed or withdrawn: what the broker says of it now concerns nobody."""
-
-
-@dataclass
-class _Refusals:
-    """By one exchange and routing key, with no confirm between them."""
-
-    since_s: float
-    borne_s: float
-    """How long, before another channel is tried."""
 
 
 class Publisher:
@@ -95,8 +83,7 @@ class Publisher:
         self._refused: list[tuple[float, int, Outgoing]] = []
         self._suspects: deque[Outgoing] = deque()
         self._reopen_at_s = math.inf
-        # By way and not by channel: others' messages are confirmed while the queue behind one way is not served.
-        self._refusing: dict[tuple[str, str], _Refusals] = {}
+        self._refusals = Refusals()
         self._connection: pika.SelectConnection | None = None
         self.trouble = ""
         """Why the broker takes nothing although it is connected; empty when it does."""
@@ -171,7 +158,7 @@ class Publisher:
 
     def lost(self) -> None:
         self._channel = self._connection = None
-        self._refusing.clear()
+        self._refusals.clear()
         self._send_all_again()
 
     def work(self) -> None:
@@ -232,28 +219,19 @@ class Publisher:
         with self._changed:
             for item in confirmed:
                 if acked and not item.returned:
-                    self._refusing.pop((item.exchange, item.routing_key), None)
+                    self._refusals.over((item.exchange, item.routing_key))
                     self._end(item, None)
                 else:
                     self._refuse(item)
-        if not acked and self._borne_too_long(confirmed) and self._channel is not None and self._channel.is_open:
-            self._channel.close()
+        if not acked and self._refusals.borne_too_long([(item.exchange, item.routing_key) for item in confirmed]):
+            self._replace_channel()
         elif self._suspects:
             self.work()
 
-    def _borne_too_long(self, refused: list[Outgoing]) -> bool:
-        """Notes that these were refused; True when it is time for another channel."""
-        now_s = time.monotonic()
-        found = False
-        for item in refused:
-            refusals = self._refusing.setdefault((item.exchange, item.routing_key), _Refusals(now_s, NACKS_S))
-            if now_s - refusals.since_s > refusals.borne_s:
-                found = True
-                if refusals.borne_s == NACKS_S:
-                    log.warning("nothing but refusals, another channel is tried", trouble=self.trouble)
-                refusals.since_s = now_s
-                refusals.borne_s = min(2 * refusals.borne_s, LONGEST_NACKS_S)
-        return found
+    def _replace_channel(self) -> None:
+        if self._channel is not None and self._channel.is_open:
+            log.warning("nothing but refusals, another channel is tried", trouble=self.trouble)
+            self._channel.close()
 
     def _refuse(self, item: Outgoing) -> None:
         self.nacks += 1
