@@ -53,7 +53,8 @@ class LineProcesses:
         batch_ms: float = 0.0,
         acquisition_bus_url: str = "",
     ) -> None:
-        """`settings` are further ones by service, as in plant.yaml. `batch_ms` is what a pass of the engine takes.
+        """`stations` are dealt out among acquisition's processes: the first to the first, the second to the second...
+        `settings` are further ones by service, as in plant.yaml. `batch_ms` is what a pass of the engine takes.
         `acquisition_bus_url` is the stations' own way to the broker."""
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
@@ -118,9 +119,16 @@ class LineProcesses:
         """host:port of its gRPC door."""
         return f"127.0.0.1:{self._ports[name]}"
 
-    def client(self) -> Client:
-        """Of the first process of each service."""
-        return Client.connect({service: self.address(f"{service}-0") for service in SERVICES})
+    def state_folder(self, name: str) -> Path:
+        """What a process keeps on its machine."""
+        return self._folder / "state" / name
+
+    def client(self, number: int = 0) -> Client:
+        """Of the process of that number of each service, or the first where there are fewer."""
+        names = {service: f"{service}-{number}" for service in SERVICES}
+        return Client.connect(
+            {service: self.address(name if name in self._ports else f"{service}-0") for service, name in names.items()}
+        )
 
     @property
     def cpu_s(self) -> dict[str, float]:
@@ -128,15 +136,16 @@ class LineProcesses:
         return {name: process.cpu_s for name, process in self._processes.items()}
 
     def _process(self, name: str, version: Path, model: str) -> ServiceProcess:
-        service = name.rpartition("-")[0]
+        service, _, number = name.rpartition("-")
         section: dict[str, Any] = {"port": self._ports[name], "metrics_port": 0}
         if service == "inference":
             section |= {"model": model, "model_dir": str(version)}
         if service == "acquisition":
-            section |= {"lines": [{"name": LINE, "stations": list(self._stations)}]}
+            replicas = sum(1 for each in self._names if each.startswith("acquisition"))
+            section |= {"lines": [{"name": LINE, "stations": list(self._stations[int(number) :: replicas])}]}
             section |= {"bus_url": self._acquisition_bus_url}
         config = self._folder / f"{name}.yaml"
         config.write_text(json.dumps({service: section | dict(self._settings.get(service, {}))}, default=str))
         command = [sys.executable, "-m", "tests.faults.serve", "serve", service, "--config", str(config)]
-        environ = self._environ | {"INSPECTBUS_STATE_DIR": str(self._folder / "state" / name)}
+        environ = self._environ | {"INSPECTBUS_STATE_DIR": str(self.state_folder(name))}
         return ServiceProcess(name, command, environ, self._folder / f"{name}.log")

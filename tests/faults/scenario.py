@@ -5,8 +5,8 @@
     a computer that pushes frames ───┘         ^
                                                └── the scenario's fault
 
-recorded = accepted, lost = 0, double = 0, one gate outcome each, and every outcome that disagrees with its decision
-came late.
+recorded = accepted, lost = 0 (but for what a station was told to drop, and counts), double = 0, one gate outcome each,
+and every outcome that disagrees with its decision came late.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from __future__ import annotations
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import pytest
 
 from inspectbus.errors import InspectBusError
-from inspectbus_client import Shot, Station
+from inspectbus_client import Decision, Shot, Station, StationState
 from tests.doubles.line_processes import LINE, LineProcesses
 from tests.doubles.marked_parts import name, picture, write_parts
 from tests.doubles.records import Records
@@ -33,6 +34,8 @@ SHORT_PATIENCE = "quarantine_s=3&retry_delay_s=0.2&reconnect_s=1&heartbeat_s=4&c
 """Options of a scenario's bus: faults show, and are over, sooner."""
 CAMERAS = ("top", "side")
 PUSHED = "hand"
+QUIET_S = 2.0
+"""Without a new record, nothing is on its way."""
 PARTS = 40
 """Different pictures; cameras begin again when they have shown them all."""
 
@@ -57,12 +60,17 @@ class Figures:
     disobeyed: int
     """Outcomes that disagree with their decision and are not marked late."""
     held: int
+    dropped: int
+    """Accepted frames that stations have given up, by their own count."""
     duplicates: int
     seconds: float
 
 
 TOLD: list[Figures] = []
 """Of all scenarios of this session; conftest.py prints them."""
+
+
+Found = TypeVar("Found")
 
 
 class Scenario:
@@ -87,6 +95,7 @@ class Scenario:
         images the pushing computer mixes into its own, `station` further settings of every station."""
         fps = fps or max(6.0, frames / 90)
         self._title = title
+        self._numbers = range((replicas or {}).get("acquisition", 1))
         self._frames = frames
         self._database_url = database_url
         share = 2 * frames // 5
@@ -113,6 +122,9 @@ class Scenario:
         for number, image in enumerate(poison):
             self._shots.insert((number + 1) * gap + number, self._shot(f"poison-{number}", image))
         self._accepted: set[str] = set()
+        self._inspected: set[str] = set()
+        self.refusals: Counter[str] = Counter()
+        """What the pushing computer heard of frames that were not accepted, before it sent them again."""
         self._over = threading.Event()
         self._pusher = threading.Thread(target=self._push, args=(fps,), name="pusher", daemon=True)
         self._house = ExitStack()
@@ -136,18 +148,41 @@ class Scenario:
     def stations(self) -> list[Station]:
         """As acquisition's door tells them; none while it is away."""
         try:
-            with self.line.client() as client:
-                return client.stations()
+            return [station for number in self._numbers for station in self.stations_of(number)]
         except InspectBusError:
             return []
 
+    def stations_of(self, number: int) -> list[Station]:
+        """Of acquisition's process of that number. Raises Unreachable."""
+        with self.line.client(number) as client:
+            return client.stations()
+
+    def inspect(self, number: int = 0) -> Decision:
+        """One more frame, by the door of acquisition's process of that number."""
+        with self.line.client(number) as client:
+            decision = client.inspect(picture(PARTS + len(self._inspected), bright=True))
+        self._inspected.add(decision.frame_id)
+        return decision
+
+    def await_station(self, condition: Callable[[Station], bool], patience_s: float = 60.0) -> Station:
+        """The first station of which it is true."""
+        return self._until(lambda: next(filter(condition, self.stations()), None), patience_s)
+
     def await_spooled(self, patience_s: float = 60.0) -> None:
         """Until some station keeps frames on its disk."""
-        deadline_s = time.monotonic() + patience_s
-        pause = threading.Event()
-        while not any(station.spooled for station in self.stations()):
-            assert time.monotonic() < deadline_s, "no station has spooled a frame: the fault did not bite"
-            pause.wait(0.1)
+        self.await_station(lambda station: station.spooled > 0, patience_s)
+
+    def await_refusal(self, words: str, patience_s: float = 60.0) -> str:
+        """Until the pushing computer has heard them."""
+        return self._until(lambda: next((told for told in list(self.refusals) if words in told), None), patience_s)
+
+    def await_accepted(self, patience_s: float = 120.0) -> None:
+        """Until every camera is at its end, and the pushing computer too."""
+        self._until(lambda: self._accepts_no_more() or None, patience_s)
+
+    def await_all_but(self, camera: str, patience_s: float = 120.0) -> Records:
+        """Until everybody else's frames are decided and acted on."""
+        return self._await(lambda records: self._decided_but(records, camera), patience_s)
 
     def await_drained(self, patience_s: float = 20.0) -> None:
         """Until the bus has confirmed all that was on disk: a decision may be faster than its frame's confirm."""
@@ -174,50 +209,91 @@ class Scenario:
         self._await(lambda records: len(records.decisions) > decided, within_s)
         print(f"{self._title}: flows again after {time.monotonic() - ended_s:.1f} s")  # noqa: T201
 
-    def finish(self, patience_s: float = 180.0) -> Figures:
-        """Waits until every part was taken, decided and acted on, at most so long, and checks the promises."""
-        records = self._await(self._complete, patience_s, fails=False)
+    def finish(self, patience_s: float = 180.0, *, drops: bool = False) -> Figures:
+        """Waits until every part was taken, decided and acted on, at most so long, and checks the promises.
+
+        With `drops` stations were told to give up their oldest frames when they must: as many are lost as they say.
+        """
+        records = self._await(self._gone_or_decided if drops else self._decided, patience_s, fails=False)
         figures = self._figures(records)
         TOLD.append(figures)
         print(asdict(figures))  # noqa: T201
-        assert not self._missing(records), f"cameras' frames without a decision: {self._missing(records)}"
         assert len(self._accepted) == len(self._shots), "the pushing computer got no answer for some frames"
-        assert figures.recorded == figures.accepted
-        assert figures.lost == 0
+        assert figures.recorded == figures.accepted - figures.lost
+        if drops:
+            # The frame a station is just sending from its disk may be given up there, and arrive.
+            assert figures.lost <= figures.dropped <= figures.lost + len(CAMERAS) + 1
+        else:
+            assert not self._missing(records), f"cameras' frames without a decision: {self._missing(records)}"
+            assert figures.lost == figures.dropped == 0
         assert figures.double == 0
         assert figures.outcomes == figures.accepted
         assert figures.disobeyed == 0
         return figures
 
     def _figures(self, records: Records) -> Figures:
-        accepted = len(self._accepted) + 2 * self._by_camera
-        missing = sum(len(places) for places in self._missing(records).values())
         return Figures(
             scenario=self._title,
             frames=self._frames,
-            accepted=accepted,
+            accepted=self._all_accepted,
             recorded=len(records.decisions),
-            lost=missing + len(records.lost(self._accepted)),
+            lost=self._lost(records),
             double=len(records.twice()),
             outcomes=len(records.outcomes),
             late=len(records.late()),
             disobeyed=len(records.disobeyed()),
             held=len(records.held_ids()),
+            dropped=sum(station.dropped for station in self.stations()),
             duplicates=records.duplicates,
             seconds=round(time.monotonic() - self._begun_s, 1),
         )
+
+    @property
+    def _all_accepted(self) -> int:
+        """When the cameras have come to their end."""
+        return len(self._accepted) + len(self._inspected) + 2 * self._by_camera
+
+    def _lost(self, records: Records) -> int:
+        missing = sum(len(places) for places in self._missing(records).values())
+        return missing + len(records.lost(self._accepted | self._inspected))
 
     def _missing(self, records: Records) -> dict[str, set[int]]:
         found = {camera: records.missing(camera, self._by_camera) for camera in CAMERAS}
         return {camera: places for camera, places in found.items() if places}
 
-    def _complete(self, records: Records) -> bool:
-        return (
-            len(self._accepted) == len(self._shots)
-            and not self._missing(records)
-            and not records.lost(self._accepted)
-            and not records.without_outcome()
-        )
+    def _decided(self, records: Records) -> bool:
+        pushed = len(self._accepted) == len(self._shots)
+        return pushed and not self._lost(records) and not records.without_outcome()
+
+    def _accepts_no_more(self) -> bool:
+        ended = {station.station for station in self.stations() if station.state is StationState.FINISHED}
+        return set(CAMERAS) <= ended and len(self._accepted) == len(self._shots)
+
+    def _decided_but(self, records: Records, camera: str) -> bool:
+        pushed = len(self._accepted) == len(self._shots)
+        acted = {records.decisions[frame_id].station for frame_id in records.without_outcome()} <= {camera}
+        return pushed and acted and not self._missing(records).keys() - {camera} and not records.lost(self._accepted)
+
+    def _gone_or_decided(self, records: Records) -> bool:
+        """No frame is still to be taken, none rests on a disk, and none is on its way."""
+        if not self._accepts_no_more() or len(records.outcomes) < self._all_accepted:
+            return False
+        stations = self.stations()
+        if not stations or any(station.spooled for station in stations):
+            return False
+        if self._lost(records) > sum(station.dropped for station in stations):
+            return False
+        threading.Event().wait(QUIET_S)
+        return len(self.records().decisions) == len(records.decisions)
+
+    @staticmethod
+    def _until(look: Callable[[], Found | None], patience_s: float) -> Found:
+        deadline_s = time.monotonic() + patience_s
+        pause = threading.Event()
+        while (found := look()) is None:
+            assert time.monotonic() < deadline_s, f"not within {patience_s:.0f} s: the fault did not bite"
+            pause.wait(0.1)
+        return found
 
     def _await(self, enough: Callable[[Records], bool], patience_s: float, *, fails: bool = True) -> Records:
         deadline_s = time.monotonic() + patience_s
@@ -248,7 +324,9 @@ class Scenario:
                 with self.line.client() as client:
                     paced = self._paced(list(open_shots.values()), fps)
                     for answer in client.publish_frames(paced, line=LINE, station=PUSHED, patience_s=20):
-                        if answer.error is None:
+                        if answer.error is not None:
+                            self.refusals[str(answer.error)] += 1
+                        else:
                             self._accepted.add(answer.shot.frame_id)
                             del open_shots[answer.shot.frame_id]
             except InspectBusError:

@@ -1,48 +1,83 @@
-"""A reader of news that never reads costs its broker a bounded queue, and nobody else anything."""
+"""A gate that nobody serves for the whole run harms nobody: not the other stations, and not the broker."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from inspectbus.api.v1.gate_pb2 import GateOutcome
 from inspectbus.bus import Message, connect
+from inspectbus.bus.rabbitmq.addresses import parse
 from inspectbus.bus.topics import DECISIONS
+from tests.doubles.line_processes import LINE
 from tests.doubles.rabbitmq import Broker
-from tests.faults.scenario import SIZES, Scenario
+from tests.faults.scenario import CAMERAS, SIZES, Scenario
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.postgresql, pytest.mark.slow]
 
-NEWS = 20
-"""Messages a reader's queue may hold in this scenario."""
+SERVED, FROZEN = CAMERAS
+LIMIT = 20
+"""Messages an abandoned queue may keep, beside the two its reader has in hand."""
+IN_HAND = 2
 DEADLINE_S = 2.0
 
 
-@SIZES
-def test_a_gates_queue_abandoned_for_the_whole_run(
-    frames: int, rabbitmq: Broker, bus_url: str, tmp_path: Path, ledger_url: str
-) -> None:
+@contextmanager
+def abandoned(bus_url: str, *keys: tuple[str, ...]) -> Iterator[None]:
+    """For each key a queue of news as a gate has one, with a reader who never comes to an end with the first."""
     over = threading.Event()
-    stuck = threading.Event()
 
-    def never_reads(_: Message) -> None:
-        stuck.set()
+    def never_done(_: Message) -> None:
         over.wait()
 
-    vhost = bus_url.partition("?")[0].rpartition("/")[2]
-    with connect(f"{bus_url}&news_limit={NEWS}") as bystander:
-        bystander.follow(DECISIONS, never_reads)
-        with Scenario("gate's queue abandoned", frames, tmp_path, bus_url, ledger_url) as scenario:
-            figures = scenario.finish()
-            records = scenario.records()
-        assert stuck.is_set()
-        queues = rabbitmq.ctl("list_queues", "-p", vhost, "-q", "--no-table-headers", "name", "messages_ready")
-        over.set()
-    waiting = {name: int(count) for name, count in (line.split("\t") for line in queues.splitlines() if "\t" in line)}
-    abandoned = [count for name, count in waiting.items() if name.startswith("inspectbus.news.") and count]
-    assert abandoned == [NEWS], "it holds the newest, and no more"
-    assert not sum(count for name, count in waiting.items() if not name.startswith("inspectbus.news."))
-    waited_s = sorted(outcome.waited_s for outcome in records.outcomes.values())
-    assert waited_s[int(0.99 * len(waited_s))] < DEADLINE_S, "the other stations hear in time"
-    assert figures.late <= frames // 50
+    with connect(f"{bus_url}&news_limit={LIMIT}", "abandoned") as bus:
+        try:
+            for key in keys:
+                bus.follow(DECISIONS, never_done, key=key)
+            yield
+        finally:
+            over.set()
+
+
+@SIZES
+def test_an_abandoned_gate_harms_nobody(
+    frames: int, rabbitmq: Broker, tmp_path: Path, bus_url: str, ledger_url: str
+) -> None:
+    with Scenario(
+        "gate abandoned",
+        frames,
+        tmp_path,
+        bus_url,
+        ledger_url,
+        replicas={"acquisition": 2},
+        station={"gate": {"deadline_s": DEADLINE_S}},
+    ) as scenario:
+        with abandoned(bus_url, (LINE, SERVED), ()):
+            frozen = scenario.line["acquisition-1"]
+            scenario.await_recorded(0.2)
+            frozen.pause()
+            scenario.await_all_but(FROZEN)
+            outcomes = [each for each in scenario.records().outcomes.values() if each.station != FROZEN]
+            assert len(outcomes) < len(scenario.records().outcomes) < 0.9 * frames, "it stood still with frames to come"
+            kept = news_kept(rabbitmq, bus_url)
+            frozen.resume()
+        scenario.finish()
+    assert len(outcomes) >= 0.55 * frames
+    assert p99_waited_s(outcomes) < DEADLINE_S
+    assert sorted(kept)[-2:] == [LIMIT + IN_HAND] * 2, "both abandoned queues are full, and no fuller"
+
+
+def p99_waited_s(outcomes: list[GateOutcome]) -> float:
+    assert all(each.HasField("waited_s") for each in outcomes)
+    return sorted(each.waited_s for each in outcomes)[int(0.99 * len(outcomes))]
+
+
+def news_kept(broker: Broker, bus_url: str) -> list[int]:
+    """Messages in each queue of news."""
+    vhost = parse(bus_url).parameters[0].virtual_host
+    told = broker.ctl("list_queues", "--no-table-headers", "-p", vhost, "name", "messages")
+    return [int(count) for name, count in map(str.split, told.splitlines()) if name.startswith("inspectbus.news.")]

@@ -71,6 +71,18 @@ def test_segments_are_bounded_and_go_when_all_in_them_is_dropped(tmp_path: Path)
     assert files(tmp_path) == []
 
 
+def test_a_log_of_which_all_is_dropped_leaves_its_disk_to_others(tmp_path: Path) -> None:
+    with open_log(tmp_path, segment_bytes=1000) as log:
+        log.append([b"one"])
+        second = log.append([b"two"])
+
+        log.drop_through(second)
+
+        assert files(tmp_path) == []
+        assert log.append([b"three"]) > second
+        assert bodies(log) == [b"three"]
+
+
 def test_what_was_dropped_is_not_given_again_after_a_restart(tmp_path: Path) -> None:
     with open_log(tmp_path) as log:
         third = log.append(RECORDS[:3])
@@ -95,8 +107,9 @@ def test_all_dropped_and_opened_again_new_records_have_new_positions(tmp_path: P
 @pytest.mark.parametrize("content", [b"", b"1 9999 1\n", b"one two three", b"\xff" * 300])
 def test_a_damaged_mark_repeats_records_and_skips_none(tmp_path: Path, content: bytes) -> None:
     with open_log(tmp_path) as log:
-        log.drop_through(log.append([b"dropped"]))
+        first = log.append([b"dropped"])
         log.append([b"kept"])
+        log.drop_through(first)
     (tmp_path / "mark").write_bytes(content)
 
     with open_log(tmp_path) as log:

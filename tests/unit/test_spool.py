@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
-import subprocess
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -25,6 +23,7 @@ from inspectbus.api.v1 import frame_pb2
 from inspectbus.bus import Bus, Lane, Message, connect
 from inspectbus.errors import BadField, BusClosed, InspectBusError, StorageAway, StorageFull, TooLate
 from tests.doubles.fickle_bus import FickleBus
+from tests.doubles.small_disk import small_disk
 from tests.doubles.small_line import SmallLine, small_line
 
 PATIENCE_S = 10.0
@@ -189,27 +188,17 @@ def test_a_full_disk_is_like_a_full_spool(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 64 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount, umount = shutil.which("mount"), shutil.which("umount")
-    if os.geteuid() != 0 or mount is None or umount is None:
-        pytest.skip("only root mounts a small disk")
-    command = [mount, "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"this machine mounts no small disk: {done.stderr.strip()}")
-    yield folder
-    subprocess.run([umount, str(folder)], check=True)
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", 64 * 1024) as folder:
+        yield folder
 
 
 @pytest.mark.parametrize("drop_oldest", [False, True])
 def test_a_really_full_disk_keeps_what_was_synced_and_takes_frames_again_later(
-    small_disk: Path, drop_oldest: bool
+    tiny_disk: Path, drop_oldest: bool
 ) -> None:
     synced: list[int] = []
-    with spool(small_disk / "spool", frames=2000, drop_oldest=drop_oldest) as it:
+    with spool(tiny_disk / "spool", frames=2000, drop_oldest=drop_oldest) as it:
         for number in range(1500):
             try:
                 put(it, number)

@@ -128,7 +128,13 @@ class Outlet:
         frame was not accepted. `may_spool` False: whoever waits for the decision has no use for a later one.
         The frame's part waits at the gate from the first moment on; raises as `Gate.expect`, too.
         """
-        self._gate.expect(frame)
+        try:
+            self._gate.expect(frame)
+        except StorageFull:
+            # The journal lies on the spool's disk: where the newest frames count, the oldest make room for it too.
+            if self._spool is None or not self._spool.make_room():
+                raise
+            self._gate.expect(frame)
         try:
             return self._send(frame, may_spool)
         except InspectBusError:

@@ -187,13 +187,16 @@ class SegmentLog:
                     self._cut(segment, begin)
 
     def drop_through(self, position: Position) -> None:
-        """Everything up to the position is given no more, not after a restart either. Raises StorageFull, StorageAway:
-        then it is given again after a restart."""
+        """Everything up to the position is given no more, not after a restart either; a log of which all is dropped has
+        no file left. Raises StorageFull, StorageAway: then it is given again after a restart."""
         with self._disk, _translated(self._folder):
             if position <= self._mark:
                 return
             with self._lock:
                 self._mark = position
+            if self._active is not None and (self._segments[-1].number, self._segments[-1].end) <= position:
+                # Others may wait for this very disk, and the next append may be long in coming.
+                self._retire()
             try:
                 self._write_mark()
                 self._remove_dropped()

@@ -196,6 +196,14 @@ class Spool:
         if count:
             self.tell_dropped(count, f"older than {self._bounds.max_age_s:g} s")
 
+    def make_room(self) -> bool:
+        """By the policy to drop the oldest, some of them, for others who need the same disk. False when none went."""
+        return (
+            self._bounds.drop_oldest
+            and self._segments is not None
+            and self._drop_oldest(self._segment_bytes, "the disk is full")
+        )
+
     def tell_dropped(self, count: int, reason: str) -> None:
         """Accepted frames have been given up."""
         self._dropped += count
