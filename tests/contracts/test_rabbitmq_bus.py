@@ -18,6 +18,7 @@ from typing import Any
 import pika
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
+from structlog.testing import capture_logs
 
 from inspectbus.api.v1.decision_pb2 import Decision
 from inspectbus.bus import Bus, Delivery, Lane, Message, connect
@@ -121,6 +122,29 @@ def test_a_memory_alarm_holds_publishers_and_not_consumers(breakable: Broker) ->
         assert not wait_for_all([future], timeout=1.5).done
         breakable.memory_alarm(False)
         future.result(60)
+
+
+def test_another_channel_is_tried_for_a_queue_that_only_refuses_while_others_take(
+    rabbitmq_vhost: Vhost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inspectbus.bus.rabbitmq.publisher.NACKS_S", 0.5)
+    with connect(rabbitmq_vhost.url) as bus, capture_logs() as told:
+        # Given frames that are refused, outcomes being taken all the while.
+        bus.subscribe(GATES, "outcomes", Delivery.done)
+        rabbitmq_vhost.limit({"max-length": 1}, "inspectbus.preprocessing.*")
+        frames: list[Future[None]] = []
+        deadline_s = time.monotonic() + PATIENCE_S
+        while not told:
+            assert time.monotonic() < deadline_s, "no other channel was tried"
+            # A queue takes some beyond its limit, and tells its refusal later.
+            if len(frames) < 20:
+                frames.append(bus.publish(FRAMES, message()))
+            bus.publish(GATES, message()).result(PATIENCE_S)
+        # Then they go, by the new channel, as soon as there is room.
+        rabbitmq_vhost.limit({"max-length": 1000}, "inspectbus.preprocessing.*")
+        for frame in frames:
+            frame.result(PATIENCE_S)
+    assert [words["event"] for words in told] == ["nothing but refusals, another channel is tried"]
 
 
 def test_nothing_is_lost_where_no_queue_is_bound(rabbitmq: Broker) -> None:

@@ -17,9 +17,9 @@ class Vhost:
         self.url = broker.url(name)
         topology.declare(parse(self.url))
 
-    def limit(self, definition: Mapping[str, int]) -> None:
-        """A policy over all its queues, stronger than any other."""
+    def limit(self, definition: Mapping[str, int], queues: str = ".*") -> None:
+        """A policy over its queues of this pattern, stronger than any other."""
         self.broker.ctl(
             *("set_policy", "-p", self.name, "--priority", "10", "--apply-to", "queues"),
-            *("limits", ".*", json.dumps(dict(definition))),
+            *("limits", queues, json.dumps(dict(definition))),
         )

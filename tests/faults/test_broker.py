@@ -128,5 +128,6 @@ def test_the_leader_of_a_cluster_killed(frames: int, tmp_path: Path, ledger_url:
                 # With the node still away: the others elect a leader and serve.
                 scenario.await_recorded(share + 0.2, SERVED_AGAIN_S)
                 cluster.start(leader)
-            scenario.finish()
+            figures = scenario.finish()
             assert cluster.leader_of("inspectbus.preprocessing.live") != leader
+    assert figures.late < frames / 2, "the two nodes that are left serve on"

@@ -28,9 +28,9 @@ from pika.exceptions import ChannelClosedByBroker, ChannelClosedByClient
 from pika.frame import Method
 from pika.spec import Basic
 
+from inspectbus.bus.contract import Lane
 from inspectbus.bus.rabbitmq.limits import Limits
 from inspectbus.bus.rabbitmq.link import Link
-from inspectbus.bus.rabbitmq.refusals import Refusals
 from inspectbus.errors import BadField, BusClosed, InspectBusError, NotAllowed, QueueFull, TooLate
 
 log = structlog.get_logger(__name__)
@@ -40,6 +40,11 @@ LAST_PAUSE_S = 2.0
 """Before a message that a full queue refused is sent again: doubling, with jitter."""
 REOPEN_S = 1.0
 """Before the channel is opened again that the broker has closed."""
+NACKS_S = 5.0
+"""Of nothing but refusals for one queue: then another channel is tried. One that was open when the queue's leader died
+may be refused for as long as that node is away, while a new one is served by the new leader. What other queues take
+meanwhile says nothing: their leaders are others."""
+_LANES = frozenset(Lane)
 
 
 @dataclass(eq=False)
@@ -59,6 +64,14 @@ class Outgoing:
     returned: bool = False
     over: bool = False
     """Confirmed, failed or withdrawn: what the broker says of it now concerns nobody."""
+
+    @property
+    def way(self) -> tuple[str, str]:
+        """What decides the queue it goes to: exchange and lane, or the queue's own name."""
+        if not self.exchange:
+            return "", self.routing_key
+        lane = self.routing_key.partition(".")[0]
+        return self.exchange, lane if lane in _LANES else ""
 
 
 class Publisher:
@@ -83,7 +96,12 @@ class Publisher:
         self._refused: list[tuple[float, int, Outgoing]] = []
         self._suspects: deque[Outgoing] = deque()
         self._reopen_at_s = math.inf
-        self._refusals = Refusals()
+        self._refusing: dict[tuple[str, str], float] = {}
+        """Ways on which this channel has known nothing but refusals, and since when."""
+        self._stuck: set[tuple[str, str]] = set()
+        """Those for which another channel was tried, so that it is said once."""
+        self._another = False
+        """The next turn tries another channel."""
         self._connection: pika.SelectConnection | None = None
         self.trouble = ""
         """Why the broker takes nothing although it is connected; empty when it does."""
@@ -158,7 +176,6 @@ class Publisher:
 
     def lost(self) -> None:
         self._channel = self._connection = None
-        self._refusals.clear()
         self._send_all_again()
 
     def work(self) -> None:
@@ -174,6 +191,10 @@ class Publisher:
                 self._send(heapq.heappop(self._refused)[2])
             while self._fresh:
                 self._send(self._fresh.popleft())
+        if self._another:
+            self._another = False
+            self._channel.close()
+            return
         oldest = next(iter(self._sent.values()), None)
         if oldest is not None and not self._link.blocked and now_s - oldest.sent_s > self._limits.confirm_s:
             self._link.drop(f"no confirm for {self._limits.confirm_s:.0f} s")
@@ -184,6 +205,8 @@ class Publisher:
         channel.confirm_delivery(ack_nack_callback=self._on_confirm)
         self._channel = channel
         self._tags = itertools.count(1)
+        self._refusing.clear()
+        self._another = False
         self.work()
 
     def _send(self, item: Outgoing) -> None:
@@ -219,27 +242,27 @@ class Publisher:
         with self._changed:
             for item in confirmed:
                 if acked and not item.returned:
-                    self._refusals.over((item.exchange, item.routing_key))
+                    self._refusing.pop(item.way, None)
+                    self._stuck.discard(item.way)
                     self._end(item, None)
                 else:
                     self._refuse(item)
-        if not acked and self._refusals.borne_too_long([(item.exchange, item.routing_key) for item in confirmed]):
-            self._replace_channel()
-        elif self._suspects:
+        if self._suspects:
             self.work()
-
-    def _replace_channel(self) -> None:
-        if self._channel is not None and self._channel.is_open:
-            log.warning("nothing but refusals, another channel is tried", trouble=self.trouble)
-            self._channel.close()
 
     def _refuse(self, item: Outgoing) -> None:
         self.nacks += 1
+        now_s = time.monotonic()
         pause_s = min(FIRST_PAUSE_S * 2**item.refusals, LAST_PAUSE_S) * random.uniform(0.5, 1.5)  # noqa: S311
         item.refusals += 1
         if not item.returned:
             self.trouble = f"the queue behind {item.exchange or item.routing_key} is full"
-        heapq.heappush(self._refused, (time.monotonic() + pause_s, next(self._order), item))
+            if now_s - self._refusing.setdefault(item.way, now_s) > NACKS_S and not self._another:
+                self._another = True
+                if item.way not in self._stuck:
+                    self._stuck.add(item.way)
+                    log.warning("nothing but refusals, another channel is tried", trouble=self.trouble)
+        heapq.heappush(self._refused, (now_s + pause_s, next(self._order), item))
 
     def _on_return(self, channel: Channel, method: Basic.Return, properties: pika.BasicProperties, body: bytes) -> None:
         # The confirm that follows says "ack", and means "gone".
