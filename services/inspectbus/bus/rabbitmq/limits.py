@@ -32,7 +32,8 @@ class Limits:
     news_bytes: int = 32 * 1024 * 1024
     """Their bodies together."""
     heartbeat_s: int = 10
-    """A peer silent for twice as long is gone. Shorter finds a cut cable sooner and a busy machine guilty."""
+    """A peer silent for five seconds more, or at the latest twice that, is gone. Shorter finds a cut cable sooner and a
+    busy machine guilty."""
     reconnect_s: float = 5.0
     """Longest pause between two tries to reach a broker; the first is a twentieth of it."""
     ahead_s: float = 3600.0

@@ -44,6 +44,10 @@ TICK_S = 0.5
 """How often tenants look at their deadlines."""
 
 
+class _Dropped(AMQPConnectionError):
+    """We ended the connection ourselves; the text says why."""
+
+
 class Tenant(Protocol):
     """Whoever works over a link. All methods are called on the link's thread."""
 
@@ -118,14 +122,13 @@ class Link:
     def drop(self, reason: str) -> None:
         """Ends a connection that leads nowhere; a new one follows. The loop's own."""
         connection = self._connection
-        if connection is None:
+        if connection is None or connection.is_closed:
             return
-        log.warning("the connection is dropped", purpose=self._purpose, reason=reason)
-        self._trouble = reason
-        # Asking a peer that does not answer to close would wait for its answer.
-        transport: Any = getattr(connection, "_transport", None)
-        if hasattr(transport, "abort"):
-            transport.abort()
+        # Asking a peer that does not answer to close would wait for its answer. This is what pika itself does when
+        # heartbeats stay away; a private name again.
+        terminate: Any = getattr(connection, "_terminate_stream", None)
+        if terminate is not None:
+            terminate(_Dropped(reason))
         else:
             connection.close()
 
@@ -184,7 +187,9 @@ class Link:
         try:
             loop.start()
         except Exception as error:  # a fault of ours or of pika must cost this connection and never the thread
-            log.exception("the connection's loop failed", purpose=self._purpose)
+            # pika stumbles when it is told to leave in the middle of a handshake; then all is over anyway.
+            if not self._closing:
+                log.exception("the connection's loop failed", purpose=self._purpose)
             self._on_end(loop, node, error)
         finally:
             with self._changed:
@@ -249,6 +254,8 @@ class Link:
 
     def _words(self, node: str, error: BaseException) -> str:
         text = str(error)
+        if isinstance(error, _Dropped):
+            return f"the connection to {node} was dropped: {text}"
         if isinstance(error, ProbableAuthenticationError) or "ACCESS_REFUSED" in text:
             self.refused = True
             return f"the broker at {node} refuses user {self._addresses.user!r}: wrong name or password"
