@@ -16,6 +16,7 @@ from queue import Queue
 from typing import Any
 
 import pika
+import pika.data
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from structlog.testing import capture_logs
@@ -237,6 +238,13 @@ def damaged(how: str) -> pika.BasicProperties:
             headers["cloudEvents:time"] = "soon"
         case "no headers":
             headers = {}
+        case "no user":
+            properties.user_id = None
+        case "a name that is no text":
+            headers = {b"\xff": "x"}  # type: ignore[dict-item]
+        case "headers of a whole frame":
+            headers["long"] = "x" * 130_000
+            properties.content_type = "text/plain"
     properties.headers = headers
     return properties
 
@@ -250,6 +258,9 @@ def damaged(how: str) -> pika.BasicProperties:
         ("future", "in the future"),
         ("no time", "is no time"),
         ("no headers", "is missing"),
+        ("no user", "no user_id"),
+        ("a name that is no text", "is missing"),
+        ("headers of a whole frame", "text/plain"),
     ],
 )
 def test_a_message_we_would_not_have_sent_is_parked_with_its_reason(
@@ -265,6 +276,14 @@ def test_a_message_we_would_not_have_sent_is_parked_with_its_reason(
     assert letter.message.body == b"body"
     letter.done()
     assert not worked
+
+
+def test_a_time_beyond_time_is_read_as_none() -> None:
+    pieces: list[bytes] = []
+    pika.data.encode_table(pieces, {"when": 1})
+    beyond = b"".join(pieces)[:-5] + b"T" + (2**62).to_bytes(8, "big")
+    table = (len(beyond) - 4).to_bytes(4, "big") + beyond[4:]
+    assert pika.data.decode_table(table, 0)[0] == {"when": None}
 
 
 def test_a_body_larger_than_the_bus_takes_is_refused_at_the_sender_and_parked_when_it_comes(
@@ -367,6 +386,26 @@ def test_a_station_cannot_publish_a_decision_or_for_another_station(
     with pytest.raises(NotAllowed):
         station_bus.publish(topic, replace(message(), key=key)).result(PATIENCE_S)
     station_bus.publish(FRAMES, message()).result(PATIENCE_S)
+
+
+def test_a_station_cannot_speak_for_another_by_an_exchange_of_its_own(
+    rabbitmq_vhost: Vhost, bus: Bus, station_bus: Bus
+) -> None:
+    user = "inspectbus-station-line-1.top"
+    dead: Queue[Delivery] = Queue()
+    worked: list[Delivery] = []
+    bus.subscribe(DEAD, "dead", dead.put)
+    bus.subscribe(FRAMES, "preprocessing", worked.append)
+    connection = topology.connected(parse(rabbitmq_vhost.broker.url(rabbitmq_vhost.name, user, "station-password")))
+    channel = connection.channel()
+    channel.exchange_declare("inspectbus.news.mine", "fanout")
+    channel.exchange_bind(FRAMES.name, "inspectbus.news.mine")
+    channel.basic_publish("inspectbus.news.mine", "live.line-1.side", b"x", wire.properties(FRAMES, message(), user))
+    letter = dead.get(timeout=PATIENCE_S)
+    connection.close()
+    assert "may not speak for live.line-1.side" in letter.message.headers["error"]
+    assert not worked
+    letter.done()
 
 
 def test_one_refused_message_fails_alone(bus: Bus, station_bus: Bus) -> None:

@@ -65,7 +65,7 @@ def dead_letters(bus_url: str) -> set[str]:
         channel = connection.channel()
         found = set()
         while (letter := channel.basic_get("inspectbus.dead", auto_ack=True))[0] is not None:
-            found.add(str(letter[1].headers["cloudEvents:subject"]))
+            found.add(str((letter[1].headers or {})["cloudEvents:subject"]))
         return found
     finally:
         connection.close()

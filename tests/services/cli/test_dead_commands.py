@@ -228,7 +228,7 @@ def test_a_replay_raises_the_revision_wherever_the_letter_died(
     assert routing_key == ("backlog.line-1.top" if topic is PREPARED else "line-1.top.hold")
     assert wire.attempts(properties) == (0, 0)
     assert not {wire.ERROR, wire.KEY, wire.LAST_FAILED, "x-death"} & set(properties.headers or {})
-    wire.check(topic, properties, body, body_bytes=1 << 20, ahead_s=60)
+    wire.check(topic, routing_key, properties, body, body_bytes=1 << 20, ahead_s=60)
 
 
 def test_what_cannot_be_read_is_replayed_only_when_told(line: Line, inspectbus: Inspectbus) -> None:

@@ -22,8 +22,8 @@ SOCKET_PATIENCE_S = 5.0
 """For one TCP connection, and for the handshake on it: a frozen broker accepts the first, never answers the second."""
 
 
-# An AMQP timestamp may lie beyond what Python calls a time. pika then fails while it reads from the socket, which ends the
-# connection, for ever again: the message cannot be thrown away either. A private place, touched where it is as we know.
+# An AMQP timestamp may lie beyond what Python calls a time. pika then fails while it reads from the socket, which ends
+# the connection, for ever again: the message cannot even be thrown away. Touched only where it is as we know it.
 _decode_value: Any = getattr(pika.data, "decode_value", None)
 
 

@@ -110,8 +110,8 @@ def _check_user(user: str, routing_key: str) -> None:
     """A station may send to exchanges of its own and bind them to ours, so its rights on keys are not enough."""
     if not user:
         raise BadField("no user_id: whoever publishes frames and outcomes says who it is", field="user_id")
-    station = user.removeprefix(STATION_USER)
-    if station != user and f".{routing_key}".removesuffix(f".{station}") in (f".{routing_key}",):
+    own = user.removeprefix(STATION_USER)
+    if own != user and routing_key != own and not routing_key.endswith(f".{own}"):
         raise BadField(f"{user} may not speak for {routing_key}", field="user_id")
 
 
