@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pika
 import pytest
 from typer.testing import Result
 
@@ -110,13 +111,22 @@ def test_a_broker_is_looked_at_from_the_handshake_to_the_dead_letters(
     bare = broker(rabbitmq_url)
     topology.declare(addresses.parse(rabbitmq_url))
     declared = broker(rabbitmq_url)
+    read = [queue.name for queue in topology.queues() if not queue.name.endswith((".retry", ".quarantine"))]
+    with pika.BlockingConnection(list(addresses.parse(rabbitmq_url).parameters)) as connection:
+        for name in set(read) - {"inspectbus.dead"}:
+            connection.channel().basic_consume(name, lambda *_: None)
+        attended = broker(rabbitmq_url)
     wrong = broker(rabbitmq.url("/", "guest", "s3cret"))
     nowhere = broker(rabbitmq.url("no-such-vhost"))
 
     assert bare["broker"][0] == "ok"
     assert bare["topology"][0] == "fail"
     assert "inspectbus bus declare" in bare["topology"][1]
-    assert {declared[about][0] for about in ("broker", "topology", "dead letters", "queues", "alarms")} == {"ok"}
+    assert bare["topology"][1].startswith("24 of 24 exchanges and queues are missing in vhost ")
+    assert "queues" not in bare
+    assert {attended[about][0] for about in ("broker", "topology", "dead letters", "queues", "alarms")} == {"ok"}
+    assert declared["queues"][0] == "warn"
+    assert "nobody reads inspectbus.preprocessing.live, inspectbus.preprocessing.backlog, " in declared["queues"][1]
     assert wrong["broker"] == ("fail", "the broker refuses user 'guest': wrong name or password")
     assert nowhere["broker"] == ("fail", "the broker has no vhost 'no-such-vhost' for user 'guest'")
 
@@ -125,8 +135,6 @@ def test_a_broker_is_looked_at_from_the_handshake_to_the_dead_letters(
 def test_looking_makes_nothing_and_names_other_arguments(
     rabbitmq_url: str, inspectbus: Inspectbus, tmp_path: Path
 ) -> None:
-    import pika
-
     where = addresses.parse(rabbitmq_url)
     with pika.BlockingConnection(list(where.parameters)) as connection:
         arguments = {"x-queue-type": "quorum", "x-overflow": "drop-head"}
