@@ -85,6 +85,32 @@ def test_a_plant_that_is_well_is_told_so(
     assert result.exit_code == 0
 
 
+def test_recipes_are_there_and_ask_for_the_model_that_is_loaded(
+    inspectbus: Inspectbus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stations = [{"name": name, "recipe": name, "source": {"kind": "push"}} for name in ("right", "other", "none")]
+    acquisition = {"lines": [{"name": "line-1", "stations": stations}], "inspect_recipe": "right"}
+    section = {"state_dir": str(tmp_path), "metrics_port": 0}
+    file = plant_file(tmp_path, acquisition=acquisition, inference={"model": "elpv"}, preprocessing=section)
+    with open_plant() as plant:
+        monkeypatch.setenv("INSPECTBUS_PREPROCESSING_ADDRESS", plant.addresses["preprocessing"])
+        for name, model in (("right", "elpv"), ("other", "mvtec")):
+            recipe = tmp_path / f"{name}.yaml"
+            recipe.write_text(f"name: {name}\nmodel: {model}\n")
+            assert inspectbus("recipes", "put", recipe).exit_code == 0
+
+        found = told(inspectbus("doctor", "preprocessing", "--config", file, "--json"))
+    monkeypatch.setenv("INSPECTBUS_PREPROCESSING_ADDRESS", "127.0.0.1:1")
+    away = told(inspectbus("doctor", "preprocessing", "--config", file, "--json"))
+
+    assert found["recipe right"][0] == "ok"
+    assert found["recipe other"][0] == found["recipe none"][0] == "fail"
+    assert "model mvtec, inference is set to elpv" in found["recipe other"][1]
+    assert "line-1/none" in found["recipe none"][1]
+    assert "inspectbus recipes put none.yaml" in found["recipe none"][1]
+    assert away["recipes"][0] == "warn"
+
+
 def test_a_warning_alone_is_exit_code_1(
     inspectbus: Inspectbus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
