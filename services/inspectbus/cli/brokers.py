@@ -22,6 +22,10 @@ BusUrl = Annotated[
 
 EMBEDDED = "embedded://line"
 """As for services: what nobody told otherwise."""
+IS_EMBEDDED = (
+    "an embedded bus needs nothing of this: it lives in its process and ends with it; INSPECTBUS_BUS_URL or --bus-url "
+    "names a broker"
+)
 
 
 def addresses_of(url: str) -> Addresses | None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from inspectbus.cli.brokers import EMBEDDED, BusUrl, addresses_of
-from inspectbus.cli.printing import AsJson, json_line, table
+from inspectbus.cli.brokers import EMBEDDED, IS_EMBEDDED, BusUrl, addresses_of
+from inspectbus.cli.printing import AsJson, json_line, plain, table
 
 if TYPE_CHECKING:
     from inspectbus.bus.rabbitmq.addresses import Addresses
@@ -34,11 +36,19 @@ def declare(bus_url: BusUrl = EMBEDDED, as_json: AsJson = False) -> None:
     """
     addresses = addresses_of(bus_url)
     if addresses is None:
-        _needs_nothing()
+        typer.echo(f"nothing to do: {IS_EMBEDDED}", err=True)
         return
     from inspectbus.bus.rabbitmq import topology
+    from inspectbus.errors import NotAllowed
 
-    topology.declare(addresses)
+    try:
+        topology.declare(addresses)
+    except NotAllowed:
+        # Even declaring what is there takes the right to configure; looking takes none.
+        gone = _missing(addresses)
+        if gone:
+            raise NotAllowed(f"user {addresses.user!r} may not make queues, and {gone}", field="bus_url") from None
+        typer.echo(f"nothing to do: all is there (and user {addresses.user!r} may not make queues)", err=True)
     found = _standings(addresses)
     if as_json:
         _as_lines(found)
@@ -53,15 +63,26 @@ def declare(bus_url: BusUrl = EMBEDDED, as_json: AsJson = False) -> None:
 
 @app.command("status", epilog="Example: inspectbus bus status --json")
 def status(bus_url: BusUrl = EMBEDDED, as_json: AsJson = False) -> None:
-    """Show how much waits in every queue: by lane, to be tried again, in quarantine, dead."""
+    """Show how much waits in every queue: by lane, to be tried again, in quarantine, dead.
+
+    Exit code 2 when a queue or an exchange is missing.
+    """
+    from inspectbus.errors import NotFound, NotPossibleNow
+
     addresses = addresses_of(bus_url)
     if addresses is None:
-        _needs_nothing()
-        return
+        raise NotPossibleNow(IS_EMBEDDED, field="bus_url")
     found = _standings(addresses)
     if as_json:
         _as_lines(found)
-        return
+    else:
+        _show(found)
+    gone = _missing(addresses)
+    if gone:
+        raise NotFound(gone, field="bus_url")
+
+
+def _show(found: list[Standing]) -> None:
     by_name = {each.queue: each for each in found}
 
     def waiting(name: str) -> int | str | None:
@@ -115,7 +136,7 @@ def definitions(
         passwords = keep_passwords(credentials, [user.name for user in topology.users(stations)])
     text = json.dumps(topology.definitions(vhost or addresses.vhost, passwords, stations), indent=2)
     if output is not None:
-        output.write_text(text + "\n", encoding="utf-8")
+        _write_private(output, text + "\n")
     else:
         typer.echo(text)
     if credentials is None:
@@ -138,10 +159,30 @@ def _standings(addresses: Addresses) -> list[Standing]:
         return standings(connection)
 
 
+def _missing(addresses: Addresses) -> str:
+    """What is missing and what to do; empty when all is there."""
+    from inspectbus.bus.rabbitmq.survey import missing, told_missing
+    from inspectbus.bus.rabbitmq.topology import connected
+
+    with connected(addresses) as connection:
+        gone = missing(connection)
+    return told_missing(gone, addresses.vhost) if gone else ""
+
+
+def _write_private(file: Path, text: str) -> None:
+    """For the owner's eyes alone: the users' password hashes are in it. Raises BadField."""
+    from inspectbus.errors import BadField
+
+    try:
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(descriptor, "w", encoding="utf-8") as opened:
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                os.fchmod(descriptor, 0o600)
+            opened.write(text)
+    except OSError as error:
+        raise BadField(f"{plain(str(file))} cannot be written: {error.strerror or error}", field="output") from None
+
+
 def _as_lines(found: list[Standing]) -> None:
     for each in found:
         json_line(each)
-
-
-def _needs_nothing() -> None:
-    typer.echo("an embedded bus needs nothing of this: it makes its queues itself and ends with its process", err=True)

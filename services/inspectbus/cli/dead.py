@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from inspectbus.cli.brokers import EMBEDDED, BusUrl, addresses_of
+from inspectbus.cli.brokers import EMBEDDED, IS_EMBEDDED, BusUrl, addresses_of
 from inspectbus.cli.printing import AsJson, json_line, plain, table
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def show_letter(
     (letter,) = found
     facts = {**_facts(letter), "key": ".".join(letter.key), "message": _readable(letter)}
     if save is not None:
-        save.write_bytes(_original(letter, config))
+        _save(save, _original(letter, config))
     if as_json:
         json_line(facts)
         return
@@ -146,11 +147,11 @@ def drop_letters(
     as_json: AsJson = False,
 ) -> None:
     """Delete letters for ever. The decisions about their frames stay."""
-    chosen = _chosen(id, every, queue)
     with _dead_letters(bus_url) as letters:
+        chosen = _chosen(id, every, queue)
         if not yes:
             what = "all dead letters" + (f" of {queue}" if queue else "") if every else f"dead letter {id}"
-            typer.confirm(plain(f"Delete {what} for ever?"), abort=True, err=True)
+            _ask(plain(f"Delete {what} for ever?"))
         dropped = letters.drop(chosen)
     _expect(len(dropped), id)
     if as_json:
@@ -164,10 +165,7 @@ def _dead_letters(url: str) -> DeadLetters:
 
     addresses = addresses_of(url)
     if addresses is None:
-        raise NotPossibleNow(
-            "an embedded bus needs nothing of this: its dead letters live in its process and end with it",
-            field="bus_url",
-        )
+        raise NotPossibleNow(IS_EMBEDDED, field="bus_url")
     from inspectbus.bus.rabbitmq.dead import DeadLetters
 
     return DeadLetters(addresses)
@@ -179,7 +177,25 @@ def _chosen(id: str, every: bool, queue: str) -> Callable[[Letter], bool]:
 
     if bool(id) == every:
         raise BadField("name a letter's id, or --all: one of the two", field="id")
+    if queue:
+        from inspectbus.bus.rabbitmq.naming import letter_queues
+
+        if queue not in letter_queues():
+            raise BadField(f"no queue {queue[:80]!r}: there are {', '.join(letter_queues())}", field="queue")
     return lambda letter: (every or id in letter.names) and queue in ("", letter.queue)
+
+
+def _ask(question: str) -> None:
+    """Goes on after a yes only. Raises NotPossibleNow where nobody can answer."""
+    from inspectbus.errors import NotPossibleNow
+
+    try:
+        typer.confirm(question, abort=True, err=True)
+    except typer.Abort:
+        if sys.stdin.isatty():
+            raise
+        typer.echo(err=True)
+        raise NotPossibleNow("nothing is deleted without a yes: without a terminal, add --yes", field="yes") from None
 
 
 def _expect(count: int, id: str) -> None:
@@ -219,6 +235,16 @@ def _tell_long_bytes(message: ProtoMessage, told: dict[str, Any]) -> None:
             told[field.name] = f"{len(value)} bytes"
         elif field.message_type is not None and isinstance(told.get(field.name), dict):
             _tell_long_bytes(value, told[field.name])
+
+
+def _save(file: Path, image: bytes) -> None:
+    """Raises BadField naming the file."""
+    from inspectbus.errors import BadField
+
+    try:
+        file.write_bytes(image)
+    except OSError as error:
+        raise BadField(f"{plain(str(file))} cannot be written: {error.strerror or error}", field="save") from None
 
 
 def _original(letter: Letter, config: Path | None) -> bytes:

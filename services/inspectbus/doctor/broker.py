@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 HANDSHAKE_S = 4.0
 CONFIRM_S = 3.0
+MANY_NAMES = 3
+"""Of what is missing; `bus status` shows them all."""
 MANY_WAIT = 1000
 """In a live queue: some seconds of a whole plant."""
 
@@ -35,9 +37,13 @@ def look_at_broker(url: str) -> list[Finding]:
     at = f"{', '.join(where.nodes)}, vhost {where.vhost}"
     with topology.connected(where) as connection:
         found = [Finding("broker", State.OK, f"{at} takes user {where.user}")]
+        gone = survey.missing(connection)
         faults = survey.faults(connection)
+        if gone:
+            names = ", ".join([*gone[:MANY_NAMES], *(["…"] if len(gone) > MANY_NAMES else [])])
+            found.append(Finding("topology", State.FAIL, f"{survey.told_missing(gone, where.vhost)} ({names})"))
         found += [Finding("topology", State.FAIL, fault) for fault in faults]
-        if not faults:
+        if not gone and not faults:
             found.append(Finding("topology", State.OK, "every exchange and queue is there, as it should be"))
         standings = survey.standings(connection)
     found += _depths(standings)
@@ -62,7 +68,12 @@ def _depths(standings: list[survey.Standing]) -> list[Finding]:
         else:
             continue
         found.append(Finding("queues", State.WARN, says))
-    if not any(each.about == "queues" for each in found):
+    there = [each for each in standings if each.kind == "work" and each.messages is not None]
+    unread = [each.queue for each in there if not each.messages and not each.consumers]
+    if unread:
+        says = f"nothing waits and nobody reads {', '.join(unread)}: are their services started?"
+        found.append(Finding("queues", State.WARN, says))
+    if there and not any(each.about == "queues" for each in found):
         total = sum(each.messages or 0 for each in standings if each.kind in ("work", "retry"))
         found.append(Finding("queues", State.OK, f"{total} messages wait, and somebody reads"))
     return found

@@ -34,6 +34,8 @@ def checks_of(services: Sequence[str], sections: Mapping[str, Mapping[str, Any]]
     checks += [Check("state folder", partial(_state, folder)) for folder in _folders(asked)]
     if "inference" in asked:
         checks.append(Check("model", partial(_model, asked["inference"])))
+    if "preprocessing" in asked:
+        checks.append(Check("recipes", partial(_recipes, settings, _address("preprocessing", settings))))
     for name in asked:
         address = _address(name, settings)
         checks.append(Check(f"{name} service", partial(_door, name, address)))
@@ -101,6 +103,18 @@ def _model(settings: Any) -> list[Finding]:
     store = settings.model_store_url or f"file://{(settings.state_dir / 'models').absolute()}"
     cache = settings.state_dir / "model-cache"
     return look_at_model(settings.model, settings.model_alias, settings.models_address, store, cache)
+
+
+def _recipes(settings: Mapping[str, Any], address: str) -> list[Finding]:
+    from inspectbus.doctor.recipes import look_at_recipes
+
+    plant = settings["acquisition"]
+    wanted: dict[str, list[str]] = {}
+    for line in plant.lines:
+        for station in line.stations:
+            wanted.setdefault(station.recipe, []).append(f"{line.name}/{station.name}")
+    wanted.setdefault(plant.inspect_recipe, []).append("inspect_recipe")
+    return look_at_recipes(wanted, settings["inference"].model, address)
 
 
 def _door(name: str, address: str) -> list[Finding]:

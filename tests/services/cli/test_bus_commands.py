@@ -69,7 +69,8 @@ def test_status_tells_what_waits_by_lane_and_what_is_missing(
     rabbitmq_url: str, inspectbus: Inspectbus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("INSPECTBUS_BUS_URL", rabbitmq_url)
-    missing = by_queue(inspectbus("bus", "status", "--json"))
+    bare = inspectbus("bus", "status", "--json")
+    missing = [json.loads(line)["messages"] for line in bare.stdout.splitlines()]
     topology.declare(addresses.parse(rabbitmq_url))
     with connect(rabbitmq_url) as bus:
         for lane in (Lane.LIVE, Lane.BACKLOG, Lane.BACKLOG):
@@ -78,7 +79,10 @@ def test_status_tells_what_waits_by_lane_and_what_is_missing(
     found = by_queue(inspectbus("bus", "status", "--json"))
     rows = [line.split() for line in inspectbus("bus", "status").stdout.splitlines()]
 
-    assert {each["messages"] for each in missing.values()} == {None}
+    assert (bare.exit_code, bare.stderr.count("\n")) == (2, 1)
+    assert f"24 of 24 exchanges and queues are missing in vhost {addresses.parse(rabbitmq_url).vhost}:" in bare.stderr
+    assert "bus definitions" in bare.stderr
+    assert set(missing) == {None}
     assert found["inspectbus.preprocessing.live"]["messages"] == 1
     assert found["inspectbus.preprocessing.backlog"] == {
         "queue": "inspectbus.preprocessing.backlog",
@@ -137,7 +141,7 @@ def test_with_nothing_running_that_is_said_in_one_line(inspectbus: Inspectbus, c
 
 @pytest.mark.parametrize(
     ("command", "code"),
-    [(("bus", "declare"), 0), (("bus", "status"), 0), (("bus", "definitions"), 2), (("dead", "list"), 2)],
+    [(("bus", "declare"), 0), (("bus", "status"), 2), (("bus", "definitions"), 2), (("dead", "list"), 2)],
     ids=["declare", "status", "definitions", "dead"],
 )
 def test_an_embedded_bus_needs_nothing_of_it(inspectbus: Inspectbus, command: tuple[str, str], code: int) -> None:
@@ -145,6 +149,46 @@ def test_an_embedded_bus_needs_nothing_of_it(inspectbus: Inspectbus, command: tu
 
     assert (result.exit_code, result.stdout) == (code, "")
     assert "embedded bus" in result.stderr
+    assert command[1] == "definitions" or "INSPECTBUS_BUS_URL or --bus-url" in result.stderr
+
+
+@pytest.mark.rabbitmq
+def test_who_may_not_configure_declares_nothing_and_is_told_whether_that_was_needed(
+    rabbitmq: Broker, rabbitmq_url: str, inspectbus: Inspectbus
+) -> None:
+    where = addresses.parse(rabbitmq_url)
+    rabbitmq.import_definitions(
+        {
+            **topology.definitions(where.vhost, {"inspectbus-operator": "secret"}),
+            **{"exchanges": [], "queues": [], "bindings": []},
+        }
+    )
+    url = rabbitmq.url(where.vhost, "inspectbus-operator", "secret")
+
+    needed = inspectbus("bus", "declare", "--bus-url", url)
+    topology.declare(where)
+    needless = inspectbus("bus", "declare", "--bus-url", url)
+
+    assert (needed.exit_code, needed.stderr.count("\n")) == (2, 1)
+    assert "user 'inspectbus-operator' may not make queues, and 24 of 24" in needed.stderr
+    assert (needless.exit_code, "nothing to do" in needless.stderr) == (0, True)
+
+
+@pytest.mark.parametrize("user", topology.users([("line-1", "top")]), ids=lambda user: user.name)
+def test_every_pattern_of_a_users_rights_is_anchored(user: topology.User) -> None:
+    for pattern in (user.configure, user.write, user.read):
+        assert (pattern[0], pattern[-1]) == ("^", "$")
+
+
+def test_definitions_are_written_for_their_owners_eyes_alone(inspectbus: Inspectbus, tmp_path: Path) -> None:
+    file = tmp_path / "bus.json"
+    file.touch(0o644)
+
+    inspectbus("bus", "definitions", "--output", file)
+    unwritable = inspectbus("bus", "definitions", "--output", tmp_path / "none" / "bus.json")
+
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert (unwritable.exit_code, str(tmp_path / "none") in unwritable.stderr) == (2, True)
 
 
 @pytest.mark.rabbitmq

@@ -363,7 +363,8 @@ def test_dropping_asks_first_and_then_it_is_gone(line: Line, inspectbus: Inspect
     (left,) = lines(inspectbus("dead", "list", "--json"))
     inspectbus("dead", "drop", "--all", "--yes")
 
-    assert (unconfirmed.exit_code, kept) == (1, 2)
+    assert (unconfirmed.exit_code, kept) == (2, 2)
+    assert "--yes" in unconfirmed.stderr
     assert left["frame_id"] == line.frame(2).frame_id
     line.wait_for(0)
 
@@ -373,6 +374,26 @@ def test_a_letter_that_is_not_there_is_one_line_and_exit_code_2(line: Line, insp
     result = inspectbus("dead", verb, "0123456789ab", *(["--yes"] if verb == "drop" else []))
 
     assert (result.exit_code, result.stderr.splitlines()) == (2, ["error: there is no dead letter 0123456789ab"])
+
+
+@pytest.mark.parametrize("command", [("list",), ("replay", "--all"), ("drop", "--all", "--yes")], ids=lambda c: c[0])
+def test_a_queue_that_is_none_is_refused_with_the_names_of_those_there_are(
+    line: Line, inspectbus: Inspectbus, command: tuple[str, ...]
+) -> None:
+    result = inspectbus("dead", *command, "--queue", "nosuch")
+
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "'nosuch'" in result.stderr
+    assert "inspectbus.inference.live" in result.stderr
+
+
+def test_an_image_that_cannot_be_saved_says_where(line: Line, inspectbus: Inspectbus, tmp_path: Path) -> None:
+    line.bury(line.frame(1).SerializeToString())
+
+    result = inspectbus("dead", "show", line.frame(1).frame_id, "--save", tmp_path / "none" / "part.png")
+
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert f"{tmp_path}/none/part.png cannot be written" in result.stderr
 
 
 def test_neither_a_letter_nor_all_is_refused(line: Line, inspectbus: Inspectbus) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pika
 import pytest
 from typer.testing import Result
 
@@ -84,6 +85,32 @@ def test_a_plant_that_is_well_is_told_so(
     assert result.exit_code == 0
 
 
+def test_recipes_are_there_and_ask_for_the_model_that_is_loaded(
+    inspectbus: Inspectbus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stations = [{"name": name, "recipe": name, "source": {"kind": "push"}} for name in ("right", "other", "none")]
+    acquisition = {"lines": [{"name": "line-1", "stations": stations}], "inspect_recipe": "right"}
+    section = {"state_dir": str(tmp_path), "metrics_port": 0}
+    file = plant_file(tmp_path, acquisition=acquisition, inference={"model": "elpv"}, preprocessing=section)
+    with open_plant() as plant:
+        monkeypatch.setenv("INSPECTBUS_PREPROCESSING_ADDRESS", plant.addresses["preprocessing"])
+        for name, model in (("right", "elpv"), ("other", "mvtec")):
+            recipe = tmp_path / f"{name}.yaml"
+            recipe.write_text(f"name: {name}\nmodel: {model}\n")
+            assert inspectbus("recipes", "put", recipe).exit_code == 0
+
+        found = told(inspectbus("doctor", "preprocessing", "--config", file, "--json"))
+    monkeypatch.setenv("INSPECTBUS_PREPROCESSING_ADDRESS", "127.0.0.1:1")
+    away = told(inspectbus("doctor", "preprocessing", "--config", file, "--json"))
+
+    assert found["recipe right"][0] == "ok"
+    assert found["recipe other"][0] == found["recipe none"][0] == "fail"
+    assert "model mvtec, inference is set to elpv" in found["recipe other"][1]
+    assert "line-1/none" in found["recipe none"][1]
+    assert "inspectbus recipes put none.yaml" in found["recipe none"][1]
+    assert away["recipes"][0] == "warn"
+
+
 def test_a_warning_alone_is_exit_code_1(
     inspectbus: Inspectbus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,13 +137,22 @@ def test_a_broker_is_looked_at_from_the_handshake_to_the_dead_letters(
     bare = broker(rabbitmq_url)
     topology.declare(addresses.parse(rabbitmq_url))
     declared = broker(rabbitmq_url)
+    read = [queue.name for queue in topology.queues() if not queue.name.endswith((".retry", ".quarantine"))]
+    with pika.BlockingConnection(list(addresses.parse(rabbitmq_url).parameters)) as connection:
+        for name in set(read) - {"inspectbus.dead"}:
+            connection.channel().basic_consume(name, lambda *_: None)
+        attended = broker(rabbitmq_url)
     wrong = broker(rabbitmq.url("/", "guest", "s3cret"))
     nowhere = broker(rabbitmq.url("no-such-vhost"))
 
     assert bare["broker"][0] == "ok"
     assert bare["topology"][0] == "fail"
     assert "inspectbus bus declare" in bare["topology"][1]
-    assert {declared[about][0] for about in ("broker", "topology", "dead letters", "queues", "alarms")} == {"ok"}
+    assert bare["topology"][1].startswith("24 of 24 exchanges and queues are missing in vhost ")
+    assert "queues" not in bare
+    assert {attended[about][0] for about in ("broker", "topology", "dead letters", "queues", "alarms")} == {"ok"}
+    assert declared["queues"][0] == "warn"
+    assert "nobody reads inspectbus.preprocessing.live, inspectbus.preprocessing.backlog, " in declared["queues"][1]
     assert wrong["broker"] == ("fail", "the broker refuses user 'guest': wrong name or password")
     assert nowhere["broker"] == ("fail", "the broker has no vhost 'no-such-vhost' for user 'guest'")
 
@@ -125,8 +161,6 @@ def test_a_broker_is_looked_at_from_the_handshake_to_the_dead_letters(
 def test_looking_makes_nothing_and_names_other_arguments(
     rabbitmq_url: str, inspectbus: Inspectbus, tmp_path: Path
 ) -> None:
-    import pika
-
     where = addresses.parse(rabbitmq_url)
     with pika.BlockingConnection(list(where.parameters)) as connection:
         arguments = {"x-queue-type": "quorum", "x-overflow": "drop-head"}

@@ -46,6 +46,11 @@ def routing_key(topic: Topic, key: tuple[str, ...], lane: Lane) -> str:
     return ".".join((lane, *key) if topic.laned else key)
 
 
+def letter_queues() -> list[str]:
+    """Work queues, in which messages may die."""
+    return list(_ORIGINS)
+
+
 def origin(queue: str) -> tuple[str, ...]:
     """Topic and group of a work queue's name; the name alone when it is none of ours."""
     return _ORIGINS.get(queue, (queue,))

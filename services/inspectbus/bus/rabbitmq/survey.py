@@ -49,8 +49,34 @@ def standings(connection: pika.BlockingConnection) -> list[Standing]:
     return found
 
 
+def missing(connection: pika.BlockingConnection) -> list[str]:
+    """Names of the topology's exchanges and queues that are not there; anybody may ask. Raises BusAway."""
+    questions = [(topic.name, partial(BlockingChannel.exchange_declare, exchange=topic.name)) for topic in ALL] + [
+        (queue.name, partial(BlockingChannel.queue_declare, queue=queue.name)) for queue in queues()
+    ]
+    gone = []
+    for name, question in questions:
+        try:
+            with explained(connection) as channel:
+                question(channel, passive=True)
+                channel.close()
+        except NotFound:
+            gone.append(name)
+        except NotAllowed:
+            continue
+    return gone
+
+
+def told_missing(gone: list[str], vhost: str) -> str:
+    """How many are missing where, and what to do."""
+    return (
+        f"{len(gone)} of {len(ALL) + len(queues())} exchanges and queues are missing in vhost {vhost}: import the "
+        "output of `inspectbus bus definitions`, or run `inspectbus bus declare` as a user who may configure"
+    )
+
+
 def faults(connection: pika.BlockingConnection) -> list[str]:
-    """What is missing, or has other arguments than it should, a sentence each.
+    """What is there with other arguments than it should have, a sentence each; of what is missing see `missing`.
 
     Arguments are compared as far as the user may: the broker tells differences only to one who might have made it.
     Raises BusAway.
@@ -78,8 +104,8 @@ def _fault(connection: pika.BlockingConnection, *questions: Callable[[BlockingCh
             with explained(connection) as channel:
                 question(channel)
                 channel.close()
-    except (NotFound, NotPossibleNow) as error:
+    except NotPossibleNow as error:
         return [error.message]
-    except NotAllowed:
+    except (NotFound, NotAllowed):
         return []
     return []

@@ -117,7 +117,7 @@ def users(stations: Iterable[tuple[str, str]] = ()) -> list[User]:
         )
     )
     everything = r"inspectbus\..*"
-    taken.append(User("inspectbus-operator", news, _any(everything, DEFAULT_EXCHANGE), _any(everything)))
+    taken.append(User("inspectbus-operator", _any(news), _any(everything, DEFAULT_EXCHANGE), _any(everything)))
     for line, station in stations:
         own = rf"{re.escape(line)}\.{re.escape(station)}"
         topics = {
