@@ -223,7 +223,7 @@ def sent_by_others(url: str, topic: Topic, body: bytes, properties: pika.BasicPr
 
 
 def damaged(how: str) -> pika.BasicProperties:
-    properties = wire.properties(FRAMES, message())
+    properties = wire.properties(FRAMES, message(), "guest")
     headers = dict(properties.headers or {})
     match how:
         case "content type":
@@ -299,7 +299,9 @@ def test_a_body_larger_than_the_bus_takes_is_refused_at_the_sender_and_parked_wh
             return []
 
         bus.subscribe(FRAMES, "preprocessing", lambda delivery: delivery.done(), epitaph=epitaph)
-        sent_by_others(rabbitmq_vhost.url, FRAMES, b"x" * 2000, wire.properties(FRAMES, message()), "live.line-1.top")
+        sent_by_others(
+            rabbitmq_vhost.url, FRAMES, b"x" * 2000, wire.properties(FRAMES, message(), "guest"), "live.line-1.top"
+        )
         assert "2000 bytes" in str(told.get(timeout=PATIENCE_S))
 
 

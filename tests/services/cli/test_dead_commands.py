@@ -59,7 +59,9 @@ class Line:
             channel.confirm_delivery()
             for number, body in enumerate(bodies):
                 sent = Message(body, ("line-1", "top"), "test", subject=f"frame-{number}", id=f"id-{number}")
-                properties = wire.again(wire.properties(FRAMES, sent), "live.line-1.top", error=BadField("no image"))
+                properties = wire.again(
+                    wire.properties(FRAMES, sent, "guest"), "live.line-1.top", error=BadField("no image")
+                )
                 properties.headers = {**(properties.headers or {}), **headers}
                 channel.basic_publish("inspectbus.dead", queue, body, properties, mandatory=True)
 

@@ -115,7 +115,7 @@ class DeadLetters:
                 future = publisher.publish(
                     topic.name,
                     naming.routing_key(topic, message.key, message.lane),
-                    wire.properties(topic, message),
+                    wire.properties(topic, message, self._addresses.user),
                     message.body,
                     patience_s=PATIENCE_S,
                 )

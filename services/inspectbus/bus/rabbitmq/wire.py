@@ -35,7 +35,7 @@ MAX_HEADERS_CHARS = 48_000
 """All headers travel in one AMQP frame of 128 KiB. Whoever sent us more finds them shortened on the copy."""
 
 
-def properties(topic: Topic, message: Message, user: str = "guest") -> pika.BasicProperties:
+def properties(topic: Topic, message: Message, user: str) -> pika.BasicProperties:
     """Persistent, with an id that is the same each time the same message is sent. `user` is the connection's own, which
     the broker makes sure of."""
     headers: dict[str, Any] = {
