@@ -139,6 +139,28 @@ def test_with_nothing_running_that_is_said_in_one_line(inspectbus: Inspectbus, c
     assert (result.exit_code, result.stderr) == (2, "error: no broker answers at 127.0.0.1:1\n")
 
 
+def test_a_name_that_does_not_resolve_is_told_as_that(inspectbus: Inspectbus) -> None:
+    result = inspectbus("bus", "status", "--bus-url", "amqp://u:s3cret@no-such-host.invalid/plant")
+
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "name does not resolve" in result.stderr
+
+
+@pytest.mark.rabbitmq
+def test_tls_asked_of_a_plaintext_port_is_told_by_commands_and_by_a_bus(
+    rabbitmq_url: str, inspectbus: Inspectbus
+) -> None:
+    url = rabbitmq_url.replace("amqp://", "amqps://")
+
+    result = inspectbus("bus", "status", "--bus-url", url)
+    with connect(url) as bus:
+        trouble = bus.trouble
+
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "is it a plaintext port?" in result.stderr
+    assert "is it a plaintext port?" in trouble
+
+
 @pytest.mark.parametrize(
     ("command", "code"),
     [(("bus", "declare"), 0), (("bus", "status"), 2), (("bus", "definitions"), 2), (("dead", "list"), 2)],

@@ -20,6 +20,7 @@ import pika
 import structlog
 from pika.adapters.select_connection import IOLoop
 from pika.adapters.utils import io_services_utils
+from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from pika.exceptions import (
     AMQPConnectionError,
     ConnectionClosedByBroker,
@@ -28,6 +29,7 @@ from pika.exceptions import (
 )
 
 from inspectbus.bus.rabbitmq.addresses import Addresses
+from inspectbus.bus.rabbitmq.topology import no_answer
 
 log = structlog.get_logger(__name__)
 
@@ -264,8 +266,8 @@ class Link:
             return f"the broker at {node} has no vhost {self._addresses.vhost!r} for user {self._addresses.user!r}"
         if isinstance(error, ConnectionClosedByBroker):
             return f"the broker at {node} closed the connection: {error.reply_text}"
-        if isinstance(error, AMQPConnectionError):
-            return f"no broker answers at {node}"
+        if isinstance(error, (AMQPConnectionError, AMQPConnectorException)):
+            return no_answer(node, error)
         return f"the connection to {node} broke: {type(error).__name__}: {text}"[:300]
 
     def _say_goodbye(self) -> None:

@@ -13,6 +13,8 @@ import base64
 import hashlib
 import re
 import secrets
+import socket
+import ssl
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -293,7 +295,23 @@ def connected(addresses: Addresses) -> pika.BlockingConnection:
     except (AMQPError, AMQPConnectorException, OSError) as error:
         if "ACCESS_REFUSED" in str(error):
             raise NotAllowed(f"the broker refuses user {addresses.user!r}", field="bus_url") from None
-        raise BusAway(f"no broker answers at {', '.join(addresses.nodes)}", field="bus_url") from None
+        raise BusAway(no_answer(", ".join(addresses.nodes), error), field="bus_url") from None
+
+
+def no_answer(nodes: str, error: BaseException) -> str:
+    """Why nobody answers, as far as the innermost error tells: no such name, no TLS there, or just silence."""
+    waiting: list[BaseException] = [error]
+    while waiting:
+        inner = waiting.pop()
+        if isinstance(inner, socket.gaierror):
+            return f"no broker answers at {nodes}: the host's name does not resolve"
+        if isinstance(inner, ssl.SSLCertVerificationError):
+            return f"the broker at {nodes} is not trusted: {inner.verify_message}"
+        if isinstance(inner, ssl.SSLError):
+            return f"no TLS with {nodes}: is it a plaintext port? use amqp://, or its amqps port ({inner.reason})"
+        causes = (*inner.args, *getattr(inner, "exceptions", ()), getattr(inner, "exception", None))
+        waiting += [cause for cause in causes if isinstance(cause, BaseException)]
+    return f"no broker answers at {nodes}"
 
 
 @contextmanager
