@@ -26,7 +26,7 @@ from inspectbus.bus import Bus, Delivery, Lane, Message, connect
 from inspectbus.bus.rabbitmq import topology, wire
 from inspectbus.bus.rabbitmq.addresses import parse
 from inspectbus.bus.topics import DEAD, DECISIONS, FRAMES, GATES, PREPARED, Topic
-from inspectbus.errors import BadField, BusAway, NotAllowed, NotPossibleNow, QueueFull, TooLate
+from inspectbus.errors import BadField, BusAway, NotAllowed, NotPossibleNow, QueueFull, StorageAway, TooLate
 from tests.doubles.rabbitmq import Broker
 from tests.doubles.vhost import Vhost
 
@@ -117,6 +117,29 @@ def test_a_frozen_broker_costs_a_connection_and_no_message(breakable: Broker) ->
         breakable.resume()
         assert not wait_for_all(futures, timeout=60).not_done
         assert complete.wait(60)
+
+
+def test_what_an_outage_holds_for_long_goes_back_to_the_broker_uncounted(rabbitmq_vhost: Vhost) -> None:
+    with connect(f"{rabbitmq_vhost.url}?held_s=0.2&retry_delay_s=0.05") as bus:
+        told = [message() for _ in range(5)]
+        handed_over: dict[str, set[Delivery]] = {each.id: set() for each in told}
+        taken: Queue[Delivery] = Queue()
+
+        def take(delivery: Delivery) -> None:
+            handed_over[delivery.message.id].add(delivery)
+            # The same delivery again and again is still held here; a second one has been with the broker.
+            if any(len(deliveries) < 2 for deliveries in handed_over.values()):
+                raise StorageAway("the database restarts")
+            taken.put(delivery)
+            delivery.done()
+
+        bus.subscribe(FRAMES, "preprocessing", take)
+        for each in told:
+            bus.publish(FRAMES, each).result(PATIENCE_S)
+
+        came = [taken.get(timeout=PATIENCE_S) for _ in told]
+        assert {delivery.message.id for delivery in came} == set(handed_over)
+        assert {delivery.attempts for delivery in came} == {1}
 
 
 def test_a_memory_alarm_holds_publishers_and_not_consumers(breakable: Broker) -> None:

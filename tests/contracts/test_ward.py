@@ -109,6 +109,18 @@ def test_an_output_that_was_not_confirmed_leaves_the_message_undone(ward: Ward, 
     assert raised.value.retryable
 
 
+def test_a_ward_closed_while_its_child_starts_leaves_no_child(parent: Parent) -> None:
+    def start_late(fd: int) -> subprocess.Popen[bytes]:
+        process = parent.start_child(fd)
+        closing.close()
+        return process
+
+    closing = Ward(start_late, parent.publish, limit_s=0.5)
+    with pytest.raises(ChildUnfit):
+        closing.work(FRAMES, "preprocessing", frame(b"good"), attempts=3)
+    assert parent.children[0].wait(10) < 0
+
+
 def test_a_child_that_does_not_start_is_no_fault_of_the_message(parent: Parent) -> None:
     parent.command = [sys.executable, "-c", "raise SystemExit(3)"]
     ward = Ward(parent.start_child, parent.publish, limit_s=3.0)

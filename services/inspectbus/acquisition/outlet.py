@@ -163,7 +163,7 @@ class Outlet:
             else:
                 self._to_bus(passage)
         except InspectBusError as error:
-            self._refused(passage, error)
+            self._settled(passage, error)
             raise
         self._last_frame_s = time.time()
         return passage.accepted
@@ -219,13 +219,13 @@ class Outlet:
             self._breaker.trip(error)
             self._bus_failed(passage)
         else:
-            self._refused(passage, error)
+            self._settled(passage, error)
 
     def _bus_failed(self, passage: _Passage) -> None:
         try:
             self._to_spool(passage)
         except InspectBusError as error:
-            self._refused(passage, error)
+            self._settled(passage, error)
 
     def _to_spool(self, passage: _Passage, patience_s: float | None = None) -> None:
         assert self._spool is not None
@@ -244,15 +244,7 @@ class Outlet:
 
     def _on_disk(self, passage: _Passage, synced: Future[None]) -> None:
         """On the spool's thread."""
-        error = synced.exception()
-        if error is None:
-            self._settled(passage, None)
-        else:
-            self._refused(passage, error)
-
-    def _refused(self, passage: _Passage, error: BaseException) -> None:
-        """Neither bus nor disk took the frame: its sender hears of it, and it has left no trace here."""
-        self._settled(passage, error)
+        self._settled(passage, synced.exception())
 
     def _set_out(self, passage: _Passage) -> None:
         """Bus or disk has it in hand."""
@@ -262,6 +254,7 @@ class Outlet:
                 self._in_flight_gauge.inc()
 
     def _settled(self, passage: _Passage, error: BaseException | None) -> None:
+        """Bus or disk has it for good; with an error neither took it, and its sender hears why."""
         with self._changed:
             if passage.settled:
                 return  # the bus and the disk may both have it

@@ -1,13 +1,13 @@
 """The recorder: what has arrived becomes one transaction, and only then is it acknowledged.
 
     bus ─ take ─> inbox (bounded by the subscription's prefetch) ─> batch ─> ledger.record ─> delivery.done() each
-                                                                     └─ database full or away: hold it, try again
+                                                    database full or away: └─ held, tried again ─> delivery.retry() each
 
 One recorder takes decisions and gate outcomes alike: they share a transaction, and with it the disk's one flush.
 
 A full disk is nobody's fault on the line, so its decisions must not use up the bus's attempts and end among the dead
 letters: the batch stays in hand, unacknowledged, until there is room. Meanwhile the bus hands over no more than its
-prefetch and pushes back on its senders.
+prefetch and pushes back on its senders. An outage that lasts is told to the bus, which counts it as nobody's failure.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ log = structlog.get_logger(__name__)
 FIRST_RETRY_S = 0.1
 LAST_RETRY_S = 5.0
 """The pause doubles between these: soon enough after a lock, rare enough on a full disk."""
+HOLD_S = 8.0
+"""An outage is waited for here so long, which is a restart. The bus knows what to do with a longer one; a message that
+is worked on alone would be taken for one that hangs."""
 
 
 class _Item(NamedTuple):
@@ -56,6 +59,7 @@ class Recorder:
         self._on_commit = on_commit
         self._inbox: deque[_Item] = deque()  # never holds more than the subscriptions may leave unsettled
         self._stopped = False
+        self._blocked = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="results-recorder", daemon=True)
 
@@ -99,6 +103,10 @@ class Recorder:
         begun = time.monotonic()
         try:
             fates = self._commit(entries)
+        except (StorageFull, StorageAway) as outage:
+            for item in batch:
+                item.delivery.retry(outage)
+            return None
         except Exception as fault:  # any, for it must not end this thread; the bus counts what it costs the entry
             return fault
         if fates is None:
@@ -121,16 +129,24 @@ class Recorder:
             item.delivery.retry(fault)
 
     def _commit(self, entries: list[Entry]) -> list[Fate] | None:
-        """Records the batch, however long the database takes nothing. None when told to stop before it did."""
+        """Records the batch, or waits until it can be. None when told to stop before that.
+
+        Raises StorageFull or StorageAway when neither comes within HOLD_S.
+        """
         pause_s = FIRST_RETRY_S
+        give_back_s = time.monotonic() + HOLD_S
         while True:
             try:
                 fates = self._ledger.record(entries)
             except (StorageFull, StorageAway) as error:
                 self._metrics.blocked.set(1)
+                self._blocked = True
                 log.error("the ledger is blocked, the batch is held", held=len(entries), error=error.message)
+                if time.monotonic() > give_back_s:
+                    raise
             else:
-                if pause_s > FIRST_RETRY_S:
+                if self._blocked:
+                    self._blocked = False
                     self._metrics.blocked.set(0)
                     log.info("the ledger takes entries again")
                 return fates

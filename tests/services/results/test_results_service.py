@@ -29,6 +29,7 @@ from inspectbus.api.v1.gate_pb2 import GateAction, GateOutcome, GateReason
 from inspectbus.bus import Bus, Delivery, Message, topics
 from inspectbus.bus.embedded import EmbeddedBus, Limits
 from inspectbus.bus.messages import decision_message, outcome_message
+from inspectbus.results import recorder
 from inspectbus.results.service import open_service
 from inspectbus.results.settings import ResultsSettings
 from inspectbus.runtime.rpc_server import Door
@@ -364,6 +365,30 @@ def test_a_locked_database_holds_decisions_too(
 
     confirmed.result(PATIENCE_S)
     assert get(results, decision).decision == decision
+
+
+def test_an_outage_longer_than_the_recorder_waits_costs_no_decision(
+    monkeypatch: pytest.MonkeyPatch,
+    lock: Callable[[], AbstractContextManager[None]],
+    results: Stub,
+    door: Door,
+    bus: Bus,
+    publish: Publish,
+    decide: Decide,
+) -> None:
+    monkeypatch.setattr(recorder, "HOLD_S", 0.0)
+    dead: Queue[Delivery] = Queue()
+    bus.subscribe(topics.DEAD, "dead", dead.put)
+    told = [decide() for _ in range(5)]
+    with lock():
+        confirmed = [publish(decision) for decision in told]
+        _until(lambda: metrics(door)["inspectbus_ledger_blocked"] == 1)
+
+    for future in confirmed:
+        future.result(PATIENCE_S)
+    assert [get(results, decision).decision for decision in told] == told
+    assert metrics(door)["inspectbus_ledger_blocked"] == 0
+    assert dead.empty()
 
 
 # Questions

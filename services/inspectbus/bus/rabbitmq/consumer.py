@@ -257,8 +257,16 @@ class Consumer:
         self._keeper.later(0, lambda: self._detour(delivery, queue, "retried", properties))
 
     def _rest(self, delivery: Delivery, error: BaseException) -> None:
-        """Handed to the handler again after a pause, without the broker, who may be what is full."""
+        """Handed to the handler again after a pause, without the broker, who may be what is full.
+
+        One that has waited long goes to the end of its queue: an outage of hours must not count as its workers' death.
+        """
         log.warning("held by an outage", queue=delivery.queue, subject=delivery.message.subject, error=repr(error))
+        if time.monotonic() - delivery.since_s > self.limits.held_s:
+            properties = wire.again(delivery.properties, delivery.routing_key, delay_s=self.limits.retry_delay_s)
+            queue = naming.retry_queue(delivery.queue)
+            self._keeper.later(0, lambda: self._detour(delivery, queue, "set aside", properties))
+            return
         with self._changed:
             if delivery not in self._in_hand:
                 return
@@ -363,6 +371,7 @@ class Delivery:
         self.routing_key = routing_key
         self.properties = properties
         self.body = body
+        self.since_s = time.monotonic()
         self.claimed = False
         self.void = False
         """Its channel has gone: the broker has given the message to somebody again."""

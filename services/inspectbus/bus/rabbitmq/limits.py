@@ -23,6 +23,9 @@ class Limits:
     """Failures a handler may have with one message before it is parked."""
     retry_delay_s: float = 1.0
     """Before the second attempt; doubles with each further one, up to thirty seconds."""
+    held_s: float = 600.0
+    """How long a message waits here for an outage to end before the broker keeps it again. After half an hour (its
+    consumer_timeout) the broker would count us as dead, and the message as a killer."""
     quarantine_after: int = 2
     """Deliveries lost with their worker before a message is worked on alone."""
     quarantine_s: float = 30.0

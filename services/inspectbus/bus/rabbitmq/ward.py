@@ -89,6 +89,9 @@ class Ward:
                 raise ChildUnfit("the bus is closing")
             try:
                 child = self._child = self._child or self._begin()
+                # Again: whoever closed us meanwhile saw no child to end.
+                if self._closed.is_set():
+                    raise ChildUnfit("the bus is closing")
                 child.wait_ready(topic.name, group)
                 self._work(child, topic, group, message, attempts)
             except (Crashed, Hung, ChildUnfit):
