@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -23,7 +22,7 @@ import prometheus_client as prometheus
 import structlog
 
 from inspectbus.bus import Lane
-from inspectbus.bus.contract import BACKLOG_SHARE
+from inspectbus.bus.lanes import Lanes
 from inspectbus.errors import BadField, Internal, ModelNotReady, QueueFull, TooLate
 from inspectbus.imaging import Image
 from inspectbus.inference.engine import Engine
@@ -107,8 +106,7 @@ class Batcher:
         self._queue_limit = queue_limit
         self._drain_s = drain_s
         self._slot = np.empty((max_batch_size, height, width, 3), np.uint8)
-        self._lanes: dict[Lane, deque[_Item]] = {lane: deque() for lane in Lane}
-        self._taken = 0
+        self._lanes: Lanes[_Item] = Lanes()
         self._closing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="inference-batcher", daemon=True)
@@ -127,9 +125,7 @@ class Batcher:
             self._changed.notify_all()
         self._thread.join(self._drain_s)
         with self._changed:
-            waiting = [item for lane in self._lanes.values() for item in lane]
-            for lane in self._lanes.values():
-                lane.clear()
+            waiting = self._lanes.clear()
             self._show_waiting()
         left = [item for item in waiting if item.future.set_running_or_notify_cancel()]
         _fail(left, ModelNotReady("the service stopped before this image's turn"))
@@ -149,7 +145,7 @@ class Batcher:
     @property
     def waiting(self) -> int:
         with self._changed:
-            return self._count()
+            return len(self._lanes)
 
     def _put(self, item: _Item, *, refusable: bool) -> Future[Scored]:
         if item.image.shape != self._slot.shape[1:]:
@@ -162,10 +158,10 @@ class Batcher:
         with self._changed:
             if self._closing:
                 raise ModelNotReady("the service is stopping")
-            if refusable and self._count() >= self._queue_limit:
+            if refusable and len(self._lanes) >= self._queue_limit:
                 self._metrics.dropped.labels("queue_full").inc()
                 raise QueueFull(f"{self._queue_limit} images wait for the engine already; try again shortly")
-            self._lanes[item.lane].append(item)
+            self._lanes.put(item, item.lane)
             self._show_waiting()
             self._changed.notify_all()
         # After the lock is left: a future that is cancelled at this very moment calls back from here.
@@ -184,12 +180,9 @@ class Batcher:
             item.future.set_running_or_notify_cancel()
         self._metrics.dropped.labels("cancelled").inc()
 
-    def _count(self) -> int:
-        return sum(len(lane) for lane in self._lanes.values())
-
     def _show_waiting(self) -> None:
-        for lane, items in self._lanes.items():
-            self._metrics.waiting.labels(lane.value).set(len(items))
+        for lane in Lane:
+            self._metrics.waiting.labels(lane.value).set(len(self._lanes[lane]))
 
     def _work(self) -> None:
         while self._wait():
@@ -203,13 +196,13 @@ class Batcher:
         """Until a batch is due. False when we are closing and nothing waits any more."""
         with self._changed:
             while True:
-                count = self._count()
+                count = len(self._lanes)
                 if self._closing:
                     return count > 0
                 if not count:
                     self._changed.wait(LOOK_S)
                     continue
-                oldest = min(lane[0].arrived_s for lane in self._lanes.values() if lane)
+                oldest = min(self._lanes[lane][0].arrived_s for lane in Lane if self._lanes[lane])
                 patience_s = oldest + self._max_batch_wait_s - time.monotonic()
                 if count >= len(self._slot) or patience_s <= 0:
                     return True
@@ -221,16 +214,13 @@ class Batcher:
         late: list[_Item] = []
         now = time.monotonic()
         with self._changed:
-            live, backlog = self._lanes[Lane.LIVE], self._lanes[Lane.BACKLOG]
-            while len(batch) < len(self._slot) and (live or backlog):
-                backlog_turn = backlog and (self._taken + 1) % BACKLOG_SHARE == 0
-                item = backlog.popleft() if backlog_turn or not live else live.popleft()
+            while len(batch) < len(self._slot) and len(self._lanes):
+                item = self._lanes.next()
                 if not item.future.set_running_or_notify_cancel():
                     continue
                 if item.deadline_s <= now:
                     late.append(item)
                     continue
-                self._taken += 1
                 self._metrics.queue_seconds.labels(item.lane.value).observe(now - item.arrived_s)
                 batch.append(item)
             self._show_waiting()

@@ -10,6 +10,7 @@ the frame store, and a claimed original is its own evidence.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from inspectbus.api.v1.decision_pb2 import HOLD_REASON_ERROR, HOLD_REASON_NO_MOD
 from inspectbus.api.v1.frame_pb2 import Frame
 from inspectbus.api.v1.prepared_frame_pb2 import Pixels, PreparedFrame
 from inspectbus.bus import Bus, Delivery, Message, topics
+from inspectbus.bus.lanes import Lanes
 from inspectbus.bus.messages import decision_message, prepared_message
 from inspectbus.domain.decision import hold_decision
 from inspectbus.domain.frame import checked_frame
@@ -61,10 +63,19 @@ def frames_prepared(
     """Takes frames while entered. Leaving takes no more and finishes those in hand, for at most `drain_s`."""
     door = _FrameDoor(bus, preparer, store, metrics, inline_max_bytes, max_image_bytes)
     with ThreadPoolExecutor(workers, thread_name_prefix="preprocessing") as pool:
+        # The pool's own queue knows no lanes: a live frame would wait there behind all of the backlog in hand.
+        waiting: Lanes[Delivery] = Lanes()
+        lock = threading.Lock()
 
         def hand_over(delivery: Delivery) -> None:
-            # The pool's own queue has no bound; prefetch bounds it.
-            pool.submit(door.take, delivery)
+            with lock:
+                waiting.put(delivery, delivery.message.lane)
+            pool.submit(take_next)  # neither queue has a bound; prefetch bounds both
+
+        def take_next() -> None:
+            with lock:
+                delivery = waiting.next()
+            door.take(delivery)
 
         subscription = bus.subscribe(topics.FRAMES, "preprocessing", hand_over, prefetch=prefetch, epitaph=door.epitaph)
         try:

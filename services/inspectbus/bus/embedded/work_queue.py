@@ -8,7 +8,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from inspectbus.bus.contract import BACKLOG_SHARE, Lane, Message
+from inspectbus.bus.contract import Lane, Message
+from inspectbus.bus.lanes import Lanes
 from inspectbus.bus.topics import Topic
 
 if TYPE_CHECKING:
@@ -40,31 +41,26 @@ class WorkQueue:
         self.topic = topic
         self.group = group
         self._lock = lock
-        self._lanes: dict[Lane, deque[Entry]] = {lane: deque() for lane in Lane}
+        self._waiting: Lanes[Entry] = Lanes()
         self._bytes = 0
-        self._handed_out = 0
         self._consumers: deque[Consumer] = deque()
 
     def depth(self, lane: Lane) -> int:
         with self._lock:
-            return len(self._lanes[lane])
+            return len(self._waiting[lane])
 
     def has_room(self, message: Message, limits: Limits) -> bool:
-        count = sum(len(lane) for lane in self._lanes.values())
+        count = len(self._waiting)
         fits = self._bytes + len(message.body) <= limits.queue_bytes
         return count == 0 or (count < limits.queue_messages and fits)
 
     def put(self, entry: Entry, *, first: bool = False) -> None:
-        lane = self._lanes[self._lane_of(entry)]
-        if first:
-            lane.appendleft(entry)
-        else:
-            lane.append(entry)
+        self._waiting.put(entry, entry.message.lane if self.topic.laned else Lane.LIVE, first=first)
         self._bytes += len(entry.message.body)
         self.hand_out()
 
     def drop_oldest_beyond(self, limit: int) -> list[Entry]:
-        lane = self._lanes[Lane.LIVE]
+        lane = self._waiting[Lane.LIVE]
         dropped = [lane.popleft() for _ in range(len(lane) - limit)]
         self._bytes -= sum(len(entry.message.body) for entry in dropped)
         return dropped
@@ -78,18 +74,12 @@ class WorkQueue:
             self._consumers.remove(consumer)
 
     def drain(self) -> list[Entry]:
-        entries = [entry for lane in self._lanes.values() for entry in lane]
-        for lane in self._lanes.values():
-            lane.clear()
-        return entries
-
-    def _lane_of(self, entry: Entry) -> Lane:
-        return entry.message.lane if self.topic.laned else Lane.LIVE
+        return self._waiting.clear()
 
     def hand_out(self) -> None:
         """Gives consumers with a free place what waits."""
-        while any(self._lanes.values()) and (consumer := self._next_consumer()):
-            entry = self._next_entry()
+        while len(self._waiting) and (consumer := self._next_consumer()):
+            entry = self._waiting.next()
             self._bytes -= len(entry.message.body)
             consumer.accept(entry)
 
@@ -101,9 +91,3 @@ class WorkQueue:
             if consumer.has_room():
                 return consumer
         return None
-
-    def _next_entry(self) -> Entry:
-        live, backlog = self._lanes[Lane.LIVE], self._lanes[Lane.BACKLOG]
-        self._handed_out += 1
-        backlog_turn = backlog and self._handed_out % BACKLOG_SHARE == 0
-        return backlog.popleft() if backlog_turn or not live else live.popleft()

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 
@@ -24,6 +23,7 @@ import structlog
 
 from inspectbus.bus.contract import BACKLOG_SHARE, Epitaph, Handler, Lane, Message
 from inspectbus.bus.keeper import Keeper, when_all
+from inspectbus.bus.lanes import Lanes
 from inspectbus.bus.rabbitmq import naming, wire
 from inspectbus.bus.rabbitmq.intake import Intake, Tag
 from inspectbus.bus.rabbitmq.limits import Limits
@@ -73,11 +73,10 @@ class Consumer:
         self._on_settled = on_settled
         self._quarantine = quarantine
         self._changed = threading.Condition()
-        self._inbox: dict[Lane, deque[Delivery]] = {lane: deque() for lane in Lane}
+        self._inbox: Lanes[Delivery] = Lanes()
         self._in_hand: set[Delivery] = set()
         self._resting: set[Delivery] = set()
         """Met an outage, and wait here for its end: fetched, so that nobody fetches more."""
-        self._since_backlog = 0
         self._closed = False
         self._last_made_s: dict[Lane, float] = {}
         self.redelivered: dict[Lane, int] = dict.fromkeys(Lane, 0)
@@ -132,7 +131,7 @@ class Consumer:
     ) -> None:
         lane = next(lane for lane, mine in self.intakes.items() if mine is intake)
         with self._changed:
-            self._inbox[lane].append(Delivery(self, intake, tag, routing_key, properties, body))
+            self._inbox.put(Delivery(self, intake, tag, routing_key, properties, body), lane)
 
     def _on_read(self) -> None:
         with self._changed:
@@ -157,7 +156,7 @@ class Consumer:
                 self._changed.wait_for(lambda: self._closed or self._may_take())
                 if self._closed:
                     return
-                delivery = self._next()
+                delivery = self._inbox.next()
                 self._in_hand.add(delivery)
             try:
                 self._look_at(delivery)
@@ -193,16 +192,7 @@ class Consumer:
         )
 
     def _may_take(self) -> bool:
-        return len(self._in_hand) + len(self._resting) < self._prefetch and any(self._inbox.values())
-
-    def _next(self) -> Delivery:
-        live, backlog = self._inbox[Lane.LIVE], self._inbox[Lane.BACKLOG]
-        # Counted since the last of the backlog: one whose turn came before it arrived goes next.
-        if backlog and (not live or self._since_backlog >= BACKLOG_SHARE - 1):
-            self._since_backlog = 0
-            return backlog.popleft()
-        self._since_backlog += 1
-        return live.popleft()
+        return len(self._in_hand) + len(self._resting) < self._prefetch and len(self._inbox) > 0
 
     # Any thread.
 
@@ -280,7 +270,7 @@ class Consumer:
                     return  # its channel has gone, and the broker has given it to somebody
                 self._resting.discard(delivery)
                 delivery.claimed = False
-                self._inbox[delivery.message.lane].appendleft(delivery)
+                self._inbox.put(delivery, delivery.message.lane, first=True)
                 self._changed.notify_all()
 
         self._keeper.later(self.limits.retry_delay_s, again)
