@@ -65,6 +65,7 @@ class StationState(StrEnum):
     RUNNING = "RUNNING"
     FINISHED = "FINISHED"
     FAILED = "FAILED"
+    LISTENING = "LISTENING"
     UNKNOWN = "UNKNOWN"
 
 

@@ -20,7 +20,7 @@ from inspectbus.acquisition.cursor import Journal, Mark
 from inspectbus.acquisition.gate import Gate
 from inspectbus.acquisition.metrics import AcquisitionMetrics
 from inspectbus.acquisition.outlet import Outlet
-from inspectbus.acquisition.replay import FAILED, FINISHED, STOPPED, Replay, new_run_id
+from inspectbus.acquisition.replay import FAILED, FINISHED, LISTENING, STOPPED, Replay, new_run_id
 from inspectbus.acquisition.settings import AcquisitionSettings, StationSettings
 from inspectbus.api.v1 import acquisition_pb2, frame_pb2
 from inspectbus.bus import Bus, Message
@@ -138,6 +138,7 @@ class Station:
         if self._outlet.last_frame_s:
             status.last_frame_at.FromNanoseconds(int(self._outlet.last_frame_s * 1e9))
         if self.takes_pushes:
+            status.state = LISTENING
             status.run_id = self._push_run_id
             status.accepted = self._outlet.accepted
         elif self._replay is not None:

@@ -25,6 +25,7 @@ COLOURS = {
     "HOLD": "yellow",
     "FAILED": "red",
     "RUNNING": "green",
+    "LISTENING": "green",
     "SUCCEEDED": "green",
     "ok": "green",
     "warn": "yellow",

@@ -23,11 +23,12 @@ from inspectbus.domain.frame import frame_id
 from tests.doubles.small_line import SmallLine, small_line
 
 PATIENCE_S = 15.0
-STOPPED, RUNNING, FINISHED, FAILED = (
+STOPPED, RUNNING, FINISHED, FAILED, LISTENING = (
     acquisition_pb2.STATION_STATE_STOPPED,
     acquisition_pb2.STATION_STATE_RUNNING,
     acquisition_pb2.STATION_STATE_FINISHED,
     acquisition_pb2.STATION_STATE_FAILED,
+    acquisition_pb2.STATION_STATE_LISTENING,
 )
 OpenAcquisition = Callable[..., AcquisitionServiceStub]
 
@@ -390,7 +391,7 @@ def test_stations_are_listed_with_the_service_s_own(acquisition: OpenAcquisition
 
     assert [(s.line, s.station, s.source, s.state, s.fps) for s in listed[:2]] == [
         ("line-1", "top", "folder", STOPPED, 2.5),
-        ("line-1", "side", "push", STOPPED, 0),
+        ("line-1", "side", "push", LISTENING, 0),
     ]
     assert (listed[2].line, listed[2].source) == ("inspect", "push")
     assert listed[2].station.startswith("inspect-")
@@ -430,7 +431,7 @@ def test_a_push_station_has_nothing_to_start(acquisition: OpenAcquisition) -> No
         start(stub)
 
     assert refused.value.code() == grpc.StatusCode.FAILED_PRECONDITION
-    assert stop(stub).state == STOPPED
+    assert stop(stub).state == LISTENING
 
 
 def test_pace_is_kept(acquisition: OpenAcquisition, line: SmallLine, images: Path) -> None:

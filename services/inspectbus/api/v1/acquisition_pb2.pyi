@@ -33,23 +33,27 @@ class _StationStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StationS
     DESCRIPTOR: _descriptor.EnumDescriptor
     STATION_STATE_UNSPECIFIED: _StationState.ValueType  # 0
     STATION_STATE_STOPPED: _StationState.ValueType  # 1
-    """Has a source that is not being read, or waits for pushed frames."""
+    """Has a source that is not being read."""
     STATION_STATE_RUNNING: _StationState.ValueType  # 2
     STATION_STATE_FINISHED: _StationState.ValueType  # 3
     """The source has been read to its end."""
     STATION_STATE_FAILED: _StationState.ValueType  # 4
     """The source failed; `detail` says how. StartStation tries again."""
+    STATION_STATE_LISTENING: _StationState.ValueType  # 5
+    """Has no source of its own and takes pushed frames."""
 
 class StationState(_StationState, metaclass=_StationStateEnumTypeWrapper): ...
 
 STATION_STATE_UNSPECIFIED: StationState.ValueType  # 0
 STATION_STATE_STOPPED: StationState.ValueType  # 1
-"""Has a source that is not being read, or waits for pushed frames."""
+"""Has a source that is not being read."""
 STATION_STATE_RUNNING: StationState.ValueType  # 2
 STATION_STATE_FINISHED: StationState.ValueType  # 3
 """The source has been read to its end."""
 STATION_STATE_FAILED: StationState.ValueType  # 4
 """The source failed; `detail` says how. StartStation tries again."""
+STATION_STATE_LISTENING: StationState.ValueType  # 5
+"""Has no source of its own and takes pushed frames."""
 Global___StationState: _TypeAlias = StationState  # noqa: Y015
 
 @_typing.final
