@@ -142,6 +142,8 @@ def test_one_folder_of_images_is_a_data_set_without_labels(tmp_path: Path) -> No
         (["train/good/a.png", "train/defective/b.png", "good/c.png"], "beside train/, good/"),
         (["train/good/a.png", "test/good/b.png", "test/defective/c.png"], "train: no defective images"),
         (["train/a.png", "test/good/b.png", "test/defective/c.png"], "no images in .*train"),
+        (["train/good/a.png", "train/defective/b.png", "test/notes.txt"], "no images in .*test"),
+        (["train/good/a.png", "train/ng/b.png", "test/good/c.txt", "test/ng/d.png"], "test/good has no images"),
     ],
 )
 def test_a_folder_that_is_no_data_set_is_told_what_is_wrong_and_where(
@@ -150,6 +152,21 @@ def test_a_folder_that_is_no_data_set_is_told_what_is_wrong_and_where(
     touch(tmp_path, *names)
 
     with pytest.raises(BadField, match=told):
+        open_dataset(str(tmp_path))
+
+
+def test_a_folder_nobody_may_look_into_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "good/a.png", "good/locked/b.png", "defective/c.png")
+    look = os.scandir
+
+    def refuse(folder: str) -> object:
+        if str(folder).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return look(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+
+    with pytest.raises(BadField, match="good/locked cannot be looked into: Permission denied"):
         open_dataset(str(tmp_path))
 
 
@@ -370,9 +387,12 @@ def test_two_manifests_are_one_too_many(tmp_path: Path) -> None:
         (b"\xff\xfe\x00", "unreadable"),
         (b"image,label\n", "no column 'file'"),
         (b"file,label\n", "names no images"),
+        (b"file,label\ngood/a.png,good\n", "no defective images among 1; both classes are needed"),
+        (b"file,label\ngood/a.png,good\nb.png,\n", "1 of 2 images have no label"),
     ],
 )
 def test_a_manifest_that_is_none_is_refused(tmp_path: Path, content: bytes, told: str) -> None:
+    touch(tmp_path, "good/a.png", "b.png")
     (tmp_path / "manifest.csv").write_bytes(content)
 
     with pytest.raises(BadField, match=told):
@@ -449,6 +469,15 @@ def test_a_group_on_both_sides_of_the_sets_own_halves_is_refused_with_its_files(
     told = r"group 'p' stands on both sides .*: train/good/a\.png in train, test/good/c\.png in test"
     with pytest.raises(BadField, match=told):
         split(dataset)
+
+
+def test_a_half_without_one_of_the_classes_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "b.png", "c.png")
+    halves = [("a.png", "good", "train"), ("b.png", "defective", "train"), ("c.png", "good", "test")]
+    write_manifest(tmp_path, [{"file": file, "label": label, "split": half} for file, label, half in halves])
+
+    with pytest.raises(BadField, match="held out: 1 of the data set's own train and test: no defective images among 1"):
+        split(open_dataset(str(tmp_path)))
 
 
 def test_a_lot_holds_parts_together_whose_group_nobody_knows() -> None:

@@ -101,9 +101,16 @@ def folders_in(folder: Path) -> list[Path]:
 
 
 def images_in(folder: Path, *, deep: bool) -> Iterator[Path]:
-    """Visible image files in the order of their names; other files are none of our business."""
-    for here, folders, files in os.walk(folder):
+    """Visible image files in the order of their names; other files are none of our business.
+
+    Raises OSError for a folder that cannot be looked into, whose images would else be missing without a word.
+    """
+    for here, folders, files in os.walk(folder, onerror=_raise):
         folders[:] = sorted(name for name in folders if deep and not name.startswith("."))
         for name in sorted(files):
             if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
                 yield Path(here, name)
+
+
+def _raise(error: OSError) -> None:
+    raise error

@@ -14,7 +14,8 @@ import csv
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -66,7 +67,7 @@ def _csv_rows(manifest: Path) -> Iterator[tuple[str, Row]]:
         table = csv.DictReader(lines)
         if "file" not in (table.fieldnames or ()):
             raise BadField(f"{manifest} has no column 'file'", field=MANIFEST)
-        _spelt(table.fieldnames or (), str(manifest))
+        _spelt(tuple(table.fieldnames or ()), str(manifest))
         for row in table:
             where = f"{manifest}, line {table.line_num}"
             if None in row:
@@ -86,7 +87,7 @@ def _json_rows(manifest: Path) -> Iterator[tuple[str, Row]]:
                 raise BadField(f"{where} is no JSON: {error}", field=JSON_LINES) from None
             if not isinstance(found, dict) or "file" not in found:
                 raise BadField(f"{where} is no JSON object with a field 'file'", field=JSON_LINES)
-            _spelt(found, where)
+            _spelt(tuple(found), where)
             yield where, {name: _text(value, name, where) for name, value in found.items() if name in FIELDS}
 
 
@@ -99,13 +100,20 @@ def _text(value: Any, name: str, where: str) -> str:
     return str(value)
 
 
-def _spelt(names: Iterable[str], where: str) -> None:
+def _spelt(names: tuple[str, ...], where: str) -> None:
     """A misspelt 'gruop' would silently put one part on both sides of a cut."""
-    names = list(names)
+    if wrong := _misspelt(names):
+        raise BadField(f"{where}: there is no field {wrong[0]!r}{wrong[1]}", field=wrong[0])
+
+
+@lru_cache(maxsize=64)  # a hundred thousand lines have the same few fields
+def _misspelt(names: tuple[str, ...]) -> tuple[str, str] | None:
+    """A field that is none, and the one probably meant. A 'slot' is no lot: first letters are rarely wrong."""
     for name in names:
         missing = [each for each in FIELDS if each not in names and each[0] == name[:1].casefold()]
         if name not in FIELDS and (hint := meant(name, missing)):
-            raise BadField(f"{where}: there is no field {name!r}{hint}", field=name)
+            return name, hint
+    return None
 
 
 def _item(root: Path, row: Row, where: str) -> Item:
