@@ -38,7 +38,12 @@ def class_words() -> str:
     return "; ".join(f"{label} parts are called {', '.join(names[label])}" for label in Label)
 
 
+def closest(word: str, known: Iterable[str], likeness: float = _LIKENESS) -> str | None:
+    """The known word that is most like this one, if any is: 1 is the same, by difflib's ratio."""
+    return next(iter(get_close_matches(plain(word), list(known), n=1, cutoff=likeness)), None)
+
+
 def meant(word: str, known: Iterable[str]) -> str:
     """ ": was 'defective' meant?" for 'defectiv', where a known word is like it; else nothing."""
-    close = get_close_matches(plain(word), list(known), n=1, cutoff=_LIKENESS)
-    return f": was {close[0]!r} meant?" if close else ""
+    found = closest(word, known)
+    return f": was {found!r} meant?" if found else ""
