@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import sys
 from collections import Counter
@@ -12,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from inspectbus.errors import BadField, NotPossibleNow
-from inspectbus.stores import datasets
 from inspectbus.stores.datasets import Dataset, Item, Label, cut, fingerprint, open_dataset, split
+from inspectbus.stores.datasets import items as limits
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -130,13 +131,19 @@ def test_one_folder_of_images_is_a_data_set_without_labels(tmp_path: Path) -> No
     [
         ([], "no images"),
         (["good/a.png"], "no defective images"),
-        (["good/a.png", "defectve/b.png"], "defectve names no class"),
+        (["good/a.png", "defectve/b.png"], "defectve names no class: was 'defective' meant"),
+        (["godo/a.png", "defective/b.png"], "godo names no class: was 'good' meant"),
+        (["trian/good/a.png", "trian/ng/b.png"], "trian names no class: was 'train' meant"),
+        (["tset/good/a.png", "tset/ng/a.png", "train/good/b.png", "train/ng/b.png"], "tset/: was 'test' meant"),
+        (["train/good/a.png", "train/ng/b.png", "test/god/c.png", "test/ng/d.png"], "god names no class: was 'good'"),
         (["good/a.png", "defective/notes.txt"], "defective has no images"),
         (["good/a.png", "defective/b.png", "c.png"], "c.png lies beside"),
         (["line-1/a.png", "line-2/b.png"], "line-1 names no class"),
-        (["train/good/a.png", "train/defective/b.png", "good/c.png"], "good/ beside train/"),
+        (["train/good/a.png", "train/defective/b.png", "good/c.png"], "beside train/, good/"),
         (["train/good/a.png", "test/good/b.png", "test/defective/c.png"], "train: no defective images"),
         (["train/a.png", "test/good/b.png", "test/defective/c.png"], "no images in .*train"),
+        (["train/good/a.png", "train/defective/b.png", "test/notes.txt"], "no images in .*test"),
+        (["train/good/a.png", "train/ng/b.png", "test/good/c.txt", "test/ng/d.png"], "test/good has no images"),
     ],
 )
 def test_a_folder_that_is_no_data_set_is_told_what_is_wrong_and_where(
@@ -148,6 +155,21 @@ def test_a_folder_that_is_no_data_set_is_told_what_is_wrong_and_where(
         open_dataset(str(tmp_path))
 
 
+def test_a_folder_nobody_may_look_into_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "good/a.png", "good/locked/b.png", "defective/c.png")
+    look = os.scandir
+
+    def refuse(folder: str) -> object:
+        if str(folder).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return look(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+
+    with pytest.raises(BadField, match="good/locked cannot be looked into: Permission denied"):
+        open_dataset(str(tmp_path))
+
+
 @pytest.mark.parametrize("spec", ["", "/nowhere/at/all", "elpvv"])
 def test_what_is_no_folder_is_refused_by_its_name(spec: str) -> None:
     with pytest.raises(BadField, match="neither a folder nor the data set 'elpv'") as refused:
@@ -156,7 +178,7 @@ def test_what_is_no_folder_is_refused_by_its_name(spec: str) -> None:
 
 
 def test_more_images_than_a_data_set_may_have_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets, "MAX_IMAGES", 5)
+    monkeypatch.setattr(limits, "MAX_IMAGES", 5)
     touch(tmp_path, *numbered("good", 3), *numbered("defective", 3))
 
     with pytest.raises(BadField, match="more than 5 images"):
@@ -167,12 +189,66 @@ def test_an_image_that_is_gone_or_too_large_names_its_file(tmp_path: Path, monke
     touch(tmp_path, "good/a.png", "defective/b.png")
     good, defective = sorted(open_dataset(str(tmp_path)).items, key=lambda item: item.name, reverse=True)
     good.path.unlink()
-    monkeypatch.setattr(datasets, "MAX_FILE_BYTES", 3)
+    monkeypatch.setattr(limits, "MAX_FILE_BYTES", 3)
 
     with pytest.raises(BadField, match=r"good/a\.png cannot be read"):
         good.read()
     with pytest.raises(BadField, match=r"b\.png has 15 bytes, at most 3"):
         defective.read()
+
+
+# --- MVTec AD's layout
+
+
+def mvtec(root: Path) -> Path:
+    kinds = {"scratch": 8, "bent_lead": 8}
+    masks = [f"ground_truth/{kind}/{number:03d}_mask.png" for kind, count in kinds.items() for number in range(count)]
+    touch(root, *numbered("train/good", 20), *numbered("test/good", 4), "license.txt", *masks)
+    return touch(root, *(name for kind, count in kinds.items() for name in numbered(f"test/{kind}", count)))
+
+
+def test_in_mvtec_layout_every_test_folder_but_good_is_a_kind_of_defect_with_masks(tmp_path: Path) -> None:
+    mvtec(tmp_path)
+
+    dataset = open_dataset(str(tmp_path))
+
+    assert Counter((item.label, item.kind) for item in dataset.items) == {
+        (Label.GOOD, None): 24,
+        (Label.DEFECTIVE, "scratch"): 8,
+        (Label.DEFECTIVE, "bent_lead"): 8,
+    }
+    masks = {item.name: item.mask for item in dataset.items}
+    assert masks["test/scratch/003.png"] == tmp_path / "ground_truth/scratch/003_mask.png"
+    assert masks["test/good/003.png"] is None
+
+
+def test_mvtec_layout_is_cut_anew_because_its_train_half_has_no_defective_part(tmp_path: Path) -> None:
+    parts = split(open_dataset(str(mvtec(tmp_path))))
+
+    assert [parts.train.count(label) for label in Label] == [18, 12]
+    assert Counter(item.kind for item in parts.held_out.items) == {None: 6, "scratch": 2, "bent_lead": 2}
+    assert "own halves are not kept, because no defective part is in train" in parts.train.words
+
+
+@pytest.mark.parametrize(
+    ("moved", "to", "told"),
+    [
+        ("test/good", "test/godo", r"godo is no kind of defect, .*ground_truth/godo is missing: was 'good' meant"),
+        ("test/scratch", "test/scrach", "scrach is no kind of defect"),
+        (
+            "ground_truth/scratch/003_mask.png",
+            "ground_truth/scratch/3_mask.png",
+            r"test/scratch/003\.png has no mask: there is no file .*003_mask\.png",
+        ),
+        ("ground_truth", "truth", "beside test/, truth/"),
+    ],
+)
+def test_what_does_not_fit_mvtec_layout_is_named(tmp_path: Path, moved: str, to: str, told: str) -> None:
+    root = mvtec(tmp_path)
+    (root / moved).rename(root / to)
+
+    with pytest.raises(BadField, match=told):
+        open_dataset(str(root))
 
 
 # --- manifests
@@ -208,19 +284,23 @@ def test_a_manifest_of_groups_alone_takes_labels_and_halves_from_the_folders(tmp
 @pytest.mark.parametrize(
     ("row", "told", "field"),
     [
-        ({"file": "good/gone.png"}, r"line 3: there is no file .*gone\.png", "file"),
+        ({"file": "good/gone.png"}, r"line 3: file: there is no file .*gone\.png", "file"),
         ({"file": "../secret.png"}, "inside the data set", "file"),
         ({"file": "/etc/secret.png"}, "inside the data set", "file"),
         ({"file": ""}, "inside the data set", "file"),
         ({"file": "good/a.txt"}, "no image file", "file"),
-        ({"file": "good/b.png", "label": "godo"}, "line 3: label 'godo' names no class", "label"),
+        ({"file": "good/b.png", "label": "godo"}, "line 3: label 'godo' names no class: was 'good' meant", "label"),
+        ({"file": "good/b.png", "mask": "masks/b.png"}, r"line 3: mask: there is no file .*masks/b\.png", "mask"),
+        ({"file": "good/b.png", "mask": "../b.png"}, "line 3: mask '../b.png' must be a path inside", "mask"),
+        ({"file": "good/b.png", "probability": "1.5"}, "line 3: probability '1.5' is no number", "probability"),
+        ({"file": "good/b.png", "probability": "high"}, "line 3: probability 'high' is no number", "probability"),
         ({"file": "good/b.png", "split": "tset"}, "line 3: split 'tset'", "split"),
         ({"file": "good/a.png"}, r"names good/a\.png more than once", "manifest.csv"),
     ],
 )
 def test_a_wrong_row_of_a_manifest_is_named(tmp_path: Path, row: dict[str, str], told: str, field: str) -> None:
     touch(tmp_path, "good/a.png", "good/b.png", "good/a.txt")
-    blank = {"file": "", "label": "good", "split": ""}
+    blank = {"file": "", "label": "good", "split": "", "mask": "", "probability": ""}
     write_manifest(tmp_path, [{**blank, "file": "good/a.png"}, {**blank, **row}])
 
     with pytest.raises(BadField, match=told) as refused:
@@ -228,15 +308,91 @@ def test_a_wrong_row_of_a_manifest_is_named(tmp_path: Path, row: dict[str, str],
     assert refused.value.field == field
 
 
+FULL = {
+    "file": "good/a.png",
+    "label": "good",
+    "split": "train",
+    "group": "p1",
+    "lot": "7",
+    "kind": "mono",
+    "mask": "masks/a.png",
+    "probability": "0.25",
+}
+
+
+def test_a_manifest_of_json_lines_says_the_same_as_one_of_commas(tmp_path: Path) -> None:
+    rows = [FULL, {**FULL, "file": "b.png", "label": "", "split": "", "mask": "", "group": "p2", "probability": "0.5"}]
+    for name in ("commas", "lines"):
+        touch(tmp_path / name, "good/a.png", "b.png", "masks/a.png")
+    write_manifest(tmp_path / "commas", rows)
+    objects = [{**row, "lot": 7, "probability": float(row["probability"]), "other": [1]} for row in rows]
+    objects[1] |= {"label": None, "mask": None}
+    text = "\n\n".join(json.dumps(each) for each in objects)
+    (tmp_path / "lines" / "manifest.jsonl").write_text(text + "\n")
+
+    commas, lines = (open_dataset(str(tmp_path / name)) for name in ("commas", "lines"))
+
+    b, a = commas.items
+    assert a == Item(
+        "good/a.png",
+        tmp_path / "commas/good/a.png",
+        Label.GOOD,
+        group="p1",
+        probability=0.25,
+        kind="mono",
+        half="train",
+        lot="7",
+        mask=tmp_path / "commas/masks/a.png",
+    )
+    assert (b.label, b.half, b.mask) == (Label.DEFECTIVE, None, None)
+    there = [replace(item, path=tmp_path / "commas" / item.name) for item in lines.items]
+    assert [replace(item, mask=item.mask and tmp_path / "commas/masks/a.png") for item in there] == [b, a]
+
+
+@pytest.mark.parametrize(
+    ("line", "told", "field"),
+    [
+        ('{"file": "good/b.png", "label"', "line 2 is no JSON", "manifest.jsonl"),
+        ("[" * 5000, "line 2 is no JSON", "manifest.jsonl"),
+        ('["good/b.png"]', "line 2 is no JSON object with a field 'file'", "manifest.jsonl"),
+        ('{"label": "good"}', "line 2 is no JSON object with a field 'file'", "manifest.jsonl"),
+        ('{"file": ["good/b.png"]}', "line 2: file is .*, neither text nor a number", "file"),
+        ('{"file": "good/b.png", "group": true}', "line 2: group is true, neither", "group"),
+        ('{"file": "good/b.png", "gruop": "1"}', "line 2: there is no field 'gruop': was 'group' meant", "gruop"),
+        ('{"file": "good/gone.png"}', r"line 2: file: there is no file .*gone\.png", "file"),
+        ('{"file": "good/b.png", "probability": NaN}', "line 2: probability 'nan' is no number from 0", "probability"),
+    ],
+)
+def test_a_broken_json_line_is_named_by_its_number(tmp_path: Path, line: str, told: str, field: str) -> None:
+    touch(tmp_path, "good/a.png", "good/b.png")
+    (tmp_path / "manifest.jsonl").write_text(f'{{"file": "good/a.png"}}\n{line}\n')
+
+    with pytest.raises(BadField, match=told) as refused:
+        open_dataset(str(tmp_path))
+    assert refused.value.field == field
+
+
+def test_two_manifests_are_one_too_many(tmp_path: Path) -> None:
+    touch(tmp_path, "manifest.csv", "manifest.jsonl")
+
+    with pytest.raises(BadField, match=r"both manifest\.csv and manifest\.jsonl"):
+        open_dataset(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [
+        (b"file,label\ngood/a.png,good,more\n", "line 2 has more cells than the header"),
+        (b"file,lable\ngood/a.png,good\n", "no field 'lable': was 'label' meant"),
         (b"\xff\xfe\x00", "unreadable"),
         (b"image,label\n", "no column 'file'"),
         (b"file,label\n", "names no images"),
+        (b"file,label\ngood/a.png,good\n", "no defective images among 1; both classes are needed"),
+        (b"file,label\ngood/a.png,good\nb.png,\n", "1 of 2 images have no label"),
     ],
 )
 def test_a_manifest_that_is_none_is_refused(tmp_path: Path, content: bytes, told: str) -> None:
+    touch(tmp_path, "good/a.png", "b.png")
     (tmp_path / "manifest.csv").write_bytes(content)
 
     with pytest.raises(BadField, match=told):
@@ -304,15 +460,54 @@ def test_a_machine_without_scikit_learn_is_told_what_cutting_needs(
         split(open_dataset(str(tmp_path)))
 
 
-def test_a_group_on_both_sides_of_the_sets_own_halves_is_told(tmp_path: Path) -> None:
+def test_a_group_on_both_sides_of_the_sets_own_halves_is_refused_with_its_files(tmp_path: Path) -> None:
     names = ["train/good/a.png", "train/ng/b.png", "test/good/c.png", "test/ng/d.png"]
     touch(tmp_path, *names)
     write_manifest(tmp_path, [{"file": name, "group": "p" if "good" in name else name} for name in names])
+    dataset = open_dataset(str(tmp_path))
 
-    assert "1 groups stand on both sides" in split(open_dataset(str(tmp_path))).held_out.words
+    told = r"group 'p' stands on both sides .*: train/good/a\.png in train, test/good/c\.png in test"
+    with pytest.raises(BadField, match=told):
+        split(dataset)
 
 
-def test_the_fingerprint_moves_with_name_label_and_content_and_with_nothing_else(tmp_path: Path) -> None:
+def test_a_half_without_one_of_the_classes_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "b.png", "c.png")
+    halves = [("a.png", "good", "train"), ("b.png", "defective", "train"), ("c.png", "good", "test")]
+    write_manifest(tmp_path, [{"file": file, "label": label, "split": half} for file, label, half in halves])
+
+    with pytest.raises(BadField, match="held out: 1 of the data set's own train and test: no defective images among 1"):
+        split(open_dataset(str(tmp_path)))
+
+
+def test_a_lot_holds_parts_together_whose_group_nobody_knows() -> None:
+    items = [replace(item, group=None, lot=item.group) for item in grouped_items(12, 5)]
+
+    rest, part, words = cut(items, 0.25, seed=0)
+
+    assert not {item.lot for item in rest} & {item.lot for item in part}
+    assert "by lot" in words
+
+
+def test_parts_of_one_lot_may_stand_on_both_sides_where_the_part_is_known_or_all_are_of_that_lot() -> None:
+    known = [replace(item, lot=f"lot{number % 3}") for number, item in enumerate(grouped_items(12, 4))]
+    alone = [replace(item, group=None, lot="the only") for item in known]
+
+    for items, by in ((known, "by group"), (alone, "stratified, seed")):
+        rest, part, words = cut(items, 0.25, seed=0)
+        assert {item.lot for item in rest} & {item.lot for item in part}
+        assert by in words
+        assert "lot" not in words
+
+
+def test_two_lots_cannot_be_cut_in_four(tmp_path: Path) -> None:
+    items = [replace(item, group=None, lot=f"lot{number % 2}") for number, item in enumerate(grouped_items(12, 4))]
+
+    with pytest.raises(BadField, match="48 images in 2 lots cannot be cut"):
+        cut(items, 0.25, seed=0)
+
+
+def test_the_fingerprint_moves_with_all_that_decides_a_training_and_with_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"1")
     (tmp_path / "b.png").write_bytes(b"2")
     a = Item("a.png", tmp_path / "a.png", Label.GOOD)
@@ -324,10 +519,16 @@ def test_the_fingerprint_moves_with_name_label_and_content_and_with_nothing_else
         fingerprint([replace(a, name="c.png"), b]),
         fingerprint([replace(a, path=b.path), b]),
         fingerprint([replace(a, path=tmp_path / "gone.png"), b]),
+        fingerprint([replace(a, group="1"), b]),
+        fingerprint([replace(a, lot="1"), b]),
+        fingerprint([replace(a, kind="1"), b]),
+        fingerprint([replace(a, half="train"), b]),
+        fingerprint([replace(a, probability=0.25), b]),
+        fingerprint([a, replace(b, half="train")]),
     ]
 
     assert len(set(prints)) == len(prints)
-    assert fingerprint([b, replace(a, group="part-1")]) == prints[0]
+    assert fingerprint([b, replace(a, mask=tmp_path / "a-mask.png")]) == prints[0]
 
 
 # --- the solar cells

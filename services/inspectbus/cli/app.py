@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from inspectbus.cli import (
     bus,
+    data,
     dead,
     decisions,
     doctor,
@@ -117,6 +118,7 @@ app.command("evaluate", epilog=train.EVALUATE_EXAMPLES)(train.evaluate)
 app.command("models", epilog=models.EXAMPLES)(models.models)
 app.command("scores", epilog=scores.EXAMPLES)(scores.scores)
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
+app.add_typer(data.app, name="data", epilog=data.EXAMPLES)
 app.add_typer(recipes.app, name="recipes", epilog=recipes.EXAMPLES)
 app.add_typer(stations.app, name="stations", epilog=stations.EXAMPLES)
 app.add_typer(decisions.app, name="decisions", epilog=decisions.EXAMPLES)

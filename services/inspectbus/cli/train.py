@@ -19,7 +19,8 @@ TRAIN_EXAMPLES = """Examples:
   inspectbus train ./parts --address 10.0.0.5:50054      on the plant's training service, which has the folder
 
 DATA is 'elpv' or a folder with one folder per class (good/ and defective/, ok_front/ and def_front/, ...), perhaps
-inside train/ and test/, perhaps with a manifest.csv. A held-out part is never trained on: see `inspectbus evaluate`."""
+inside train/ and test/, perhaps with a manifest.csv or manifest.jsonl, or in MVTec AD's layout. A held-out part is
+never trained on: see `inspectbus evaluate`."""
 
 EVALUATE_EXAMPLES = """Examples:
 

@@ -60,7 +60,7 @@ UNREADABLE_SHARE = 0.01
 MAPS = 12_000
 """Maps computed at most while an image still gets more than one view: many images vary by themselves."""
 PINNED = 6
-_SOURCES = ("imaging/decoding.py", "imaging/preparation.py", "networks", "stores/datasets.py", "training")
+_SOURCES = ("imaging/decoding.py", "imaging/preparation.py", "networks", "stores/datasets", "training")
 """What decides which weights come out, besides data and seed."""
 
 

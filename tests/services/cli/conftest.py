@@ -25,5 +25,7 @@ def inspectbus(monkeypatch: pytest.MonkeyPatch) -> Inspectbus:
     """Runs a command as the shell would: `inspectbus("models", "--json")`."""
     # Logs would go to the runner's standard error, which is closed before the plant has said its last line.
     monkeypatch.setattr(logs, "configure", lambda *_: None)
+    # Names a folder for other tests; to a command it would be a setting misspelt.
+    monkeypatch.delenv("INSPECTBUS_TEST_DATA", raising=False)
     runner = CliRunner()
     return lambda *arguments: runner.invoke(app, [str(argument) for argument in arguments])

@@ -1,0 +1,13 @@
+"""What is wrong with a data set before anybody trains on it. Nothing here decides what a training makes.
+
+Dataset ─> survey ─┬─ every file read once: size, sha256, sketch (sketches.py), mask
+                   ├─ sketches ─> likeness ─> pictures of the same thing
+                   └─ split ─> on which side each stands
+        ─> Report ─> findings, in words
+"""
+
+from inspectbus.stores.datasets.check.likeness import Pair, alike, near_across
+from inspectbus.stores.datasets.check.sketches import sketch
+from inspectbus.stores.datasets.check.survey import Finding, Report, survey
+
+__all__ = ["Finding", "Pair", "Report", "alike", "near_across", "sketch", "survey"]

@@ -1,0 +1,311 @@
+"""What is said of a data set before anybody trains on it: each kind of trouble by its name and its files."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from inspectbus.errors import BadField
+from inspectbus.imaging import Image
+from inspectbus.stores.datasets import Item, Label, open_dataset
+from inspectbus.stores.datasets.check import Finding, Report, survey
+from inspectbus.stores.datasets.masks import read_mask
+from tests.doubles.pictures import encoded, textured
+
+
+def picture(seed: int, height: int = 60, width: int = 80) -> Image:
+    return textured(height, width, seed)
+
+
+def write(root: Path, name: str, image: Image | bytes) -> Path:
+    file = root / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(image if isinstance(image, bytes) else encoded(image))
+    return file
+
+
+def write_parts(root: Path, *folders: str, each: int = 10) -> Path:
+    """No picture is like another."""
+    for place, folder in enumerate(folders):
+        for number in range(each):
+            write(root, f"{folder}/{number:03d}.png", picture(1000 * place + number))
+    return root
+
+
+def write_rows(root: Path, rows: list[dict[str, str]]) -> None:
+    with (root / "manifest.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+
+
+def checked(root: Path) -> Report:
+    return survey(open_dataset(str(root)))
+
+
+def only_finding(root: Path) -> Finding:
+    (finding,) = checked(root).findings
+    return finding
+
+
+HALVES = ("train/good", "train/defective", "test/good", "test/defective")
+
+
+# --- what is counted
+
+
+def test_a_clean_set_is_counted_and_nothing_is_found(tmp_path: Path) -> None:
+    write_parts(tmp_path, "good", "defective/dent", "defective/scratch", each=8)
+    told: list[tuple[str, int, int]] = []
+
+    report = survey(open_dataset(str(tmp_path)), lambda *step: told.append(step))
+
+    assert report.findings == []
+    assert (report.images, report.labels) == (24, {"good": 8, "defective": 16})
+    assert report.kinds == {"dent": 8, "scratch": 8}
+    assert report.sizes == {"80x60": {"good": 8, "defective": 16}}
+    assert report.split == {"train": {"good": 6, "defective": 12}, "held out": {"good": 2, "defective": 4}}
+    assert "stratified" in report.split_words
+    assert any("4 defective images are held out: one of them moves the recall by 25 points" in n for n in report.notes)
+    assert any("no groups are known" in note for note in report.notes)
+    assert [step for step in told if step[0] == "reading"] == [("reading", number, 24) for number in range(1, 25)]
+    assert told[-1] == ("comparing", 24, 24)
+
+
+def test_one_class_far_larger_than_the_other_is_noted(tmp_path: Path) -> None:
+    write_parts(tmp_path, "good", each=44)
+    write_parts(tmp_path / "more", "defective", each=4)
+    shutil.move(tmp_path / "more/defective", tmp_path / "defective")
+    for number, file in enumerate((tmp_path / "defective").iterdir()):
+        file.write_bytes(encoded(picture(5000 + number)))
+
+    assert any("one class is 11 times as large as the other" in note for note in checked(tmp_path).notes)
+
+
+def test_images_without_labels_are_looked_at_too(tmp_path: Path) -> None:
+    write_parts(tmp_path, ".", each=9)
+    write(tmp_path, "again.png", picture(3))
+
+    report = checked(tmp_path)
+
+    assert report.labels == {"none": 10}
+    assert report.split == {}
+    assert [finding.about for finding in report.findings] == ["copies"]
+
+
+# --- files
+
+
+def test_an_unreadable_image_among_many_is_named_and_ends_nothing(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for number in range(1500):
+        noise = random.integers(0, 256, (16, 16, 3), np.uint8)
+        write(tmp_path, f"{'good' if number % 3 else 'defective'}/{number:04d}.png", noise)
+    file = tmp_path / "good/0700.png"
+    file.write_bytes(file.read_bytes()[:-20])
+
+    report = checked(tmp_path)
+
+    (finding,) = report.findings
+    assert (finding.about, finding.files) == ("unreadable", ("good/0700.png",))
+    assert "1 of 1500 files" in finding.says
+    assert "cut short" in finding.says
+    assert report.images == 1500
+
+
+def test_the_same_bytes_on_both_sides_of_the_split_are_told_apart_from_copies_on_one_side(tmp_path: Path) -> None:
+    write_parts(tmp_path, *HALVES)
+    write(tmp_path, "test/good/copy.png", picture(3))  # as train/good/003.png
+    write(tmp_path, "train/good/twice.png", picture(5))
+
+    astride, beside = checked(tmp_path).findings
+
+    assert (astride.about, set(astride.files)) == ("copies", {"train/good/003.png", "test/good/copy.png"})
+    assert "1 picture is both learnt from and held out" in astride.says
+    assert (beside.about, set(beside.files)) == ("copies", {"train/good/005.png", "train/good/twice.png"})
+
+
+def test_one_picture_with_two_labels_is_a_conflict(tmp_path: Path) -> None:
+    write_parts(tmp_path, *HALVES)
+    write(tmp_path, "train/defective/copy.png", picture(3))
+
+    findings = checked(tmp_path).findings
+
+    assert findings[0].about == "labels"
+    assert set(findings[0].files) == {"train/good/003.png", "train/defective/copy.png"}
+
+
+def test_near_duplicates_across_the_split_are_found_and_shown(tmp_path: Path) -> None:
+    write_parts(tmp_path, *HALVES)
+    write(tmp_path, "test/good/again.jpg", encoded(picture(3), ".jpg", cv2.IMWRITE_JPEG_QUALITY, 80))
+    write(tmp_path, "test/defective/mirrored.png", np.ascontiguousarray(picture(1004)[:, ::-1]))
+    write(tmp_path, "train/good/beside.png", cv2.convertScaleAbs(picture(7), alpha=0.95))
+
+    report = checked(tmp_path)
+
+    (finding,) = report.findings
+    assert finding.about == "likeness"
+    assert "2 pairs of near duplicates stand on both sides of the split (4 images)" in finding.says
+    pairs = {each.files: (each.turn, each.astride) for each in report.alike}
+    assert pairs == {
+        ("test/good/again.jpg", "train/good/003.png"): ("", True),
+        ("test/defective/mirrored.png", "train/defective/004.png"): ("mirrored", True),
+        ("train/good/007.png", "train/good/beside.png"): ("", False),
+    }
+    assert any("1 pairs of near duplicates stand on one side" in note for note in report.notes)
+
+
+def test_near_duplicates_of_one_group_are_what_groups_are_for(tmp_path: Path) -> None:
+    write_parts(tmp_path, "good", "defective")
+    write(tmp_path, "good/again.jpg", encoded(picture(3), ".jpg", cv2.IMWRITE_JPEG_QUALITY, 80))
+    names = [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*.*"))]
+    group = {"good/003.png": "p", "good/again.jpg": "p"}
+    write_rows(tmp_path, [{"file": name, "group": group.get(name, name)} for name in names])
+
+    report = checked(tmp_path)
+
+    assert report.findings == []
+    assert [(each.same_group, each.astride) for each in report.alike] == [(True, False)]
+
+
+# --- groups, split, sizes, folders
+
+
+def test_a_group_on_both_sides_names_all_its_files(tmp_path: Path) -> None:
+    write_parts(tmp_path, *HALVES, each=3)
+    names = [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*.png"))]
+    write_rows(tmp_path, [{"file": name, "group": "p" if name.endswith("good/001.png") else name} for name in names])
+
+    finding = only_finding(tmp_path)
+
+    assert (finding.about, finding.files) == ("groups", ("test/good/001.png", "train/good/001.png"))
+    assert "group 'p' stands on both sides" in finding.says
+
+
+def test_a_set_too_small_to_cut_says_so(tmp_path: Path) -> None:
+    write_parts(tmp_path, "good", each=4)
+    write(tmp_path, "defective/a.png", picture(900))
+
+    finding = only_finding(tmp_path)
+
+    assert finding.about == "split"
+    assert "too few" in finding.says
+
+
+def test_classes_that_differ_in_size_are_told(tmp_path: Path) -> None:
+    write_parts(tmp_path, "good", each=8)
+    for number in range(8):
+        write(tmp_path, f"defective/{number}.png", picture(500 + number, 64, 64))
+
+    finding = only_finding(tmp_path)
+
+    assert finding.about == "sizes"
+    assert "80x60 and 64x64" in finding.says
+
+
+@pytest.mark.parametrize(
+    ("folder", "told"),
+    [
+        ("good/bad", "a folder 'bad', which is a name for defective parts, are labelled good, such as good/bad/x.png"),
+        ("good/defectiv", "a folder 'defectiv', perhaps 'defective' misspelt"),
+        ("defective/OK", "a folder 'OK', which is a name for good parts, are labelled defective"),
+    ],
+)
+def test_a_folder_that_sounds_like_the_other_class_is_suspicious(tmp_path: Path, folder: str, told: str) -> None:
+    write_parts(tmp_path, "good", "defective")
+    write(tmp_path, f"{folder}/x.png", picture(900))
+
+    finding = only_finding(tmp_path)
+
+    assert (finding.about, finding.files) == ("folders", (f"{folder}/x.png",))
+    assert told in finding.says
+
+
+def test_images_that_no_layout_reaches_are_a_finding_and_a_note_where_a_manifest_leaves_them_out(
+    tmp_path: Path,
+) -> None:
+    write_parts(tmp_path, ".", each=9)
+    write(tmp_path, "defectiv/x.png", picture(900))
+    assert only_finding(tmp_path).files == ("defectiv/x.png",)
+
+    write_rows(tmp_path, [{"file": f"{number:03d}.png"} for number in range(9)])
+
+    report = checked(tmp_path)
+    assert report.findings == []
+    assert any("1 images in the folder are not named by the manifest" in note for note in report.notes)
+
+
+# --- masks
+
+
+def test_masks_that_do_not_fit_are_told_each_with_its_reason(tmp_path: Path) -> None:
+    write_parts(tmp_path, "good", "defective", each=12)
+    marked = np.zeros((60, 80, 3), np.uint8)
+    marked[10:20, 30:40] = 255
+    masks: dict[str, Image | bytes] = {
+        "fits": marked,
+        "small": marked[:30],
+        "broken": encoded(marked)[:-9],
+        "empty": np.zeros_like(marked),
+    }
+    rows = [{"file": f"good/{number:03d}.png", "mask": ""} for number in range(12)]
+    for number, (name, mask) in enumerate(masks.items()):
+        write(tmp_path, f"masks/{name}.png", mask)
+        rows.append({"file": f"defective/{number:03d}.png", "mask": f"masks/{name}.png"})
+    write_rows(tmp_path, rows)
+
+    report = checked(tmp_path)
+
+    (finding,) = [each for each in report.findings if each.about == "masks"]
+    assert finding.files == ("defective/001.png", "defective/002.png", "defective/003.png")
+    assert "3 masks do not fit" in finding.says
+    assert report.masks == 4
+    items = {item.name: item for item in open_dataset(str(tmp_path)).items}
+    assert np.argwhere(read_mask(items["defective/000.png"], 80, 60)).min(axis=0).tolist() == [10, 30]
+    for number, words in enumerate(("80x30 pixels, its image defective/001.png 80x60", "cut short"), 1):
+        with pytest.raises(BadField, match=words):
+            read_mask(items[f"defective/00{number}.png"], 80, 60)
+
+
+def test_a_mask_that_is_gone_or_was_never_there_names_its_file(tmp_path: Path) -> None:
+    item = Item("a.png", tmp_path / "a.png", Label.DEFECTIVE, mask=tmp_path / "gone.png")
+
+    with pytest.raises(BadField, match=r"mask .*gone\.png cannot be read"):
+        read_mask(item, 80, 60)
+    with pytest.raises(BadField, match=r"a\.png has no mask"):
+        read_mask(replace(item, mask=None), 80, 60)
+
+
+# --- real parts
+
+
+def real_set(name: str) -> Path:
+    data = Path(os.environ.get("INSPECTBUS_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
+    if not (data / name).is_dir():
+        pytest.skip(f"no {name} in {data}; INSPECTBUS_TEST_DATA names the folder of image data")
+    return data / name
+
+
+def test_spindles_photographed_by_a_fixed_camera_raise_no_false_alarm() -> None:
+    report = checked(real_set("ball_screw"))
+
+    assert report.findings == []
+    assert report.masks == 167
+
+
+def test_commutators_that_came_twice_into_the_collection_are_found() -> None:
+    """Seen with bare eyes: the same surface under two numbers, in train and in test."""
+    report = checked(real_set("commutator"))
+
+    pairs = {(Path(each.files[0]).stem, Path(each.files[1]).stem) for each in report.alike}
+    assert pairs == {
+        (f"kos_{one}", f"kos_{two}") for one, two in ((254, 237), (252, 235), (248, 236), (251, 231), (250, 238))
+    }
+    assert [finding.about for finding in report.findings] == ["likeness"]
