@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from inspectbus.api.v1 import training_pb2, training_pb2_grpc
-from inspectbus_client.values import Job, read
+from inspectbus_client.values import Augmentation, Job, read
 from inspectbus_client.watch import Watch
 from inspectbus_client.wire import Stream, Wire
 
@@ -26,14 +26,32 @@ class Jobs:
         epochs: int = 0,
         seed: int | None = None,
         input_size: int = 0,
+        depth: str = "",
+        batch: int = 0,
+        precision: str = "",
+        views: int = 0,
+        dropout: float | None = None,
+        augmentation: Augmentation | None = None,
         timeout_s: float | None = None,
     ) -> Job:
-        """Starts a training and answers at once; `watch_job` follows it. Zero and empty take the service's defaults.
+        """Starts a training and answers at once; `watch_job` follows it. Zero, empty and None take the service's
+        defaults. `depth` is "upper" (minutes) or "whole" (longer, better).
 
         Not tried again by itself: a job whose answer was lost may be running.
         """
         plan = training_pb2.TrainingPlan(
-            data=data, model=model, backbone=backbone, epochs=epochs, seed=seed, input_size=input_size
+            data=data,
+            model=model,
+            backbone=backbone,
+            epochs=epochs,
+            seed=seed,
+            input_size=input_size,
+            depth=depth,
+            batch=batch,
+            precision=precision,
+            views=views,
+            dropout=dropout,
+            augmentation=training_pb2.Augmentation(**vars(augmentation)) if augmentation is not None else None,
         )
         request = training_pb2.StartTrainingRequest(plan=plan)
         answer = self._wire.ask("training", self._training.StartTraining, request, timeout_s=timeout_s)

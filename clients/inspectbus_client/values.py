@@ -340,6 +340,30 @@ class TrainingPlan:
     epochs: int
     seed: int | None
     input_size: int
+    depth: str
+    batch: int
+    precision: str
+    views: int
+    dropout: float | None
+    augmentation: Augmentation | None
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How images are varied while a network learns from them; None is the service's default."""
+
+    flips: bool | None = None
+    """Left-right mirror images; up-down ones too where turns are allowed."""
+    turns: bool | None = None
+    """Right angles; not for parts that have an up."""
+    light: float | None = None
+    """Brightness and contrast change by at most this share."""
+    blur: float | None = None
+    """Sigma of a Gaussian blur, pixels, at most."""
+    noise: float | None = None
+    """Standard deviation of noise, grey levels, at most."""
+    perspective: float | None = None
+    """Corners move by at most this share of the side."""
 
 
 @dataclass(frozen=True)
@@ -348,6 +372,8 @@ class Progress:
     done: int
     total: int
     figures: dict[str, float]
+    step: int
+    steps: int
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,10 @@ class ScriptedTraining:
     def fail(self, error: Exception) -> None:
         self._words.put(error)
 
-    def __call__(self, plan: Plan, out_dir: Path, on_progress: OnProgress, cancel: threading.Event) -> None:
+    def __call__(
+        self, plan: Plan, out_dir: Path, checkpoint_dir: Path, on_progress: OnProgress, cancel: threading.Event
+    ) -> None:
+        del checkpoint_dir
         self.out_dir = out_dir
         self.begun.put(plan)
         on_progress(Progress(stage="reading", done=1, total=1))

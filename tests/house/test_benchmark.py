@@ -1,4 +1,4 @@
-"""The bus's benchmark runs, in its quickest form."""
+"""The benchmarks run, in their quickest forms."""
 
 from __future__ import annotations
 
@@ -7,20 +7,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.rabbitmq
-def test_the_quick_benchmark_of_the_pipe_ends_with_its_figures_as_json() -> None:
-    # given
+def benchmark(name: str, *arguments: str) -> dict[str, Any]:
+    """The figures that its last line says."""
     paths = os.pathsep.join(str(ROOT / part) for part in ("services", "clients", "."))
-    command = [sys.executable, "-m", "tests.benchmarks.bench_bus", "--quick", "--only", "pipe", "--sizes", "150000"]
-    # when
     ended = subprocess.run(
-        command,
+        [sys.executable, "-m", f"tests.benchmarks.{name}", *arguments],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": paths},
         capture_output=True,
@@ -28,9 +26,27 @@ def test_the_quick_benchmark_of_the_pipe_ends_with_its_figures_as_json() -> None
         timeout=120,
         check=False,
     )
-    # then
     assert ended.returncode == 0, ended.stderr
-    pipe = json.loads(ended.stdout.splitlines()[-1])["pipe"]["150000"]
+    told: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    return told
+
+
+@pytest.mark.rabbitmq
+def test_the_quick_benchmark_of_the_pipe_ends_with_its_figures_as_json() -> None:
+    # when
+    told = benchmark("bench_bus", "--quick", "--only", "pipe", "--sizes", "150000")
+    # then
+    pipe = told["pipe"]["150000"]
     assert {"ours", "claim", "pika", "pika-reads", "aio-pika", "ours_to"} == set(pipe)
     assert all(pipe[form]["cpu_s_per_gb"]["broker"] > 0 for form in ("ours", "claim", "pika", "pika-reads", "aio-pika"))
     assert set(pipe["ours_to"]) == {"claim", "pika", "pika-reads", "aio-pika"}
+
+
+def test_the_quick_benchmark_of_training_ends_with_the_ratio_of_both_depths_as_json() -> None:
+    told = benchmark("bench_training", "--quick")
+
+    assert set(told) == {"upper", "whole"}
+    for figures in told.values():
+        assert figures["epoch_s"] > 0
+        assert figures["ratio"] == pytest.approx(figures["epoch_s"] / figures["bare_s"], rel=0.05)
+        assert 0 < figures["learning_ratio"] <= figures["ratio"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from inspectbus.domain.model_version import Architecture, Normalisation
+from inspectbus.domain.model_version import Architecture, Normalisation, Views
 from inspectbus.errors import BadField
 from inspectbus.networks.classifier import build
 
@@ -69,6 +69,40 @@ def test_the_chain_is_the_networks_own_and_looking_at_it_changes_no_mode() -> No
 def test_a_backbone_that_is_no_chain_says_so() -> None:
     with pytest.raises(BadField, match="cannot be cut"):
         build(Architecture(backbone="test_vit"), NORMALISATION).chain()
+
+
+@pytest.mark.parametrize("views", [1, 2, 4])
+def test_several_views_give_the_mean_of_their_logits(views: Views) -> None:
+    one = build(Architecture(backbone="test_efficientnet"), NORMALISATION).eval()
+    several = build(Architecture(backbone="test_efficientnet", views=views), NORMALISATION).eval()
+    several.load_state_dict(one.state_dict())
+    images = pictures(3, 64)
+    flips = [images, images.flip(2), images.flip(1), images.flip(1).flip(2)][:views]
+
+    with torch.inference_mode():
+        expected = torch.stack([one(flip) for flip in flips]).mean(0)
+        torch.testing.assert_close(several(images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_graph_made_of_the_network_judges_its_views_for_any_number_of_images() -> None:
+    network = build(Architecture(backbone="test_efficientnet", views=4), NORMALISATION).eval()
+
+    graph = torch.export.export(
+        network, (pictures(2, 32),), dynamic_shapes=({0: torch.export.Dim("images", min=1, max=64)},)
+    ).module()
+
+    with torch.inference_mode():
+        for count in (1, 5):
+            images = pictures(count, 32)
+            torch.testing.assert_close(graph(images), network(images), rtol=1e-4, atol=1e-5)
+
+
+def test_a_card_written_before_there_were_views_keeps_its_hash() -> None:
+    architecture = Architecture(backbone="test_efficientnet")
+
+    assert architecture.views == 1
+    assert architecture.model_dump_json() == '{"backbone":"test_efficientnet","dropout":0.5}'
+    assert '"views":2' in Architecture(backbone="test_efficientnet", views=2).model_dump_json()
 
 
 @pytest.mark.parametrize(

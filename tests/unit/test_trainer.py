@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from inspectbus.imaging.decoding import decode
 from inspectbus.networks.trained import load_trained
 from inspectbus.stores.datasets import Dataset, Item, Label, cut, fingerprint, open_dataset, split
 from inspectbus.stores.models import read_card
-from inspectbus.training import features, trainer
+from inspectbus.training import features, fitting, trainer
 from inspectbus.training.evaluation import evaluate, judged, labels_of, logits_of
 from inspectbus.training.plan import Cancelled, Plan, Progress
 from inspectbus.training.threshold import scored
@@ -39,7 +39,9 @@ class Bench:
         self.cancel = threading.Event()
         self.versions = 0
 
-    def train(self, data: Dataset | None = None, cache: str = "cache", **plan: Any) -> tuple[Path, ModelCard]:
+    def train(
+        self, data: Dataset | None = None, cache: str = "cache", checkpoint: Path | None = None, **plan: Any
+    ) -> tuple[Path, ModelCard]:
         self.versions += 1
         out = self.folder / f"version-{self.versions}"
         settled = {"data": "plates", "model": "plates", "backbone": TINY_BACKBONE, "epochs": 4, "seed": 0}
@@ -51,6 +53,7 @@ class Bench:
             cancel=self.cancel,
             cache_dir=self.folder / cache,
             weights=self.weights,
+            checkpoint_dir=checkpoint,
         )
         return out, card
 
@@ -138,7 +141,11 @@ def test_progress_goes_through_every_stage_to_its_end(trained: tuple[Bench, Path
         told = [progress for progress in bench.told if progress.stage == stage]
         assert [progress.done for progress in told] == sorted(progress.done for progress in told)
         assert told[-1].done == told[-1].total > 0 or stage == "training"
-    epochs = [progress.figures for progress in bench.told if progress.stage == "training" and progress.figures]
+    epochs = [
+        progress.figures
+        for progress in bench.told
+        if progress.stage == "training" and progress.figures and not progress.steps
+    ]
     assert [figures["epoch"] for figures in epochs] == list(range(1, len(epochs) + 1))
     assert set(epochs[0]) >= {"train_loss", "validation_loss", "validation_ap", "learning_rate"}
     assert epochs[-1]["learning_rate"] < epochs[0]["learning_rate"]
@@ -177,6 +184,124 @@ def test_a_second_training_takes_its_features_from_the_cache(bench: Bench, monke
     _, second = bench.train()
 
     assert first.files == second.files
+
+
+# --- the whole network
+
+
+WHOLE: dict[str, Any] = {"depth": "whole", "batch": 16, "precision": "fp32"}
+
+
+def test_the_whole_network_learns_from_pixels_and_tells_parts_apart(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, good=60, defective=40)
+
+    folder, card = bench.train(**WHOLE, epochs=6, views=4, augmentation={"light": 0.1, "noise": 2.0})
+
+    assert list(dict.fromkeys(progress.stage for progress in bench.told)) == [
+        "reading",
+        "preparing",
+        "training",
+        "threshold",
+        "registering",
+    ]
+    found = evaluate(folder, bench.parts.held_out.items)
+    assert (found.scores["average_precision"] or 0) > 0.9
+    assert card.architecture.views == 4
+    # As every engine would: with the network of the card.
+    network = load_trained(folder, card.architecture, card.normalisation)
+    for image in card.pinned:
+        pixels = decode((folder / image.file).read_bytes())
+        mirrored = np.ascontiguousarray(pixels[:, ::-1])
+        logits = [logits_of(network, each[None]) for each in (pixels, mirrored)]
+        assert scored(logits[0], card.calibration)[0] == pytest.approx(image.score, abs=1e-6)
+        assert logits[0] == pytest.approx(logits[1], abs=1e-4)
+
+
+def test_the_same_seed_gives_the_same_whole_network(bench: Bench) -> None:
+    _, first = bench.train(**WHOLE, epochs=2)
+    _, second = bench.train(**WHOLE, epochs=2)
+    _, other = bench.train(**WHOLE, epochs=2, seed=1)
+
+    assert first.files == second.files
+    assert first.files[WEIGHTS_FILE] != other.files[WEIGHTS_FILE]
+
+
+def test_steps_within_an_epoch_are_told(bench: Bench) -> None:
+    bench.train(**WHOLE, epochs=2)
+
+    training = [progress for progress in bench.told if progress.stage == "training"]
+    assert [(progress.done, progress.step, progress.steps) for progress in training[:4]] == [
+        (0, 0, 0),
+        (0, 1, 1),
+        (1, 0, 0),
+        (1, 1, 1),
+    ]
+
+
+def test_auto_measures_for_the_whole_network_alone(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def fastest(*_: object) -> str:
+        asked.append("measured")
+        return "bf16"
+
+    monkeypatch.setattr(fitting, "fastest", fastest)
+
+    bench.train(epochs=1)
+    assert asked == []
+    _, fp32 = bench.train(**WHOLE, epochs=1)
+    assert asked == []
+    _, auto = bench.train(**{**WHOLE, "precision": "auto"}, epochs=1)
+    assert asked == ["measured"]
+    assert fp32.files[WEIGHTS_FILE] != auto.files[WEIGHTS_FILE]
+
+
+def test_a_checkpoint_of_another_plan_is_refused_by_the_fields_that_differ(bench: Bench, tmp_path: Path) -> None:
+    bench.train(**WHOLE, epochs=1, checkpoint=tmp_path / "checkpoint")
+
+    with pytest.raises(BadField) as refused:
+        bench.train(**WHOLE, epochs=2, seed=1, checkpoint=tmp_path / "checkpoint")
+
+    assert refused.value.field == "checkpoint"
+    assert "plan.epochs is 2 here and 1 there; plan.seed is 1 here and 0 there" in refused.value.message
+
+
+def test_parts_that_have_an_up_are_only_mirrored_at_either_depth(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    real = features.extract
+
+    def extract(items: Any, views: int, *rest: Any) -> Any:
+        asked.append(views)
+        return real(items, views, *rest)
+
+    monkeypatch.setattr(trainer, "extract", extract)
+
+    bench.train(epochs=1)
+    bench.train(epochs=1, augmentation={"turns": False})
+    bench.train(epochs=1, augmentation={"flips": False})
+
+    assert asked[::2] == [4, 2, 1]
+    assert asked[1::2] == [1, 1, 1]
+
+
+# --- what a training cannot see
+
+
+@pytest.mark.parametrize("plan", [{}, WHOLE], ids=["upper", "whole"])
+def test_the_held_out_part_cannot_reach_a_selector_because_it_is_not_given(bench: Bench, plan: dict[str, Any]) -> None:
+    # given what a training makes
+    _, before = bench.train(**plan, epochs=2, cache="one")
+
+    # when the held-out images are no more, and whatever is asked of them fails
+    for item in bench.parts.held_out.items:
+        item.path.unlink()
+    _, after = bench.train(**plan, epochs=2, cache="two")
+
+    # then epoch, calibration, threshold, scores and weights are the same
+    assert after.model_copy(update={"created_at": ""}) == before.model_copy(update={"created_at": ""})
+    # and there is one data set that can be given
+    kinds = [kind for kind in get_type_hints(train).values() if kind is Dataset]
+    assert kinds == [Dataset]
 
 
 # --- other data

@@ -122,8 +122,8 @@ def follow_stations(
 
 
 @contextmanager
-def stage_bar(console: Console) -> Iterator[Callable[[str, int, int, str], None]]:
-    """A bar for work in stages: call it with stage, done, total and a few words of figures."""
+def stage_bar(console: Console) -> Iterator[Callable[[str, float, int, str], None]]:
+    """A bar for work in stages: call it with stage, done (parts of a step too), total and a few words of figures."""
     progress = Progress(
         TextColumn("{task.description:<12}"),
         BarColumn(),
@@ -135,7 +135,7 @@ def stage_bar(console: Console) -> Iterator[Callable[[str, int, int, str], None]
     tasks: dict[str, TaskID] = {}
     with progress:
 
-        def update(stage: str, done: int, total: int, figures: str) -> None:
+        def update(stage: str, done: float, total: int, figures: str) -> None:
             if stage not in tasks:
                 tasks[stage] = progress.add_task(stage, total=total or None, figures="")
                 if not console.is_terminal:

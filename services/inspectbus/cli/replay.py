@@ -22,7 +22,7 @@ from rich.console import Console
 from inspectbus.api.v1.prepared_frame_pb2 import QualityReport
 from inspectbus.cli.live import follow_stations
 from inspectbus.cli.report import Tally, print_report, report
-from inspectbus.cli.training import train_and_watch
+from inspectbus.cli.training import watched
 from inspectbus.domain.model_version import PRODUCTION
 from inspectbus.domain.names import name_from
 from inspectbus.domain.recipe import Recipe
@@ -131,9 +131,8 @@ def _model_for(console: Console, client: Client, material: Material, wish: Wish,
             if PRODUCTION in model.aliases and model.card["data"]["sha256"] == sha256 and wanted:
                 console.print(f"model {model.name}/{model.version} was trained on these images; nothing to train")
                 return model
-    return train_and_watch(
-        console, client, data=material.spec, model=name, epochs=wish.epochs, seed=wish.seed, stop=stop
-    )
+    job = client.train(material.spec, model=name, epochs=wish.epochs, seed=wish.seed)
+    return watched(console, client, job, stop)
 
 
 def _give_recipe(console: Console, client: Client, material: Material, model: Model) -> None:

@@ -16,6 +16,10 @@ TRAIN_EXAMPLES = """Examples:
 
   inspectbus train ./parts --model gearbox --epochs 12
 
+  inspectbus train elpv --depth whole --input-size 300 --views 4    every layer from pixels: better, and half an hour
+
+  inspectbus train ./parts --depth whole --no-turns --light 0.1     parts that have an up, under lamps that age
+
   inspectbus train ./parts --address 10.0.0.5:50054      on the plant's training service, which has the folder
 
 DATA is 'elpv' or a folder with one folder per class (good/ and defective/, ok_front/ and def_front/, ...), perhaps
@@ -30,6 +34,7 @@ EVALUATE_EXAMPLES = """Examples:
 
 State = Annotated[Path, typer.Option(help="Folder for ledger, models and evidence.")]
 DEFAULT_STATE = Path(".inspectbus")
+AUGMENTATION = "How images are varied"
 
 
 def train(
@@ -39,28 +44,59 @@ def train(
     epochs: Annotated[int, typer.Option(min=0, help="0 is the default.")] = 0,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
     input_size: Annotated[int, typer.Option(min=0, help="Side of the input, pixels; 0 is the default.")] = 0,
+    depth: Annotated[str, typer.Option(help="'upper': minutes. 'whole': every layer learns, longer and better.")] = "",
+    batch: Annotated[int, typer.Option(min=0, help="Images per step; 0 is the default.")] = 0,
+    precision: Annotated[str, typer.Option(help="'fp32', 'bf16' or 'auto', which measures.")] = "",
+    views: Annotated[int, typer.Option(min=0, help="Flips of an image that judge it on the line: 1, 2 or 4.")] = 0,
+    dropout: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of features hidden while learning.")
+    ] = None,
+    flips: Annotated[
+        bool | None, typer.Option("--flips/--no-flips", help="Mirror images.", rich_help_panel=AUGMENTATION)
+    ] = None,
+    turns: Annotated[
+        bool | None,
+        typer.Option(
+            "--turns/--no-turns", help="Right angles; not for parts with an up.", rich_help_panel=AUGMENTATION
+        ),
+    ] = None,
+    light: Annotated[
+        float | None, typer.Option(help="Brightness, contrast: share, at most.", rich_help_panel=AUGMENTATION)
+    ] = None,
+    blur: Annotated[float | None, typer.Option(help="Sigma in pixels, at most.", rich_help_panel=AUGMENTATION)] = None,
+    noise: Annotated[
+        float | None, typer.Option(help="Deviation in grey levels, at most.", rich_help_panel=AUGMENTATION)
+    ] = None,
+    perspective: Annotated[
+        float | None, typer.Option(help="Corners move: share of the side.", rich_help_panel=AUGMENTATION)
+    ] = None,
     state: State = DEFAULT_STATE,
     address: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="A running training service; without one, this process trains.")
     ] = "",
 ) -> None:
     """Train a model version and put it into production."""
-    from inspectbus.cli.training import train_and_watch, training_door
+    from inspectbus.cli.training import training_door, watched
     from inspectbus.runtime.signals import stop_on_signals
+    from inspectbus_client import Augmentation
 
     console = results_console()
     with stop_on_signals() as stop, training_door(state, data, address) as client:
-        train_and_watch(
-            console,
-            client,
-            data=data,
+        job = client.train(
+            data,
             model=model,
             backbone=backbone,
             epochs=epochs,
             seed=seed,
             input_size=input_size,
-            stop=stop,
+            depth=depth,
+            batch=batch,
+            precision=precision,
+            views=views,
+            dropout=dropout,
+            augmentation=Augmentation(flips, turns, light, blur, noise, perspective),
         )
+        watched(console, client, job, stop)
 
 
 def evaluate(

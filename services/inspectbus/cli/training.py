@@ -13,33 +13,22 @@ from inspectbus.cli.live import ended_by, stage_bar
 from inspectbus.errors import NotPossibleNow
 from inspectbus.line import open_records
 from inspectbus.stores.datasets import ELPV
-from inspectbus_client import Client, JobState, Model
+from inspectbus_client import Client, Job, JobState, Model
 
 
-def train_and_watch(
-    console: Console,
-    client: Client,
-    *,
-    data: str,
-    model: str = "",
-    backbone: str = "",
-    epochs: int = 0,
-    seed: int | None = None,
-    input_size: int = 0,
-    stop: threading.Event,
-) -> Model:
-    """Starts a training job, shows its way, and gives the version it made.
+def watched(console: Console, client: Client, job: Job, stop: threading.Event) -> Model:
+    """Shows the way of a training job, and gives the version it made.
 
     Raises NotPossibleNow with the job's own words when it failed, or when `stop` cancelled it.
     """
-    job = client.train(data=data, model=model, backbone=backbone, epochs=epochs, seed=seed, input_size=input_size)
-    console.print(f"training {job.plan.model} on {data} (job {job.job_id})")
+    console.print(f"training {job.plan.model} on {job.plan.data} (job {job.job_id})")
     with client.watch_job(job.job_id) as watch, ended_by(stop, watch), stage_bar(console) as show:
         for seen in watch:
             job, progress = seen, seen.progress
             if progress and progress.stage:
                 figures = "  ".join(f"{name} {value:.3g}" for name, value in progress.figures.items())
-                show(progress.stage, progress.done, progress.total, figures)
+                within = progress.step / progress.steps if progress.steps else 0.0
+                show(progress.stage, progress.done + within, progress.total, figures)
     if stop.is_set() and not job.state.ended:
         client.cancel_job(job.job_id)
         raise NotPossibleNow("the training was interrupted; nothing was registered")

@@ -25,6 +25,8 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 RelativeFile = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)?$")]
 """One file of the version, at most one folder down; no way out of the folder can be spelt."""
 
+Views = Literal[1, 2, 4]
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -36,6 +38,9 @@ class Architecture(_Part):
     backbone: str = Field(max_length=100)
     """A timm or torchvision architecture name, 'timm/...' or 'torchvision/...' where both know it."""
     dropout: Unit = 0.5
+    # Not written where it is 1: cards from before there was a choice keep their hash, which is their version's id.
+    views: Views = Field(default=1, exclude_if=lambda views: views == 1)
+    """An image is judged as the mean logit over itself and its flips: 1 itself, 2 and left-right, 4 and up-down."""
 
 
 class Normalisation(_Part):

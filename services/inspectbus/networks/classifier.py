@@ -1,6 +1,9 @@
 """The network: prepared pixels in, one logit per image out. Normalisation is inside, so nobody can forget it.
 
 uint8 (N, H, W, 3) RGB ─> normalise ─> backbone (timm or torchvision, pooled) ─> dropout ─> linear ─> logit (N,)
+
+A network of several views judges an image and its flips, and gives the mean of their logits: whatever runs it, PyTorch
+or a graph made of it, does so too.
 """
 
 from __future__ import annotations
@@ -15,6 +18,9 @@ from torch import Tensor, nn
 from inspectbus.domain.model_version import Architecture, Normalisation
 from inspectbus.errors import BadField
 
+FLIPS: tuple[tuple[int, ...], ...] = ((), (3,), (2,), (2, 3))
+"""Views of a batch by the axes of (N, C, H, W) that are turned: as it is, left-right, up-down, both."""
+
 
 class Classifier(nn.Module):
     """One logit for DEFECTIVE per image. Weights lie channels-last, as do the images once normalised."""
@@ -22,8 +28,11 @@ class Classifier(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: nn.Module, features: int, dropout: float, normalisation: Normalisation) -> None:
+    def __init__(
+        self, backbone: nn.Module, features: int, dropout: float, normalisation: Normalisation, views: int = 1
+    ) -> None:
         super().__init__()
+        self.views = views
         self.backbone = backbone
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(features, 1)
@@ -35,11 +44,16 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 (N, H, W, 3) RGB to float32 logits (N,)."""
-        return self.judge(self.backbone(self.normalise(images)))
+        pixels = self.normalise(images)
+        if self.views == 1:
+            return self.judge(self.backbone(pixels))
+        # Side by side in one batch: a graph made of this holds the backbone once.
+        seen = torch.cat([pixels.flip(axes) if axes else pixels for axes in FLIPS[: self.views]])
+        return self.judge(self.backbone(seen)).view(self.views, -1).mean(0)
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 (N, H, W, 3) to float32 (N, 3, H, W) in channels-last memory: the same order of bytes, no copy."""
-        return (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        return normalised(images, self.mean, self.std)
 
     def judge(self, features: Tensor) -> Tensor:
         """Pooled features (N, F) to float32 logits (N,)."""
@@ -85,10 +99,15 @@ class Classifier(nn.Module):
                 module.training = training
 
 
+def normalised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """(pixel - mean) / std of uint8 (N, H, W, 3), per channel: float32 (N, 3, H, W) in channels-last memory."""
+    return (images.permute(0, 3, 1, 2).float() - mean) / std
+
+
 def build(architecture: Architecture, normalisation: Normalisation) -> Classifier:
     """The network with fresh weights; nothing is downloaded. Raises BadField for a backbone nobody knows."""
     backbone, features = _backbone(architecture.backbone)
-    return Classifier(backbone, features, architecture.dropout, normalisation)
+    return Classifier(backbone, features, architecture.dropout, normalisation, architecture.views)
 
 
 def _backbone(name: str) -> tuple[nn.Module, int]:

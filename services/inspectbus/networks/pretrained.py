@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from inspectbus.domain.model_version import Architecture, Normalisation
+from inspectbus.domain.model_version import Architecture, Normalisation, Views
 from inspectbus.errors import BadField, NotPossibleNow
 from inspectbus.networks.classifier import Classifier, build
 
@@ -47,8 +47,8 @@ class Pretrained:
     """Where they came from, in words."""
 
 
-def load_pretrained(backbone: str, weights: Path | None = None, dropout: float = 0.5) -> Pretrained:
-    """The network in evaluation mode.
+def load_pretrained(backbone: str, weights: Path | None = None, dropout: float = 0.5, views: Views = 1) -> Pretrained:
+    """The network in evaluation mode, which judges an image by so many of its flips.
 
     `weights` is a file, or a folder that may have one called <backbone>.safetensors, .pth or .pt. Raises BadField for
     an unknown backbone or a file that does not fit it, NotPossibleNow when no weights are to be had.
@@ -67,7 +67,7 @@ def load_pretrained(backbone: str, weights: Path | None = None, dropout: float =
         build(Architecture(backbone=backbone), normalisation)
         tensors, origin = _from_hub(library, bare), f"hub of {library}"
 
-    architecture = Architecture(backbone=backbone, dropout=dropout)
+    architecture = Architecture(backbone=backbone, dropout=dropout, views=views)
     network = build(architecture, normalisation)
     own = network.backbone.state_dict()
     by_position = package is not None and file is None

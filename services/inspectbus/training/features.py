@@ -16,10 +16,11 @@ import itertools
 import os
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import structlog
@@ -98,8 +99,7 @@ class Maps:
     def __init__(self, count: int, views: int, shape: tuple[int, ...], folder: Path) -> None:
         # Channels last, so that a batch put together from rows needs no turning.
         self._stored = (*shape[1:], shape[0])
-        with tempfile.TemporaryFile(dir=folder) as file:
-            _reserve(file.fileno(), count * views * int(np.prod(shape)) * 2)
+        with reserved(folder, count * views * int(np.prod(shape)) * 2) as file:
             self._rows: Half = np.memmap(file, np.float16, "r+", shape=(count, views, *self._stored))
 
     @property
@@ -116,6 +116,12 @@ class Maps:
         """float32 (N, C, h, w), channels-last, or (N, F)."""
         batch = torch.from_numpy(np.asarray(self._rows[rows, views])).float()
         return batch.permute(0, 3, 1, 2) if batch.ndim == 4 else batch
+
+    def shown(self, batches: Sequence[NDArray[np.int64]], rng: np.random.Generator) -> Generator[Tensor]:
+        """Maps for each entry of `batches`, every image in one of its views."""
+        views = rng.integers(0, self.views, len(self))
+        for rows in batches:
+            yield self.batch(rows, views[rows])
 
     def batches(self, size: int = 32) -> Iterator[Tensor]:
         """The first view of every image, in order."""
@@ -207,7 +213,7 @@ def extract(
         done(found)
     for batch in _batches(waiting):
         # Views of one image stand side by side: it is decoded once.
-        pictures = {row: _picture(*items[row], preparation) for row in {row for row, _, _ in batch}}
+        pictures = {row: picture(*items[row], preparation) for row in {row for row, _, _ in batch}}
         for (row, view, key), made in zip(
             batch, _through(cut.lower, [np.flip(pictures[row], FLIPS[view]) for row, view, _ in batch]), strict=True
         ):
@@ -223,7 +229,8 @@ def _batches(waiting: Sequence[tuple[int, int, str]]) -> Iterator[Sequence[tuple
         yield waiting[start : start + EXTRACT_BATCH]
 
 
-def _picture(item: Item, content: str, preparation: Preparation) -> Image:
+def picture(item: Item, content: str, preparation: Preparation) -> Image:
+    """The prepared image of an item whose bytes have the sha256. Raises UnreadableImage, or BadField if not."""
     data = item.read()
     if hashlib.sha256(data).hexdigest() != content:
         raise BadField(f"{item.path} changed while the training ran", field=item.name)
@@ -276,14 +283,18 @@ def _fold(module: nn.Module) -> None:
         _fold(child)
 
 
-def _reserve(file: int, size: int) -> None:
-    """Asks for the disk space now: a disk that fills up under a memory map kills the process."""
-    try:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file, 0, size)
-        else:
-            os.truncate(file, size)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise StorageFull(f"the features need {size / 2**20:.0f} MiB of disk space, which is not there") from error
+@contextmanager
+def reserved(folder: Path, size: int) -> Iterator[IO[bytes]]:
+    """A nameless file in the folder, with its disk space reserved now: a disk that fills up under a memory map kills
+    the process. Raises StorageFull."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                os.truncate(file.fileno(), size)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise StorageFull(f"the training needs {size / 2**20:.0f} MiB of disk space, which is not there") from error
+        yield file

@@ -1,23 +1,32 @@
-"""Fitting: the upper part of a network learns from the lower part's maps.
+"""Fitting: the part of a network above a cut learns, from maps of what lies below, or whole from pixels.
 
-maps, targets ─> epochs of AdamW, rates warmed up and falling ─> averaged weights ─> the best epoch by validation AP
+batches of a Source, targets ─> epochs of AdamW, rates warmed up and falling ─> averaged weights
+     ─> the best epoch by validation AP
+
+One loop for both depths. After each epoch all that the next depends on can be kept and taken up again.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
 
 import numpy as np
+import structlog
 import torch
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
 from inspectbus.networks.classifier import Classifier
-from inspectbus.training.features import Maps
+from inspectbus.training.checkpoint import Checkpoint
+from inspectbus.training.precision import Precision, computing_in, fastest
+
+log = structlog.get_logger(__name__)
 
 Floats = NDArray[np.float64]
 
@@ -44,9 +53,27 @@ class Method:
     """Epochs without a better validation AP before stopping early."""
     settled: float = 0.7
     """Share of the epochs before which nothing is stopped: the rates are still high, and scores still jump."""
+    depthwise: bool = False
+    """Whether depthwise kernels learn too. Above a cut they stay as they are: on a processor their gradient takes a
+    third of the time and helps little."""
 
 
 METHOD = Method()
+WHOLE = replace(METHOD, depthwise=True)
+"""From the pixels up, edges and textures are learnt by depthwise kernels as much as by any."""
+
+
+class Source(Protocol):
+    """Images in the form that the trained part takes. Two forms: maps kept in a few views, and pixels varied anew."""
+
+    def __len__(self) -> int: ...
+
+    def shown(self, batches: Sequence[NDArray[np.int64]], rng: np.random.Generator) -> Generator[Tensor]:
+        """A tensor for each entry of `batches`, which are rows. Variations follow from `rng`, which the caller's thread
+        draws from, before the first batch. To be closed by whoever leaves early."""
+
+    def batches(self) -> Iterator[Tensor]:
+        """Every image as it is, in order."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +89,10 @@ class Epoch:
 
 
 class Upper(nn.Module):
-    """The trained part: the network's own upper modules, dropout and head, so that fitting this fits the network."""
+    """The trained part: the network's own modules above a cut, dropout and head, so that fitting this fits the network.
+
+    With a cut below everything it takes pixels, and is the whole network.
+    """
 
     def __init__(self, network: Classifier, links: list[tuple[str, nn.Module]]) -> None:
         super().__init__()
@@ -78,81 +108,187 @@ class Upper(nn.Module):
         return logits
 
     @torch.inference_mode()
-    def over(self, maps: Maps) -> Floats:
-        """Logits of every image's first view, in evaluation mode."""
+    def over(self, source: Source) -> Floats:
+        """Logits of every image as it is, in evaluation mode."""
         self.eval()
-        found: Floats = torch.cat([self(batch) for batch in maps.batches()]).double().numpy()
+        found: Floats = torch.cat([self(batch) for batch in source.batches()]).double().numpy()
         return found
 
 
 def fit(
     upper: Upper,
-    train: Maps,
+    train: Source,
     targets: Floats,
-    validation: Maps,
+    validation: Source,
     validation_labels: NDArray[np.int64],
     *,
     epochs: int,
     seed: int,
     after_epoch: Callable[[Epoch], None],
-    after_step: Callable[[], None],
+    after_step: Callable[[int, int], None],
     method: Method = METHOD,
+    precision: Precision | Literal["auto"] = "fp32",
+    checkpoint: Checkpoint | None = None,
 ) -> None:
-    """Leaves `upper` with the averaged weights of its best epoch. The callbacks may raise to end it all.
+    """Leaves `upper` with the averaged weights of its best epoch.
 
-    `targets` lie in 0 to 1, one per training image; each epoch sees every image once, in one of its views. The loss
-    is the binary cross-entropy, which for soft targets is the Kullback-Leibler divergence plus a constant.
+    `targets` lie in 0 to 1, one per training image; each epoch sees every image once, in one of its variations. The
+    loss is the binary cross-entropy, which for soft targets is the Kullback-Leibler divergence plus a constant.
+
+    `after_step` hears of each batch of the epoch, and how many there are; `after_epoch` of each epoch, those before the
+    checkpoint included. They may raise to end it all. Draws from torch's generator, which the caller has seeded. Raises
+    what `Checkpoint.load` raises.
     """
-    with torch.no_grad():
-        upper.head.reset_parameters()
-        upper.head.weight.mul_(method.head_start)
-        upper.head.bias.zero_()
-    rng = np.random.default_rng(seed)
-    soft = torch.from_numpy(targets).float()
-    # The rare class weighs as much as the common one.
-    pos_weight = (1 - soft).sum() / soft.sum()
-    optimiser = _optimiser(upper, method)
-    average = copy.deepcopy(upper).requires_grad_(False)
-    best = copy.deepcopy(average.state_dict())
-    best_ap, worse = -1.0, 0
-    size = min(method.batch, len(train))
-    per_epoch = len(train) // size
-    total, step = epochs * per_epoch, 0
-    for number in range(1, epochs + 1):
-        upper.train()
-        order, views = rng.permutation(len(train)), rng.integers(0, train.views, len(train))
-        loss_sum = 0.0
-        for start in range(0, per_epoch * size, size):
-            rows = order[start : start + size]
-            factor = rate_factor(step / total, 1 / total, method.warm_up)
-            for group in optimiser.param_groups:
-                group["lr"] = group["peak"] * factor
-            logits = upper(train.batch(rows, views[rows]))
-            loss = nn.functional.binary_cross_entropy_with_logits(logits, soft[rows], pos_weight=pos_weight)
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            step, loss_sum = step + 1, loss_sum + loss.item()
-            _follow(average, upper, min(method.averaging, step / (step + 10)))
-            after_step()
-        logits_seen = average.over(validation)
-        ap = float(average_precision_score(validation_labels, logits_seen))
-        after_epoch(
-            Epoch(
-                number,
-                train_loss=loss_sum / per_epoch,
-                validation_loss=_loss(logits_seen, validation_labels, float(pos_weight)),
-                validation_ap=ap,
-                rate=method.rate * factor,
-            )
+    work = _Fitting(upper, train, targets, validation, validation_labels, epochs, seed, method)
+    saved = checkpoint.load() if checkpoint is not None else None
+    if saved is not None:
+        work.restore(*saved)
+        log.info("going on from a checkpoint", epoch=len(work.told))
+        for epoch in work.told:
+            after_epoch(epoch)
+    elif precision != "auto":
+        work.precision = precision
+    else:
+        work.precision = fastest(upper, next(iter(train.batches())))
+    while not work.over:
+        epoch = work.epoch(after_step)
+        if checkpoint is not None:
+            checkpoint.save(epoch.number, *work.state())
+        after_epoch(epoch)
+    work.end()
+
+
+class _Fitting:
+    """The fitting between two epochs, and the way from one to the next."""
+
+    def __init__(
+        self,
+        upper: Upper,
+        train: Source,
+        targets: Floats,
+        validation: Source,
+        validation_labels: NDArray[np.int64],
+        epochs: int,
+        seed: int,
+        method: Method,
+    ) -> None:
+        with torch.no_grad():
+            upper.head.reset_parameters()
+            upper.head.weight.mul_(method.head_start)
+            upper.head.bias.zero_()
+        self._upper = upper
+        self._train = train
+        self._soft = torch.from_numpy(targets).float()
+        # The rare class weighs as much as the common one.
+        self._pos_weight = (1 - self._soft).sum() / self._soft.sum()
+        self._validation = validation
+        self._validation_labels = validation_labels
+        self._epochs = epochs
+        self._method = method
+        self._size = min(method.batch, len(train))
+        self._per_epoch = len(train) // self._size
+        self.precision: Precision = "fp32"
+        # From here on: what a checkpoint holds.
+        self._rng = np.random.default_rng(seed)
+        self._optimiser = _optimiser(upper, method)
+        self._average = copy.deepcopy(upper).requires_grad_(False)
+        self._best = copy.deepcopy(self._average.state_dict())
+        self._best_ap, self._worse = -1.0, 0
+        self.told: list[Epoch] = []
+        """The epochs so far."""
+
+    @property
+    def over(self) -> bool:
+        number, method = len(self.told), self._method
+        return number >= self._epochs or (self._worse >= method.patience and number >= method.settled * self._epochs)
+
+    def epoch(self, after_step: Callable[[int, int], None]) -> Epoch:
+        """Learns from every training image once, and judges the average on the validation part."""
+        loss_sum, factor = self._learn(after_step)
+        logits = self._average.over(self._validation)
+        ap = float(average_precision_score(self._validation_labels, logits))
+        self._worse += 1
+        if ap > self._best_ap:
+            self._best, self._best_ap, self._worse = copy.deepcopy(self._average.state_dict()), ap, 0
+        epoch = Epoch(
+            len(self.told) + 1,
+            train_loss=loss_sum / self._per_epoch,
+            validation_loss=_loss(logits, self._validation_labels, float(self._pos_weight)),
+            validation_ap=ap,
+            rate=self._method.rate * factor,
         )
-        worse += 1
-        if ap > best_ap:
-            best, best_ap, worse = copy.deepcopy(average.state_dict()), ap, 0
-        elif worse >= method.patience and number >= method.settled * epochs:
-            break
-    upper.load_state_dict(best)
-    upper.eval()
+        self.told.append(epoch)
+        return epoch
+
+    def _learn(self, after_step: Callable[[int, int], None]) -> tuple[float, float]:
+        """The sum of the batches' losses, and the last one's share of the peak rate."""
+        self._upper.train()
+        order = self._rng.permutation(len(self._train))[: self._per_epoch * self._size]
+        batches = np.split(order, self._per_epoch)
+        total, before = self._epochs * self._per_epoch, len(self.told) * self._per_epoch
+        loss_sum = factor = 0.0
+        with closing(self._train.shown(batches, self._rng)) as shown:
+            for step, (rows, batch) in enumerate(zip(batches, shown, strict=True)):
+                factor = rate_factor((before + step) / total, 1 / total, self._method.warm_up)
+                for group in self._optimiser.param_groups:
+                    group["lr"] = group["peak"] * factor
+                with computing_in(self.precision):
+                    logits = self._upper(batch)
+                loss = nn.functional.binary_cross_entropy_with_logits(
+                    logits.float(), self._soft[rows], pos_weight=self._pos_weight
+                )
+                self._optimiser.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                self._optimiser.step()
+                loss_sum += loss.item()
+                done = before + step + 1
+                _follow(self._average, self._upper, min(self._method.averaging, done / (done + 10)))
+                after_step(step + 1, self._per_epoch)
+        return loss_sum, factor
+
+    def end(self) -> None:
+        self._upper.load_state_dict(self._best)
+        self._upper.eval()
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Facts and tensors that the next epoch depends on."""
+        facts = {
+            "epochs": [vars(epoch) for epoch in self.told],
+            "best_ap": self._best_ap,
+            "worse": self._worse,
+            "precision": self.precision,
+            "generator": self._rng.bit_generator.state,
+        }
+        tensors = {"generator": torch.get_rng_state()}
+        for prefix, state in self._states().items():
+            tensors |= {f"{prefix}.{name}": value for name, value in state.items()}
+        for number, kept in self._optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{number}.{name}": value for name, value in kept.items()}
+        return facts, tensors
+
+    def restore(self, facts: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Everything as it was when `state` gave this."""
+        self.told = [Epoch(**epoch) for epoch in facts["epochs"]]
+        self._best_ap, self._worse, self.precision = facts["best_ap"], facts["worse"], facts["precision"]
+        self._rng.bit_generator.state = facts["generator"]
+        torch.set_rng_state(tensors["generator"])
+        with torch.no_grad():
+            for prefix, state in self._states().items():
+                # Into the tensors there are, which lie channels-last: another order in memory may round otherwise.
+                for name, value in state.items():
+                    value.copy_(tensors[f"{prefix}.{name}"])
+        kept: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("optimiser."):
+                _, number, what = name.split(".")
+                like = self._optimiser.param_groups[int(number)]["params"][0]
+                kept.setdefault(int(number), {})[what] = (
+                    torch.empty_like(like).copy_(value) if value.shape == like.shape else value
+                )
+        self._optimiser.load_state_dict({**self._optimiser.state_dict(), "state": kept})
+
+    def _states(self) -> dict[str, dict[str, Tensor]]:
+        return {"now": self._upper.state_dict(), "average": self._average.state_dict(), "best": self._best}
 
 
 def rate_factor(done: float, one_step: float, warm_up: float) -> float:
@@ -170,7 +306,7 @@ def _optimiser(upper: Upper, method: Method) -> torch.optim.AdamW:
             value
             for module in link.modules()
             for value in module.parameters(recurse=False)
-            if not _depthwise(module, value)
+            if method.depthwise or not _frozen(module, value)
         ]
         groups += [_group(value, rate, method) for value in values]
         # A lone norm belongs to the convolution before it, and pooling to nobody.
@@ -188,8 +324,8 @@ def _group(value: nn.Parameter, rate: float, method: Method) -> dict[str, object
     }
 
 
-def _depthwise(module: nn.Module, value: nn.Parameter) -> bool:
-    """Depthwise kernels stay as they are: on a processor their gradient takes a third of the time and helps little."""
+def _frozen(module: nn.Module, value: nn.Parameter) -> bool:
+    """Freezes a depthwise kernel, and says whether it was one."""
     depthwise = isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1 and value is module.weight
     if depthwise:
         value.requires_grad_(False)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from inspectbus.domain.model_version import Views
 from inspectbus.domain.names import Name
+from inspectbus.training.augmentation import Augmentation
+
+Depth = Literal["upper", "whole"]
 
 
 class Plan(BaseModel):
@@ -24,6 +29,19 @@ class Plan(BaseModel):
     seed: int = Field(ge=0, lt=2**32)
     input_size: int = Field(ge=32, le=2048)
     """Side of the square input, pixels."""
+    depth: Depth = "upper"
+    """"upper": the lower part stays as it is, and learning takes minutes. "whole": every layer learns from pixels."""
+    batch: int = Field(default=32, ge=2, le=1024)
+    """Images per step."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """What layers compute with while they learn. "auto" measures where the whole network learns, so that two trainings
+    of one seed may differ by rounding; in an upper part there is little to gain, and it is fp32."""
+    views: Views = 1
+    """So many flips of an image are judged, once trained, and their mean logit counts."""
+    dropout: float = Field(default=0.5, ge=0, lt=1)
+    """Share of the features hidden from the head while it learns."""
+    augmentation: Augmentation = Augmentation()
+    """Where only the upper part learns, its flips alone are heeded: maps of the lower part are kept, not made anew."""
 
 
 class Progress(BaseModel):
@@ -33,12 +51,15 @@ class Progress(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     stage: str = ""
-    """"reading", "features", "training", "threshold", "registering"; empty before the first."""
+    """"reading", "features" or "preparing", "training", "threshold", "registering"; empty before the first."""
     done: int = 0
     total: int = 0
     """Steps of this stage; in "training" a step is an epoch."""
     figures: Mapping[str, float] = Field(default_factory=dict)
     """Newest figures of the training stage by name: "train_loss", "validation_ap", ..."""
+    step: int = 0
+    steps: int = 0
+    """Batches within the present epoch, learnt and in all."""
 
 
 class Cancelled(Exception):

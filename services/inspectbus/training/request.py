@@ -20,6 +20,9 @@ from inspectbus.stores.datasets import ELPV, open_dataset
 from inspectbus.training.plan import Plan
 from inspectbus.training.settings import TrainingSettings
 
+_PLANS_OWN = ("batch", "precision", "views", "dropout")
+"""Fields whose default is the same for every service."""
+
 
 def to_plan(asked: TrainingPlan, settings: TrainingSettings) -> Plan:
     """Looks at the data and the backbone too. Raises BadField naming the field, such as 'plan.epochs'."""
@@ -30,18 +33,25 @@ def to_plan(asked: TrainingPlan, settings: TrainingSettings) -> Plan:
     except BadField as error:
         # The fault may lie in a file of the data set; the message names it, and the caller's field is this one.
         raise BadField(error.message, field="plan.data") from None
+    depth = asked.depth or settings.depth
     try:
-        plan = Plan(
-            data=asked.data,
-            model=checked_name(asked.model or name_from(dataset.name), "plan.model"),
-            backbone=asked.backbone or settings.backbone,
-            epochs=asked.epochs or settings.epochs,
-            seed=asked.seed if asked.HasField("seed") else settings.seed,
-            input_size=asked.input_size or settings.input_size,
+        plan = Plan.model_validate(
+            {
+                "data": asked.data,
+                "model": checked_name(asked.model or name_from(dataset.name), "plan.model"),
+                "backbone": asked.backbone or settings.backbone,
+                "epochs": asked.epochs or (settings.whole_epochs if depth == "whole" else settings.epochs),
+                "seed": asked.seed if asked.HasField("seed") else settings.seed,
+                "input_size": asked.input_size or settings.input_size,
+                "depth": depth,
+                "augmentation": {field.name: value for field, value in asked.augmentation.ListFields()},
+                **{field.name: value for field, value in asked.ListFields() if field.name in _PLANS_OWN},
+            }
         )
     except ValidationError as error:
         first = error.errors()[0]
-        raise BadField(first["msg"], field=f"plan.{first['loc'][0]}") from None
+        where = ".".join(str(part) for part in first["loc"])
+        raise BadField(first["msg"], field=f"plan.{where}") from None
     _check_backbone(plan.backbone)
     return plan
 

@@ -90,7 +90,12 @@ def open_service(settings: TrainingSettings, bus: Bus, *, train: Train | None = 
 
 
 def _train(
-    settings: TrainingSettings, plan: Plan, out_dir: Path, on_progress: OnProgress, cancel: threading.Event
+    settings: TrainingSettings,
+    plan: Plan,
+    out_dir: Path,
+    checkpoint_dir: Path,
+    on_progress: OnProgress,
+    cancel: threading.Event,
 ) -> None:
     """Trains on the part of the data that a replay will not show."""
     if settings.threads:
@@ -103,4 +108,5 @@ def _train(
         cancel=cancel,
         cache_dir=settings.state_dir.absolute() / "features",
         weights=settings.weights,
+        checkpoint_dir=checkpoint_dir,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 from pydantic_settings import SettingsConfigDict
@@ -33,6 +34,10 @@ class TrainingSettings(ServiceSettings):
     """Pretrained weights: a file, or a folder that may hold one called as the backbone; else a package or a hub."""
     epochs: int = Field(default=7, ge=1, le=1000)
     """For plans that name none; early stopping may end sooner."""
+    depth: Literal["upper", "whole"] = "upper"
+    """How much of the network learns, for plans that do not say: the upper part in minutes, the whole judges better."""
+    whole_epochs: int = Field(default=14, ge=1, le=1000)
+    """As `epochs`, for plans that train the whole network."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """For plans that name none."""
     input_size: int = Field(default=224, ge=32, le=2048)

@@ -1,6 +1,7 @@
 """A training, from labelled images to a model version.
 
-items ─> read and checked ─> validation part cut off ─> features.extract, lower part frozen, cached ─> fitting.fit
+items ─> read and checked ─> validation part cut off
+      ─> features.extract, lower part frozen, cached (upper), or pixels.load (whole) ─> fitting.fit
       ─> weights written, read back ─> validation images judged from their pixels ─> calibration, threshold
       ─> pinned images, card ─> a version folder
 
@@ -10,9 +11,10 @@ It is given the training part only, so nothing can be chosen by the held-out par
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
@@ -43,9 +45,11 @@ from inspectbus.networks.trained import load_trained
 from inspectbus.stores.datasets import Dataset, Item, cut, fingerprint
 from inspectbus.stores.models import read_card, write_card
 from inspectbus.training.allocator import freed_memory_kept
+from inspectbus.training.checkpoint import Checkpoint
 from inspectbus.training.evaluation import confusion_of, judged, labels_of, logits_of
 from inspectbus.training.features import FeatureCache, cut_network, extract
-from inspectbus.training.fitting import METHOD, Epoch, Upper, fit
+from inspectbus.training.fitting import METHOD, WHOLE, Epoch, Source, Upper, fit
+from inspectbus.training.pixels import from_pixels, load
 from inspectbus.training.plan import Cancelled, Plan, Progress
 from inspectbus.training.threshold import Floats, calibrate, scored, stable_threshold
 
@@ -59,6 +63,8 @@ UNREADABLE_SHARE = 0.01
 """As many damaged images are left out and told of; more are a sign that something is wrong with the folder."""
 MAPS = 12_000
 """Maps computed at most while an image still gets more than one view: many images vary by themselves."""
+FLIP_VIEWS = {False: 2, True: 4}
+"""Flips of an image, by whether it may be turned: left-right alone, or up-down too."""
 PINNED = 6
 _SOURCES = ("imaging/decoding.py", "imaging/preparation.py", "networks", "stores/datasets", "training")
 """What decides which weights come out, besides data and seed."""
@@ -73,21 +79,27 @@ def train(
     cancel: threading.Event,
     cache_dir: Path,
     weights: Path | None = None,
+    checkpoint_dir: Path | None = None,
 ) -> ModelCard:
     """Trains on `data`, every item of it labelled, and writes a whole version into the empty folder `out_dir`.
 
     `cache_dir` keeps features for the next training; `weights` is a file with the backbone's pretrained weights, or a
-    folder that may have one. Raises Cancelled soon after `cancel` is set, BadField for data or a backbone that cannot
-    be trained, NotPossibleNow when pretrained weights are not to be had, StorageFull.
+    folder that may have one. In `checkpoint_dir`, this training's own, every epoch is kept: called again with the same
+    folder after its process died, it goes on from there and ends with the same weights. The caller removes the folder.
+
+    Raises Cancelled soon after `cancel` is set, BadField for data or a backbone that cannot be trained, or a checkpoint
+    of another training, NotPossibleNow when pretrained weights are not to be had or the checkpoint is damaged,
+    StorageFull.
     """
     way = _Way(on_progress, cancel)
-    pretrained = load_pretrained(plan.backbone, weights)
+    pretrained = load_pretrained(plan.backbone, weights, plan.dropout, plan.views)
     way.step()
     preparation = Preparation(illumination=ILLUMINATION, width=plan.input_size, height=plan.input_size)
     readable, lost = _readable(data, way)
     with freed_memory_kept():
         parts = _cut(readable, lost, plan.seed)
-        _fit(plan, pretrained, preparation, parts, FeatureCache(cache_dir), way)
+        checkpoint = _checkpoint(checkpoint_dir, plan, pretrained, data) if checkpoint_dir is not None else None
+        _fit(plan, pretrained, preparation, parts, FeatureCache(cache_dir), checkpoint, way)
         return _finish(plan, pretrained, preparation, data, parts, out_dir, way)
 
 
@@ -109,10 +121,16 @@ class _Way:
         if self._cancel.is_set():
             raise Cancelled
         if done or figures:
-            self._now = self._now.model_copy(
-                update={"done": self._now.done + done, "figures": {**self._now.figures, **figures}}
-            )
-            self._on_progress(self._now)
+            self._tell(done=self._now.done + done, figures={**self._now.figures, **figures}, step=0, steps=0)
+
+    def within(self, step: int, steps: int) -> None:
+        """So many steps of those that the next one is made of."""
+        self.step()
+        self._tell(step=step, steps=steps)
+
+    def _tell(self, **now: object) -> None:
+        self._now = self._now.model_copy(update=now)
+        self._on_progress(self._now)
 
 
 @dataclass(frozen=True)
@@ -153,15 +171,33 @@ def _cut(readable: Sequence[tuple[Item, str]], lost: Sequence[Item], seed: int) 
     return _Parts([(item, contents[item.name]) for item in rest], [(item, contents[item.name]) for item in part], words)
 
 
+def _checkpoint(folder: Path, plan: Plan, pretrained: Pretrained, data: Dataset) -> Checkpoint:
+    """Belongs to this plan, data and code alone: with any other, the end would not be the same."""
+    words = {f"plan.{name}": json.dumps(value) for name, value in plan.model_dump().items()}
+    return Checkpoint(
+        folder,
+        {
+            **words,
+            "data": fingerprint(data.items),
+            "weights": pretrained.sha256,
+            "code": code_revision(),
+            "torch": torch.__version__,
+        },
+    )
+
+
 def _fit(
-    plan: Plan, pretrained: Pretrained, preparation: Preparation, parts: _Parts, cache: FeatureCache, way: _Way
+    plan: Plan,
+    pretrained: Pretrained,
+    preparation: Preparation,
+    parts: _Parts,
+    cache: FeatureCache,
+    checkpoint: Checkpoint | None,
+    way: _Way,
 ) -> None:
     """Trains the network of `pretrained`, in place."""
-    views = next((views for views in (4, 2) if views * len(parts.train) <= MAPS), 1)
-    way.stage("features", views * len(parts.train) + len(parts.validation))
-    network = cut_network(pretrained, preparation)
-    train = extract(parts.train, views, network, preparation, cache, way.step)
-    validation = extract(parts.validation, 1, network, preparation, cache, way.step)
+    whole = plan.depth == "whole"
+    upper, train, validation = (_pixels if whole else _maps)(plan, pretrained, preparation, parts, cache, way)
 
     def told(epoch: Epoch) -> None:
         log.info("epoch", **vars(epoch))
@@ -179,7 +215,7 @@ def _fit(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
         fit(
-            Upper(pretrained.network, network.upper),
+            upper,
             train,
             _targets(parts.train),
             validation,
@@ -187,8 +223,35 @@ def _fit(
             epochs=plan.epochs,
             seed=plan.seed,
             after_epoch=told,
-            after_step=way.step,
+            after_step=way.within,
+            method=replace(WHOLE if whole else METHOD, batch=plan.batch),
+            precision="fp32" if plan.precision == "auto" and not whole else plan.precision,
+            checkpoint=checkpoint,
         )
+
+
+def _maps(
+    plan: Plan, pretrained: Pretrained, preparation: Preparation, parts: _Parts, cache: FeatureCache, way: _Way
+) -> tuple[Upper, Source, Source]:
+    """The network above the cut, and the maps of what lies below."""
+    allowed = FLIP_VIEWS[plan.augmentation.turns] if plan.augmentation.flips else 1
+    views = next((views for views in (4, 2) if views <= allowed and views * len(parts.train) <= MAPS), 1)
+    way.stage("features", views * len(parts.train) + len(parts.validation))
+    network = cut_network(pretrained, preparation)
+    train = extract(parts.train, views, network, preparation, cache, way.step)
+    validation = extract(parts.validation, 1, network, preparation, cache, way.step)
+    return Upper(pretrained.network, network.upper), train, validation
+
+
+def _pixels(
+    plan: Plan, pretrained: Pretrained, preparation: Preparation, parts: _Parts, cache: FeatureCache, way: _Way
+) -> tuple[Upper, Source, Source]:
+    """The whole network, and the prepared images, in files where the cache's lie."""
+    way.stage("preparing", len(parts.train) + len(parts.validation))
+    train, validation = (
+        load(items, preparation, plan.augmentation, cache.folder, way.step) for items in (parts.train, parts.validation)
+    )
+    return Upper(pretrained.network, from_pixels(pretrained.network)), train, validation
 
 
 def _targets(items: Sequence[tuple[Item, str]]) -> Floats:

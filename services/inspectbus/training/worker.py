@@ -39,9 +39,10 @@ REPORT_EVERY_S = 0.5
 """Progress within a stage is written down at most this often: each report is a transaction on the disk."""
 
 OnProgress = Callable[[Progress], None]
-Train = Callable[[Plan, Path, OnProgress, threading.Event], object]
-"""(plan, out_dir, on_progress, cancel) writes a whole version into the empty folder out_dir. Raises Cancelled soon
-after `cancel` is set, unless it was nearly done; any other exception is the job's failure."""
+Train = Callable[[Plan, Path, Path, OnProgress, threading.Event], object]
+"""(plan, out_dir, checkpoint_dir, on_progress, cancel) writes a whole version into the empty folder out_dir; going on
+from what checkpoint_dir holds, where an earlier call for the same job was killed. Raises Cancelled soon after `cancel`
+is set, unless it was nearly done; any other exception is the job's failure."""
 
 
 class Worker:
@@ -164,7 +165,8 @@ class Worker:
     def _train_and_register(self, running: _Running, record: Run) -> ModelCard:
         job = running.job
         stopwatch = Stopwatch(self._metrics)
-        out_dir = self._scratch / job.job_id
+        folder = self._scratch / job.job_id
+        out_dir = folder / "version"
 
         def on_progress(progress: Progress) -> None:
             stopwatch.see(progress)
@@ -175,14 +177,16 @@ class Worker:
         try:
             if running.cancelled.is_set():
                 raise Cancelled
+            # What a worker left that was killed while it wrote belongs to no version; its checkpoint does.
+            shutil.rmtree(out_dir, ignore_errors=True)
             out_dir.mkdir(parents=True)
-            self._train(job.plan, out_dir, on_progress, running.cancelled)
+            self._train(job.plan, out_dir, folder / "checkpoint", on_progress, running.cancelled)
             card = self._registry.publish(out_dir)
             self._patiently(partial(self._register, job, card))
             self._jobs.announce()
         finally:
             stopwatch.stop()
-            shutil.rmtree(out_dir, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
         record.log({f"final_{name}": value for name, value in card.validation_scores.items()})
         record.log({"threshold": card.threshold})
         record.attach("model.json", card.model_dump_json(indent=2))

@@ -44,6 +44,12 @@ def test_what_the_plan_leaves_open_is_filled_in_with_the_services_defaults(
         epochs=3,
         seed=service.settings.seed,
         input_size=service.settings.input_size,
+        depth="upper",
+        batch=32,
+        precision="auto",
+        views=1,
+        dropout=0.5,
+        augmentation=pb.Augmentation(flips=True, turns=True, light=0, blur=0, noise=0, perspective=0),
     )
     trained = training.begun.get(timeout=PATIENCE_S)
     assert (trained.data, trained.epochs, trained.backbone) == ("parts", 3, service.settings.backbone)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from inspectbus.api.v1 import training_pb2 as pb
+from inspectbus.training.augmentation import Augmentation
 from tests.doubles.scripted_training import ScriptedTraining
 from tests.doubles.training_service import PATIENCE_S, Service, named_fields, open_training_service
 
@@ -50,6 +51,13 @@ def test_a_folder_inside_the_data_root_may_be_named_relative_or_absolute(
         ({"input_size": 31}, "plan.input_size"),
         ({"input_size": 2049}, "plan.input_size"),
         ({"seed": 2**32}, "plan.seed"),
+        ({"depth": "deep"}, "plan.depth"),
+        ({"batch": 1}, "plan.batch"),
+        ({"precision": "fp16"}, "plan.precision"),
+        ({"views": 3}, "plan.views"),
+        ({"dropout": 1.0}, "plan.dropout"),
+        ({"augmentation": pb.Augmentation(noise=-1)}, "plan.augmentation.noise"),
+        ({"augmentation": pb.Augmentation(light=float("nan"))}, "plan.augmentation.light"),
         ({"backbone": "resnet-of-my-dreams"}, "plan.backbone"),
         ({"backbone": "x" * 101}, "plan.backbone"),
         ({"backbone": "../../etc/passwd"}, "plan.backbone"),
@@ -83,6 +91,18 @@ def test_a_seed_of_zero_is_a_seed_and_not_the_default(folder: Path, training: Sc
     with open_training_service(folder, training, seed=7) as service:
         assert service.start(seed=0).plan.seed == 0
         assert service.start().plan.seed == 7
+
+
+def test_how_deep_and_how_to_learn_reach_the_training_as_asked(service: Service, training: ScriptedTraining) -> None:
+    varied = pb.Augmentation(flips=False, turns=False, light=0.1)
+    service.start(depth="whole", batch=16, precision="bf16", views=4, dropout=0.0, augmentation=varied)
+
+    plan = training.begun.get(timeout=PATIENCE_S)
+
+    assert (plan.depth, plan.batch, plan.precision, plan.views, plan.dropout) == ("whole", 16, "bf16", 4, 0.0)
+    assert plan.augmentation == Augmentation(flips=False, turns=False, light=0.1)
+    assert plan.epochs == service.settings.whole_epochs
+    training.succeed()
 
 
 def test_the_models_name_is_made_from_the_datas(folder: Path, service: Service) -> None:

@@ -14,6 +14,7 @@ import pytest
 from prometheus_client import Counter
 
 from inspectbus.api.v1 import training_pb2 as pb
+from inspectbus.training.augmentation import Augmentation
 from inspectbus.training.tracking import Tracker, default_url
 from tests.doubles.scripted_training import ScriptedTraining
 from tests.doubles.training_service import Service, open_training_service
@@ -58,6 +59,12 @@ def test_a_run_holds_parameters_curves_final_figures_and_where_it_led(folder: Pa
         "epochs": "2",
         "seed": "11",
         "input_size": str(done.plan.input_size),
+        "depth": "upper",
+        "batch": "32",
+        "precision": "auto",
+        "views": "1",
+        "dropout": "0.5",
+        "augmentation": str(Augmentation().model_dump()),
     }
     curve = client.get_metric_history(run.info.run_id, "train_loss")
     assert [(point.step, point.value) for point in curve] == [(1, 1.0), (2, 0.5)]

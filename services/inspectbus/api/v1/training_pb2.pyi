@@ -55,6 +55,12 @@ class TrainingPlan(_message.Message):
     EPOCHS_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     INPUT_SIZE_FIELD_NUMBER: _builtins.int
+    DEPTH_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
+    PRECISION_FIELD_NUMBER: _builtins.int
+    VIEWS_FIELD_NUMBER: _builtins.int
+    DROPOUT_FIELD_NUMBER: _builtins.int
+    AUGMENTATION_FIELD_NUMBER: _builtins.int
     data: _builtins.str
     """"elpv", or a folder of images inside the service's data root."""
     model: _builtins.str
@@ -65,6 +71,22 @@ class TrainingPlan(_message.Message):
     seed: _builtins.int
     input_size: _builtins.int
     """Side of the square input, pixels."""
+    depth: _builtins.str
+    """"upper": the lower part of the network stays as ImageNet left it, which takes minutes. "whole": every layer learns
+    from the pixels, which takes longer and judges better.
+    """
+    batch: _builtins.int
+    """Images per step."""
+    precision: _builtins.str
+    """What the network computes with while it learns: "fp32", "bf16", or "auto", which lets a short measurement choose.
+    Scores always come from fp32.
+    """
+    views: _builtins.int
+    """On the line an image is judged as the mean over 1, 2 (as it is, left-right) or 4 (up-down too) of its flips."""
+    dropout: _builtins.float
+    """Share of the features that are hidden from the head while it learns."""
+    @_builtins.property
+    def augmentation(self) -> Global___Augmentation: ...
     def __init__(
         self,
         *,
@@ -74,16 +96,92 @@ class TrainingPlan(_message.Message):
         epochs: _builtins.int = ...,
         seed: _builtins.int | None = ...,
         input_size: _builtins.int = ...,
+        depth: _builtins.str = ...,
+        batch: _builtins.int = ...,
+        precision: _builtins.str = ...,
+        views: _builtins.int = ...,
+        dropout: _builtins.float | None = ...,
+        augmentation: Global___Augmentation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "seed", b"seed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_dropout", b"_dropout", "_seed", b"_seed", "augmentation", b"augmentation", "dropout", b"dropout", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "backbone", b"backbone", "data", b"data", "epochs", b"epochs", "input_size", b"input_size", "model", b"model", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dropout", b"_dropout", "_seed", b"_seed", "augmentation", b"augmentation", "backbone", b"backbone", "batch", b"batch", "data", b"data", "depth", b"depth", "dropout", b"dropout", "epochs", b"epochs", "input_size", b"input_size", "model", b"model", "precision", b"precision", "seed", b"seed", "views", b"views"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__dropout: _TypeAlias = _typing.Literal["dropout"]  # noqa: Y015
+    _WhichOneofArgType__dropout: _TypeAlias = _typing.Literal["_dropout", b"_dropout"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__dropout) -> _WhichOneofReturnType__dropout | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
 
 Global___TrainingPlan: _TypeAlias = TrainingPlan  # noqa: Y015
+
+@_typing.final
+class Augmentation(_message.Message):
+    """How images are varied while a network learns from them. What is left out takes the service's defaults."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FLIPS_FIELD_NUMBER: _builtins.int
+    TURNS_FIELD_NUMBER: _builtins.int
+    LIGHT_FIELD_NUMBER: _builtins.int
+    BLUR_FIELD_NUMBER: _builtins.int
+    NOISE_FIELD_NUMBER: _builtins.int
+    PERSPECTIVE_FIELD_NUMBER: _builtins.int
+    flips: _builtins.bool
+    """Left-right mirror images; up-down ones too where turns are allowed."""
+    turns: _builtins.bool
+    """Right angles; not for parts that have an up."""
+    light: _builtins.float
+    """Brightness and contrast change by at most this share."""
+    blur: _builtins.float
+    """Sigma of a Gaussian blur, pixels, at most."""
+    noise: _builtins.float
+    """Standard deviation of noise, grey levels, at most."""
+    perspective: _builtins.float
+    """Corners move by at most this share of the side."""
+    def __init__(
+        self,
+        *,
+        flips: _builtins.bool | None = ...,
+        turns: _builtins.bool | None = ...,
+        light: _builtins.float | None = ...,
+        blur: _builtins.float | None = ...,
+        noise: _builtins.float | None = ...,
+        perspective: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_blur", b"_blur", "_flips", b"_flips", "_light", b"_light", "_noise", b"_noise", "_perspective", b"_perspective", "_turns", b"_turns", "blur", b"blur", "flips", b"flips", "light", b"light", "noise", b"noise", "perspective", b"perspective", "turns", b"turns"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_blur", b"_blur", "_flips", b"_flips", "_light", b"_light", "_noise", b"_noise", "_perspective", b"_perspective", "_turns", b"_turns", "blur", b"blur", "flips", b"flips", "light", b"light", "noise", b"noise", "perspective", b"perspective", "turns", b"turns"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__blur: _TypeAlias = _typing.Literal["blur"]  # noqa: Y015
+    _WhichOneofArgType__blur: _TypeAlias = _typing.Literal["_blur", b"_blur"]  # noqa: Y015
+    _WhichOneofReturnType__flips: _TypeAlias = _typing.Literal["flips"]  # noqa: Y015
+    _WhichOneofArgType__flips: _TypeAlias = _typing.Literal["_flips", b"_flips"]  # noqa: Y015
+    _WhichOneofReturnType__light: _TypeAlias = _typing.Literal["light"]  # noqa: Y015
+    _WhichOneofArgType__light: _TypeAlias = _typing.Literal["_light", b"_light"]  # noqa: Y015
+    _WhichOneofReturnType__noise: _TypeAlias = _typing.Literal["noise"]  # noqa: Y015
+    _WhichOneofArgType__noise: _TypeAlias = _typing.Literal["_noise", b"_noise"]  # noqa: Y015
+    _WhichOneofReturnType__perspective: _TypeAlias = _typing.Literal["perspective"]  # noqa: Y015
+    _WhichOneofArgType__perspective: _TypeAlias = _typing.Literal["_perspective", b"_perspective"]  # noqa: Y015
+    _WhichOneofReturnType__turns: _TypeAlias = _typing.Literal["turns"]  # noqa: Y015
+    _WhichOneofArgType__turns: _TypeAlias = _typing.Literal["_turns", b"_turns"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__blur) -> _WhichOneofReturnType__blur | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__flips) -> _WhichOneofReturnType__flips | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__light) -> _WhichOneofReturnType__light | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__noise) -> _WhichOneofReturnType__noise | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__perspective) -> _WhichOneofReturnType__perspective | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__turns) -> _WhichOneofReturnType__turns | None: ...
+
+Global___Augmentation: _TypeAlias = Augmentation  # noqa: Y015
 
 @_typing.final
 class Progress(_message.Message):
@@ -115,11 +213,16 @@ class Progress(_message.Message):
     DONE_FIELD_NUMBER: _builtins.int
     TOTAL_FIELD_NUMBER: _builtins.int
     FIGURES_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
     stage: _builtins.str
-    """"reading", "features", "training", "threshold", "registering"."""
+    """"reading", "features" (depth "upper") or "preparing" (depth "whole"), "training", "threshold", "registering"."""
     done: _builtins.int
     """Steps done and to do in this stage."""
     total: _builtins.int
+    step: _builtins.int
+    """Within the present epoch of the training stage: batches learnt, and how many there are."""
+    steps: _builtins.int
     @_builtins.property
     def figures(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Newest figures of the training stage, by name: "train_loss", "validation_ap", ..."""
@@ -131,10 +234,12 @@ class Progress(_message.Message):
         done: _builtins.int = ...,
         total: _builtins.int = ...,
         figures: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        step: _builtins.int = ...,
+        steps: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "figures", b"figures", "stage", b"stage", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "figures", b"figures", "stage", b"stage", "step", b"step", "steps", b"steps", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
