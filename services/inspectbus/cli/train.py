@@ -19,7 +19,10 @@ TRAIN_EXAMPLES = """Examples:
   inspectbus train ./parts --address 10.0.0.5:50054      on the plant's training service, which has the folder
 
 DATA is 'elpv' or a folder with one folder per class (good/ and defective/, ok_front/ and def_front/, ...), perhaps
-inside train/ and test/, perhaps with a manifest.csv. A held-out part is never trained on: see `inspectbus evaluate`."""
+inside train/ and test/, perhaps with a manifest.csv. A held-out part is never trained on: see `inspectbus evaluate`.
+
+A version whose validation scores are worse than production's beyond the 95 % interval is registered, and production
+stays."""
 
 EVALUATE_EXAMPLES = """Examples:
 
@@ -43,7 +46,7 @@ def train(
         str, typer.Option(metavar="HOST:PORT", help="A running training service; without one, this process trains.")
     ] = "",
 ) -> None:
-    """Train a model version and put it into production."""
+    """Train a model version, and put it into production unless the one there is better beyond doubt."""
     from inspectbus.cli.training import train_and_watch, training_door
     from inspectbus.runtime.signals import stop_on_signals
 

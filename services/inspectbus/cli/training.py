@@ -28,7 +28,7 @@ def train_and_watch(
     input_size: int = 0,
     stop: threading.Event,
 ) -> Model:
-    """Starts a training job, shows its way, and gives the version it made.
+    """Starts a training job, shows its way, and gives the version it made; tells when that is not in production.
 
     Raises NotPossibleNow with the job's own words when it failed, or when `stop` cancelled it.
     """
@@ -48,6 +48,9 @@ def train_and_watch(
     made = client.model(job.model, version=job.model_version)
     scores = "  ".join(f"{name} {value:.3f}" for name, value in made.card["validation_scores"].items())
     console.print(f"model {made.name}/{made.version}, on validation: {scores}")
+    if job.not_promoted:
+        console.print(f"not in production: {job.not_promoted}", style="yellow", markup=False)
+        console.print(f"see `inspectbus models {made.name}` and `inspectbus models set-alias --help`", markup=False)
     return made
 
 
