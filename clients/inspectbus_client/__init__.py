@@ -14,6 +14,7 @@ from inspectbus_client.decisions import DecisionFilter
 from inspectbus_client.frames import Image, Inspected, Published, Shot
 from inspectbus_client.gates import GateWatch
 from inspectbus_client.values import (
+    AliasChange,
     Augmentation,
     Confusion,
     Decision,
@@ -48,6 +49,7 @@ from inspectbus_client.values import (
 from inspectbus_client.watch import Watch
 
 __all__ = [
+    "AliasChange",
     "Augmentation",
     "Client",
     "Confusion",

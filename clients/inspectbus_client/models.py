@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from datetime import datetime
 from functools import cached_property
 
 from inspectbus.api.v1 import inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc, prepared_frame_pb2
-from inspectbus_client.values import Engine, Judgement, Model, Pixels, Prepared, read
+from inspectbus_client.values import AliasChange, Engine, Judgement, Model, Pixels, Prepared, read, timestamp
 from inspectbus_client.wire import Wire
 
 
 class Models:
-    """The part of the client that asks about models."""
+    """The part of the client that asks about models, and says which one an alias names."""
 
     _wire: Wire
 
@@ -21,16 +23,67 @@ class Models:
         return [read(Model, model) for model in answer.models]
 
     def model(
-        self, name: str, *, version: str = "", alias: str = "production", timeout_s: float | None = None
+        self,
+        name: str,
+        *,
+        version: str = "",
+        alias: str = "production",
+        at: datetime | None = None,
+        timeout_s: float | None = None,
     ) -> Model:
-        """One version, by its id if given, else by alias."""
-        request = model_pb2.GetModelRequest(name=name)
+        """One version, by its id if given, else by alias: the one it names now, or named at a moment."""
+        request = model_pb2.GetModelRequest(name=name, at=timestamp(at, "at") if at else None)
         if version:
             request.version = version
         else:
             request.alias = alias
         answer = self._wire.ask("training", self._model_door.GetModel, request, timeout_s=timeout_s, repeatable=True)
         return read(Model, answer.model)
+
+    def set_alias(
+        self,
+        name: str,
+        alias: str,
+        version: str,
+        *,
+        reason: str = "",
+        force: bool = False,
+        timeout_s: float | None = None,
+    ) -> AliasChange | None:
+        """Points an alias at a version; None when it named that already.
+
+        Raises WorseModel where it is "production" and the version's scores are worse than those of the one it names,
+        unless forced with a reason; CorruptModel for a version that the store has not as it was made. Not tried again
+        by itself: between two tries somebody may have set it otherwise.
+        """
+        request = model_pb2.SetAliasRequest(name=name, alias=alias, version=version, reason=reason, force=force)
+        answer = self._wire.ask("training", self._model_door.SetAlias, request, timeout_s=timeout_s)
+        return read(AliasChange, answer.change) if answer.HasField("change") else None
+
+    def rollback(
+        self, name: str, alias: str = "production", *, reason: str = "", timeout_s: float | None = None
+    ) -> AliasChange:
+        """Points an alias back at the version it named before; again, one further back.
+
+        Not tried again by itself: it would go back twice.
+        """
+        request = model_pb2.RollbackRequest(name=name, alias=alias, reason=reason)
+        answer = self._wire.ask("training", self._model_door.Rollback, request, timeout_s=timeout_s)
+        return read(AliasChange, answer.change)
+
+    def alias_history(
+        self, name: str, alias: str = "", *, page_size: int = 50, timeout_s: float | None = None
+    ) -> Iterator[AliasChange]:
+        """Newest first, of all aliases unless one is named. Pages are fetched as they are needed; the deadline is each
+        page's."""
+        request = model_pb2.ListAliasHistoryRequest(name=name, alias=alias, page_size=page_size)
+        method = self._model_door.ListAliasHistory
+        while True:
+            page = self._wire.ask("training", method, request, timeout_s=timeout_s, repeatable=True)
+            yield from (read(AliasChange, change) for change in page.changes)
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
 
     def engine(self, *, timeout_s: float | None = None) -> Engine:
         """What inference has loaded, since when, and the batches it ran."""

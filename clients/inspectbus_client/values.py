@@ -333,6 +333,21 @@ class Model:
 
 
 @dataclass(frozen=True)
+class AliasChange:
+    """An alias was pointed at `version`; `previous` is empty when it was new."""
+
+    name: str
+    alias: str
+    version: str
+    previous: str
+    changed_at: datetime | None
+    by: str
+    reason: str
+    forced: bool
+    rollback: bool
+
+
+@dataclass(frozen=True)
 class TrainingPlan:
     data: str
     model: str
@@ -388,6 +403,7 @@ class Job:
     created_at: datetime | None
     started_at: datetime | None
     ended_at: datetime | None
+    not_promoted: str
 
 
 V = TypeVar("V")

@@ -10,6 +10,7 @@ Each kind carries what the wire needs: the gRPC status, whether trying again may
     ├── AlreadyRunning       the thing asked for is under way already
     ├── NotPossibleNow       a precondition does not hold; the caller must change something first
     │   ├── CorruptModel     a model version's files do not fit its card
+    │   ├── WorseModel       a version that is not as good as the one in production would replace it
     │   └── CorruptObject    an object of the frame store is not the one its claim describes
     ├── NotAllowed           the caller may not do this
     ├── QueueFull            at a limit; the same call may succeed later
@@ -66,6 +67,10 @@ class NotPossibleNow(InspectBusError):
 
 
 class CorruptModel(NotPossibleNow):
+    pass
+
+
+class WorseModel(NotPossibleNow):
     pass
 
 

@@ -287,3 +287,41 @@ def test_a_file_in_the_store_that_never_ends_does_not_fill_the_disk(
     monkeypatch.setattr(models, "MAX_FILE_BYTES", 1000)
     with pytest.raises(CorruptModel, match="larger than 1000"):
         store.fetch(card.name, card.version)
+
+
+def test_what_lies_in_the_store_is_verified_whatever_the_cache_holds(made: Path, tmp_path: Path) -> None:
+    # given a version that this machine has fetched
+    store = ModelStore(f"file://{tmp_path}/store", tmp_path / "cache")
+    card = store.publish(made)
+    store.fetch(card.name, card.version)
+    assert store.verify(card.name, card.version) == card
+
+    # when, then
+    for file in (WEIGHTS_FILE, "pinned/0.png", CARD_FILE):
+        there = tmp_path / "store" / card.name / card.version / file
+        whole = there.read_bytes()
+        flip(there, len(whole) // 2)
+        with pytest.raises(CorruptModel) as refused:
+            store.verify(card.name, card.version)
+        assert refused.value.field == file
+        if file in card.files:
+            with pytest.raises(CorruptModel, match="not the file that was tested"):
+                store.read(card, file, len(whole))
+        there.unlink()
+        with pytest.raises(NotFound if file == CARD_FILE else CorruptModel) as missing:
+            store.verify(card.name, card.version)
+        assert missing.value.field == file
+        there.write_bytes(whole)
+    shutil.copytree(tmp_path / "store" / card.name, tmp_path / "store/other")
+    with pytest.raises(CorruptModel, match="is of tiny, not of other"):
+        store.verify("other", card.version)
+
+
+def test_one_file_of_a_version_is_read_and_checked(made: Path, store: ModelStore) -> None:
+    card = store.publish(made)
+
+    assert store.read(card, "pinned/0.png", 100_000) == (made / "pinned/0.png").read_bytes()
+    with pytest.raises(NotFound, match="has no nothing"):
+        store.read(card, "nothing", 100)
+    with pytest.raises(CorruptModel, match="larger than 10 bytes"):
+        store.read(card, "pinned/0.png", 10)

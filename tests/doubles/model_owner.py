@@ -14,6 +14,8 @@ from inspectbus.domain.preparation import Preparation
 
 
 class ModelOwner(model_pb2_grpc.ModelServiceServicer):
+    """What preprocessing and inference ask is answered; aliases are changed by the test."""
+
     def __init__(self) -> None:
         self.cards: dict[tuple[str, str], ModelCard] = {}
         """By name and alias."""
@@ -29,6 +31,17 @@ class ModelOwner(model_pb2_grpc.ModelServiceServicer):
             context.abort(grpc.StatusCode.NOT_FOUND, "no such model")
         assert card is not None
         return model_pb2.GetModelResponse(model=_message(card))
+
+    def SetAlias(self, request: model_pb2.SetAliasRequest, context: grpc.ServicerContext) -> model_pb2.SetAliasResponse:
+        raise NotImplementedError
+
+    def Rollback(self, request: model_pb2.RollbackRequest, context: grpc.ServicerContext) -> model_pb2.RollbackResponse:
+        raise NotImplementedError
+
+    def ListAliasHistory(
+        self, request: model_pb2.ListAliasHistoryRequest, context: grpc.ServicerContext
+    ) -> model_pb2.ListAliasHistoryResponse:
+        raise NotImplementedError
 
 
 def _message(card: ModelCard) -> model_pb2.Model:

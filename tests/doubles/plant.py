@@ -38,7 +38,7 @@ from inspectbus.api.v1 import (
     training_pb2_grpc,
 )
 from inspectbus.domain.recipe import Recipe
-from inspectbus.errors import AlreadyRunning, BusClosed, InspectBusError, NotFound, UnreadableImage
+from inspectbus.errors import AlreadyRunning, BusClosed, InspectBusError, NotFound, NotPossibleNow, UnreadableImage
 from inspectbus.runtime.refusals import refusal
 from inspectbus.runtime.rpc_server import rpc_server
 from inspectbus.runtime.settings import ServiceSettings
@@ -64,6 +64,8 @@ class Plant:
         self.recipes: dict[str, list[preprocessing_pb2.RecipeVersion]] = {}
         self.jobs: dict[str, list[training_pb2.Job]] = {}
         """Each job's states to come; the last one stays."""
+        self.not_promoted = ""
+        """Of every training that succeeds."""
         self.hold_answers = threading.Event()
         """While clear, streams answer; set, they wait before each answer, until the client has gone."""
         self.gate_events: list[acquisition_pb2.WatchGateResponse] = []
@@ -362,6 +364,8 @@ class _Models(model_pb2_grpc.ModelServiceServicer):
             ),
             model_pb2.Model(name="elpv", version="0f3a0f3a0f3a0f3a", card_json=json.dumps(card)),
         ]
+        self._changes: list[model_pb2.AliasChange] = []
+        """Newest first."""
 
     def ListModels(self, request: Any, context: Any) -> model_pb2.ListModelsResponse:
         self._plant.enter("ListModels")
@@ -373,6 +377,46 @@ class _Models(model_pb2_grpc.ModelServiceServicer):
             if model.name == request.name and (request.version == model.version or request.alias in model.aliases):
                 return model_pb2.GetModelResponse(model=model)
         raise NotFound("there is no such model version", field="model")
+
+    def SetAlias(self, request: Any, context: Any) -> model_pb2.SetAliasResponse:
+        self._plant.enter("SetAlias")
+        named = next((model for model in self._models if request.alias in model.aliases), None)
+        if named is not None and named.version == request.version:
+            return model_pb2.SetAliasResponse()
+        change = self._change(request, request.version, "" if named is None else named.version)
+        change.forced = request.force
+        return model_pb2.SetAliasResponse(change=change)
+
+    def Rollback(self, request: Any, context: Any) -> model_pb2.RollbackResponse:
+        self._plant.enter("Rollback")
+        if not self._changes:
+            raise NotPossibleNow("nothing to go back to", field="alias")
+        last = self._changes[0]
+        change = self._change(request, last.previous, last.version)
+        change.rollback = True
+        return model_pb2.RollbackResponse(change=change)
+
+    def ListAliasHistory(self, request: Any, context: Any) -> model_pb2.ListAliasHistoryResponse:
+        self._plant.enter("ListAliasHistory")
+        meant = [change for change in self._changes if request.alias in ("", change.alias)]
+        page, token = _page(meant, request.page_size, request.page_token)
+        return model_pb2.ListAliasHistoryResponse(changes=page, next_page_token=token)
+
+    def _change(self, request: Any, version: str, previous: str) -> model_pb2.AliasChange:
+        for model in self._models:
+            aliases = [alias for alias in model.aliases if alias != request.alias]
+            model.aliases[:] = [*aliases, request.alias] if model.version == version else aliases
+        change = model_pb2.AliasChange(
+            name=request.name,
+            alias=request.alias,
+            version=version,
+            previous=previous,
+            changed_at=Timestamp(seconds=1_800_000_000 + len(self._changes)),
+            by="local",
+            reason=request.reason,
+        )
+        self._changes.insert(0, change)
+        return change
 
 
 class _Training(training_pb2_grpc.TrainingServiceServicer):
@@ -397,7 +441,8 @@ class _Training(training_pb2_grpc.TrainingServiceServicer):
                 state=training_pb2.JOB_STATE_SUCCEEDED,
                 plan=request.plan,
                 model="elpv",
-                model_version="1b",
+                model_version="1b2c1b2c1b2c1b2c",
+                not_promoted=self._plant.not_promoted,
             ),
         ]
         return training_pb2.StartTrainingResponse(job=self._plant.jobs[job_id][0])

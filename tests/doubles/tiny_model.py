@@ -23,7 +23,9 @@ from inspectbus.domain.model_version import (
 )
 from inspectbus.domain.preparation import Preparation
 from inspectbus.networks.classifier import Classifier, build
+from inspectbus.stores.datasets import Item
 from inspectbus.stores.models import write_card
+from inspectbus.training.validation import write_validation
 
 SIDE = 32
 """Pixels; the smallest a preparation allows."""
@@ -39,8 +41,14 @@ def tiny_version(
     threshold: float = 0.5,
     preparation: Preparation | None = None,
     calibration: Calibration | None = None,
+    misjudged: int = 0,
+    images: str = "flat images",
 ) -> Path:
-    """Writes a whole version to parent/<version>, ready for `ModelStore.publish`, and gives that folder."""
+    """Writes a whole version to parent/<version>, ready for `ModelStore.publish`, and gives that folder.
+
+    It says of `misjudged` of its twenty defective validation images, of twenty good ones beside, that they are good;
+    `images` names the set they come from.
+    """
     preparation = preparation or Preparation(width=SIDE, height=SIDE)
     calibration = calibration or Calibration()
     architecture = Architecture(backbone="test_efficientnet", dropout=0.5)
@@ -55,6 +63,7 @@ def tiny_version(
         image = flat_image(level, preparation.width, preparation.height)
         cv2.imwrite(str(folder / f"pinned/{number}.png"), image[:, :, ::-1])
         pinned.append(PinnedImage(file=f"pinned/{number}.png", score=_score(network, image, calibration)))
+    _write_validation(folder, misjudged, images)
     card = ModelCard(
         name=name,
         architecture=architecture,
@@ -64,12 +73,12 @@ def tiny_version(
         threshold=threshold,
         validation_scores={"precision": 1.0, "recall": 1.0, "f1": 1.0, "average_precision": 1.0},
         data=DataFingerprint(
-            name="flat-images",
-            sha256=hashlib.sha256(b"flat-images").hexdigest(),
+            name=images,
+            sha256=hashlib.sha256(images.encode()).hexdigest(),
             train_good=1,
             train_defective=1,
-            validation_good=1,
-            validation_defective=1,
+            validation_good=20,
+            validation_defective=20,
             split="none: two flat images",
         ),
         seed=seed,
@@ -89,6 +98,15 @@ def tiny_version(
 def flat_image(level: int, width: int = SIDE, height: int = SIDE) -> NDArray[np.uint8]:
     """uint8 (H, W, 3) of one grey level."""
     return np.full((height, width, 3), level, np.uint8)
+
+
+def _write_validation(folder: Path, misjudged: int, images: str) -> None:
+    labels = np.array([0] * 20 + [1] * 20)
+    items = [Item(f"{number}.png", Path(images) / f"{number}.png", None) for number in range(len(labels))]
+    contents = [hashlib.sha256(str(item.path).encode()).hexdigest() for item in items]
+    scores = np.linspace(0.1, 0.4, 40) + np.where(labels == 1, 0.5, 0.0)
+    scores[20 : 20 + misjudged] = 0.05
+    write_validation(folder, list(zip(items, contents, strict=True)), labels, scores)
 
 
 def _sure_of_brightness(

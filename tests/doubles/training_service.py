@@ -50,11 +50,24 @@ class Service:
         for answer in self.trainings.WatchJob(request, timeout=PATIENCE_S):
             yield answer.job
 
-    def model(self, name: str, **which: str) -> model_pb2.Model:
+    def model(self, name: str, **which: Any) -> model_pb2.Model:
         return self.models.GetModel(model_pb2.GetModelRequest(name=name, **which), timeout=PATIENCE_S).model
 
     def list_models(self, name: str = "") -> list[model_pb2.Model]:
         return list(self.models.ListModels(model_pb2.ListModelsRequest(name=name), timeout=PATIENCE_S).models)
+
+    def set_alias(self, alias: str, version: str, name: str = "parts", **fields: Any) -> model_pb2.AliasChange:
+        """The change; empty when there was none."""
+        request = model_pb2.SetAliasRequest(name=name, alias=alias, version=version, **fields)
+        return self.models.SetAlias(request, timeout=PATIENCE_S).change
+
+    def rollback(self, alias: str = "production", name: str = "parts", **fields: Any) -> model_pb2.AliasChange:
+        request = model_pb2.RollbackRequest(name=name, alias=alias, **fields)
+        return self.models.Rollback(request, timeout=PATIENCE_S).change
+
+    def alias_history(self, name: str = "parts", **fields: Any) -> list[model_pb2.AliasChange]:
+        request = model_pb2.ListAliasHistoryRequest(name=name, **fields)
+        return list(self.models.ListAliasHistory(request, timeout=PATIENCE_S).changes)
 
     def outcome(self, job_id: str) -> training_pb2.Job:
         """The job, once it has ended."""

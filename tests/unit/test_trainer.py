@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from inspectbus.training.evaluation import evaluate, judged, labels_of, logits_o
 from inspectbus.training.plan import Cancelled, Plan, Progress
 from inspectbus.training.threshold import scored
 from inspectbus.training.trainer import train
+from inspectbus.training.validation import VALIDATION_FILE, f1_scores, read_validation
 from tests.doubles.parts import TINY_BACKBONE, write_plates, write_set, write_tiny_weights
 
 STAGES = ["reading", "features", "training", "threshold", "registering"]
@@ -93,7 +95,7 @@ def test_the_version_is_whole_and_its_pinned_images_give_their_scores(trained: t
     _, folder, card = trained
 
     assert read_card(folder, card.version) == card
-    assert set(card.files) == {WEIGHTS_FILE, *(image.file for image in card.pinned)}
+    assert set(card.files) == {WEIGHTS_FILE, VALIDATION_FILE, *(image.file for image in card.pinned)}
     network = load_trained(folder, card.architecture, card.normalisation)
     for image in card.pinned:
         pixels = decode((folder / image.file).read_bytes())
@@ -120,6 +122,22 @@ def test_the_scores_on_the_card_are_those_of_the_written_weights_on_the_validati
         "average_precision": average_precision_score(labels, scores),
     }
     assert card.validation_scores == pytest.approx(expected)
+
+
+def test_the_version_keeps_what_it_said_of_every_validation_image(trained: tuple[Bench, Path, ModelCard]) -> None:
+    bench, folder, card = trained
+    _, validation, _ = cut(bench.parts.train.items, trainer.VALIDATION_SHARE, card.seed)
+
+    kept = read_validation((folder / VALIDATION_FILE).read_bytes())
+
+    assert VALIDATION_FILE in card.files
+    by_content = {hashlib.sha256(item.read()).hexdigest(): item.label is Label.DEFECTIVE for item in validation}
+    assert dict(zip(kept.images, kept.labels, strict=True)) == by_content
+    expected = average_precision_score(kept.labels, kept.scores)
+    assert card.validation_scores["average_precision"] == pytest.approx(expected)
+    once = np.ones((1, len(kept.labels)), np.int64)
+    found = f1_scores(kept.labels, kept.scores, card.threshold, once)
+    assert card.validation_scores["f1"] == pytest.approx(found[0])
 
 
 def test_the_card_says_what_it_was_trained_on(trained: tuple[Bench, Path, ModelCard]) -> None:

@@ -117,22 +117,30 @@ def _lines(wish: Wish) -> list[dict[str, Any]]:
 
 
 def _model_for(console: Console, client: Client, material: Material, wish: Wish, stop: threading.Event) -> Model:
-    """The production version made of just these images, trained first when there is none.
+    """The production version, after a training where none was made of just these images yet.
 
     For images without labels: the newest production version there is.
     """
     if material.train is None:
         return newest_in_production(client)
     name = name_from(material.name)
-    if not wish.retrain:
-        sha256 = fingerprint(material.train.items)
-        for model in client.models(name):
-            wanted = wish.seed in (None, model.card["seed"])
-            if PRODUCTION in model.aliases and model.card["data"]["sha256"] == sha256 and wanted:
-                console.print(f"model {model.name}/{model.version} was trained on these images; nothing to train")
-                return model
-    job = client.train(material.spec, model=name, epochs=wish.epochs, seed=wish.seed)
-    return watched(console, client, job, stop)
+    sha256 = fingerprint(material.train.items)
+    made = [
+        model
+        for model in ([] if wish.retrain else client.models(name))
+        if model.card["data"]["sha256"] == sha256 and wish.seed in (None, model.card["seed"])
+    ]
+    if made:
+        # Whichever is in production, if one is; else the newest, which somebody or its scores kept out of it.
+        known = next((model for model in made if PRODUCTION in model.aliases), made[0])
+        console.print(f"model {known.name}/{known.version} was trained on these images; nothing to train")
+    else:
+        job = client.train(material.spec, model=name, epochs=wish.epochs, seed=wish.seed)
+        known = watched(console, client, job, stop)
+    live = client.model(name, alias=PRODUCTION)
+    if live.version != known.version:
+        console.print(f"what judges is {live.name}/{live.version}, which is in production")
+    return live
 
 
 def _give_recipe(console: Console, client: Client, material: Material, model: Model) -> None:

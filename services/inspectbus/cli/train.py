@@ -24,7 +24,10 @@ TRAIN_EXAMPLES = """Examples:
 
 DATA is 'elpv' or a folder with one folder per class (good/ and defective/, ok_front/ and def_front/, ...), perhaps
 inside train/ and test/, perhaps with a manifest.csv or manifest.jsonl, or in MVTec AD's layout. A held-out part is
-never trained on: see `inspectbus evaluate`."""
+never trained on: see `inspectbus evaluate`.
+
+A version whose validation scores are worse than production's beyond the 95 % interval is registered, and production
+stays."""
 
 EVALUATE_EXAMPLES = """Examples:
 
@@ -75,7 +78,7 @@ def train(
         str, typer.Option(metavar="HOST:PORT", help="A running training service; without one, this process trains.")
     ] = "",
 ) -> None:
-    """Train a model version and put it into production."""
+    """Train a model version, and put it into production unless the one there is better beyond doubt."""
     from inspectbus.cli.training import training_door, watched
     from inspectbus.runtime.signals import stop_on_signals
     from inspectbus_client import Augmentation

@@ -3,6 +3,7 @@
 <store>/<name>/<version>/model.json            this card
                          weights.safetensors
                          pinned/<n>.png        prepared images with the scores they must get
+                         validation.csv        what it said of each validation image; for comparing versions
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import shutil
 import stat
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import fsspec
@@ -59,8 +60,7 @@ def read_card(folder: Path, version: str | None = None) -> ModelCard:
     for name, sha256 in card.files.items():
         _checked_plain(folder, name)
         with (folder / name).open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                raise _corrupt(name, "is not the file that was tested: its sha256 differs from the card's")
+            _check_hash(name, hashlib.file_digest(file, "sha256").hexdigest(), sha256)
     return card
 
 
@@ -107,6 +107,35 @@ class ModelStore:
             raise CorruptModel(f"model version {version} is of {card.name}, not of {name}", field=CARD_FILE)
         return cached
 
+    def verify(self, name: str, version: str) -> ModelCard:
+        """The card, once every file in the store itself fits it, whatever lies in the cache.
+
+        Raises NotFound when the store has no such version, CorruptModel naming the first file that is damaged or
+        missing there, ModelNotReady when the store cannot be reached.
+        """
+        origin = f"{self._root}/{checked_name(name, 'model')}/{version}"
+        with self._reachable(version):
+            card = _parsed(b"".join(self._chunks(origin, CARD_FILE, MAX_CARD_BYTES, missing=NotFound)), version)
+            if card.name != name:
+                raise CorruptModel(f"model version {version} is of {card.name}, not of {name}", field=CARD_FILE)
+            for file, sha256 in card.files.items():
+                digest = hashlib.sha256()
+                for chunk in self._chunks(origin, file, MAX_FILE_BYTES, missing=CorruptModel):
+                    digest.update(chunk)
+                _check_hash(file, digest.hexdigest(), sha256)
+        return card
+
+    def read(self, card: ModelCard, file: str, limit: int) -> bytes:
+        """One file of a version in the store, at most `limit` bytes. Raises NotFound when the version has no such file,
+        and else what `verify` raises."""
+        if file not in card.files:
+            raise NotFound(f"model version {card.version} has no {file}", field=file)
+        with self._reachable(card.version):
+            origin = f"{self._root}/{card.name}/{card.version}"
+            data = b"".join(self._chunks(origin, file, limit, missing=CorruptModel))
+        _check_hash(file, hashlib.sha256(data).hexdigest(), card.files[file])
+        return data
+
     def _put(self, source: Path, path: str) -> None:
         with source.open("rb") as file:
             expected = hashlib.file_digest(file, "sha256").hexdigest()
@@ -126,9 +155,9 @@ class ModelStore:
         part = cached.with_name(f".{version}.{uuid.uuid4().hex[:8]}.part")
         try:
             part.mkdir(parents=True)
-            self._download(f"{origin}/{CARD_FILE}", part / CARD_FILE, MAX_CARD_BYTES, missing=NotFound)
+            self._download(origin, CARD_FILE, part, MAX_CARD_BYTES, missing=NotFound)
             for name in _parsed((part / CARD_FILE).read_bytes(), version).files:
-                self._download(f"{origin}/{name}", part / name, MAX_FILE_BYTES, missing=CorruptModel)
+                self._download(origin, name, part, MAX_FILE_BYTES, missing=CorruptModel)
             card = read_card(part, version)
             shutil.rmtree(cached, ignore_errors=True)
             part.rename(cached)
@@ -141,19 +170,31 @@ class ModelStore:
             shutil.rmtree(part, ignore_errors=True)
         return card
 
-    def _download(self, path: str, target: Path, limit: int, missing: type[InspectBusError]) -> None:
+    def _download(self, origin: str, name: str, folder: Path, limit: int, missing: type[InspectBusError]) -> None:
+        (folder / name).parent.mkdir(exist_ok=True)
+        with (folder / name).open("wb") as copy:
+            for chunk in self._chunks(origin, name, limit, missing):
+                copy.write(chunk)
+
+    def _chunks(self, origin: str, name: str, limit: int, missing: type[InspectBusError]) -> Iterator[bytes]:
         try:
-            source = self._files.open(path, "rb")
+            source = self._files.open(f"{origin}/{name}", "rb")
         except FileNotFoundError:
-            raise missing(f"{path} is not in the model store", field=target.name) from None
-        target.parent.mkdir(exist_ok=True)
-        with source, target.open("wb") as copy:
+            raise missing(f"{origin}/{name} is not in the model store", field=name) from None
+        with source:
             left = limit
             while chunk := source.read(_CHUNK_BYTES):
                 left -= len(chunk)
                 if left < 0:
-                    raise _corrupt(target.name, f"is larger than {limit} bytes")
-                copy.write(chunk)
+                    raise _corrupt(name, f"is larger than {limit} bytes")
+                yield chunk
+
+    @contextmanager
+    def _reachable(self, version: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ModelNotReady(f"model version {version} cannot be read: {error}", field="model") from error
 
 
 def _bytes(card: ModelCard) -> bytes:
@@ -196,6 +237,11 @@ def _checked_plain(folder: Path, name: str) -> None:
         raise kind(f"{name} is missing from model folder {folder}", field=name) from None
     if not stat.S_ISREG(mode):
         raise _corrupt(name, "is no plain file")
+
+
+def _check_hash(name: str, found: str, sha256: str) -> None:
+    if found != sha256:
+        raise _corrupt(name, "is not the file that was tested: its sha256 differs from the card's")
 
 
 def _corrupt(name: str, fault: str) -> CorruptModel:

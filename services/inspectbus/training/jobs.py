@@ -56,6 +56,8 @@ class Job:
     error: str
     model: str
     model_version: str
+    not_promoted: str
+    """Why production stays with another version; empty when it names this one."""
     requested_by: str
     created_at: int
     started_at: int | None
@@ -97,6 +99,7 @@ class Jobs:
                     error="",
                     model="",
                     model_version="",
+                    not_promoted="",
                     requested_by=requested_by,
                     cancelled_by="",
                     created_at=now_us(),
@@ -202,7 +205,9 @@ class Jobs:
             self._by_holder(connection, job_id, worker, progress=progress.model_dump_json())
         self.announce()
 
-    def succeed(self, connection: Connection, job_id: str, worker: str, model: str, version: str) -> None:
+    def succeed(
+        self, connection: Connection, job_id: str, worker: str, model: str, version: str, not_promoted: str = ""
+    ) -> None:
         """Within the caller's transaction, which also registers the version; `announce` after it. Raises LeaseLost."""
         self._by_holder(
             connection,
@@ -211,6 +216,7 @@ class Jobs:
             state=JobState.SUCCEEDED,
             model=model,
             model_version=version,
+            not_promoted=not_promoted[:MAX_ERROR_CHARS],
             ended_at=now_us(),
         )
 
@@ -296,6 +302,7 @@ def _job(row: Row[Any]) -> Job:
         error=row.error,
         model=row.model,
         model_version=row.model_version,
+        not_promoted=row.not_promoted,
         requested_by=row.requested_by,
         created_at=row.created_at,
         started_at=row.started_at,

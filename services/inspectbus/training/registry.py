@@ -1,6 +1,6 @@
-"""The registry: which model versions exist, which one an alias names, and who said so when.
+"""The registry: which model versions exist, and which aliases point at them now; aliases.py says who set one when.
 
-finished folder ─> publish: bytes into the model store ─> record: row, alias and history in one transaction
+finished folder ─> publish: bytes into the model store ─> record: a row, in the transaction that ends the job
 
 The row comes last, so a version that can be asked for has all its bytes. Bytes without a row are nobody's version.
 """
@@ -15,11 +15,11 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, Table, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from inspectbus.domain.model_version import PRODUCTION, ModelCard
+from inspectbus.domain.model_version import ModelCard
 from inspectbus.errors import NotFound
 from inspectbus.stores.database import reading
 from inspectbus.stores.models import ModelStore
-from inspectbus.training.tables import model_alias_history, model_aliases, model_versions, now_us
+from inspectbus.training.tables import model_aliases, model_versions, now_us
 
 
 @dataclass(frozen=True)
@@ -44,26 +44,13 @@ class Registry:
         """Puts a finished version folder into the store. Raises CorruptModel, or OSError when the storage fails."""
         return self._store.publish(folder)
 
-    def record(self, connection: Connection, card: ModelCard, by: str, reason: str, alias: str = PRODUCTION) -> None:
-        """Within the caller's transaction: writes a published version down and points the alias at it.
-
-        A version that is known already keeps its row; its alias is set all the same.
-        """
+    def record(self, connection: Connection, card: ModelCard) -> None:
+        """Within the caller's transaction: writes a published version down. One that is known keeps its row."""
         # Two trainings that end together both find no row: only the database can say who was first.
-        version = {"name": card.name, "version": card.version}
         connection.execute(
-            _insert(connection, model_versions)
-            .values(**version, card=card.model_dump_json(), registered_at=now_us())
+            upserting(connection, model_versions)
+            .values(name=card.name, version=card.version, card=card.model_dump_json(), registered_at=now_us())
             .on_conflict_do_nothing(index_elements=["name", "version"])
-        )
-        pointing = {**version, "alias": alias}
-        connection.execute(
-            _insert(connection, model_aliases)
-            .values(**pointing)
-            .on_conflict_do_update(index_elements=["name", "alias"], set_={"version": card.version})
-        )
-        connection.execute(
-            _insert(connection, model_alias_history).values(**pointing, set_at=now_us(), by=by, reason=reason)
         )
 
     def list_models(self, name: str = "") -> list[RegisteredModel]:
@@ -100,7 +87,7 @@ class Registry:
         return _model(row, pointing)
 
 
-def _insert(connection: Connection, table: Table) -> sqlite.Insert | postgresql.Insert:
+def upserting(connection: Connection, table: Table) -> sqlite.Insert | postgresql.Insert:
     """The dialect's own insert, which knows conflicts."""
     return postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Protocol, TypeVar
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -11,6 +13,7 @@ from inspectbus.api.v1 import model_pb2, model_pb2_grpc, training_pb2, training_
 from inspectbus.domain.names import checked_name
 from inspectbus.errors import BadField
 from inspectbus.runtime.identity import caller
+from inspectbus.training.aliases import AliasChange, Aliases
 from inspectbus.training.jobs import Job, Jobs, JobState
 from inspectbus.training.registry import RegisteredModel, Registry
 from inspectbus.training.request import to_plan
@@ -49,16 +52,8 @@ class TrainingRpc(training_pb2_grpc.TrainingServiceServicer):
     def ListJobs(
         self, request: training_pb2.ListJobsRequest, context: grpc.ServicerContext
     ) -> training_pb2.ListJobsResponse:
-        size = request.page_size or DEFAULT_PAGE
-        if size > MAX_PAGE:
-            raise BadField(f"page_size is {size}, at most {MAX_PAGE} are given at once", field="page_size")
-        # One more than asked for tells whether there is a next page.
-        found = self._jobs.page(size + 1, _before(request.page_token))
-        more = len(found) > size
-        return training_pb2.ListJobsResponse(
-            jobs=[_job(job) for job in found[:size]],
-            next_page_token=str(found[size - 1].number) if more else "",
-        )
+        found, token = _page(request, self._jobs.page)
+        return training_pb2.ListJobsResponse(jobs=[_job(job) for job in found], next_page_token=token)
 
     def WatchJob(
         self, request: training_pb2.WatchJobRequest, context: grpc.ServicerContext
@@ -76,8 +71,9 @@ class TrainingRpc(training_pb2_grpc.TrainingServiceServicer):
 class ModelRpc(model_pb2_grpc.ModelServiceServicer):
     """Model versions and aliases."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, aliases: Aliases) -> None:
         self._registry = registry
+        self._aliases = aliases
 
     def ListModels(
         self, request: model_pb2.ListModelsRequest, context: grpc.ServicerContext
@@ -88,13 +84,66 @@ class ModelRpc(model_pb2_grpc.ModelServiceServicer):
     def GetModel(self, request: model_pb2.GetModelRequest, context: grpc.ServicerContext) -> model_pb2.GetModelResponse:
         name = checked_name(request.name, "name")
         which = request.WhichOneof("which")
+        if request.HasField("at") and which != "alias":
+            raise BadField("a version is the same at every moment: name an alias", field="at")
         if which == "alias":
-            found = self._registry.get_alias(name, checked_name(request.alias, "alias"))
+            alias = checked_name(request.alias, "alias")
+            if request.HasField("at"):
+                version = self._aliases.named_at(name, alias, _moment(request.at))
+                found = self._registry.get_version(name, version)
+            else:
+                found = self._registry.get_alias(name, alias)
         elif which == "version":
             found = self._registry.get_version(name, request.version)
         else:
             raise BadField("say which: a version, or an alias such as 'production'", field="which")
         return model_pb2.GetModelResponse(model=_model(found))
+
+    def SetAlias(self, request: model_pb2.SetAliasRequest, context: grpc.ServicerContext) -> model_pb2.SetAliasResponse:
+        change = self._aliases.set(
+            checked_name(request.name, "name"),
+            checked_name(request.alias, "alias"),
+            request.version,
+            caller.get().name,
+            reason=request.reason,
+            force=request.force,
+        )
+        return model_pb2.SetAliasResponse(change=None if change is None else _alias_change(change))
+
+    def Rollback(self, request: model_pb2.RollbackRequest, context: grpc.ServicerContext) -> model_pb2.RollbackResponse:
+        name, alias = checked_name(request.name, "name"), checked_name(request.alias, "alias")
+        change = self._aliases.rollback(name, alias, caller.get().name, request.reason)
+        return model_pb2.RollbackResponse(change=_alias_change(change))
+
+    def ListAliasHistory(
+        self, request: model_pb2.ListAliasHistoryRequest, context: grpc.ServicerContext
+    ) -> model_pb2.ListAliasHistoryResponse:
+        name = checked_name(request.name, "name")
+        alias = checked_name(request.alias, "alias") if request.alias else ""
+        found, token = _page(request, partial(self._aliases.page, name, alias))
+        changes = [_alias_change(change) for change in found]
+        return model_pb2.ListAliasHistoryResponse(changes=changes, next_page_token=token)
+
+
+class _Numbered(Protocol):
+    @property
+    def number(self) -> int: ...
+
+
+N = TypeVar("N", bound=_Numbered)
+
+
+def _page(
+    request: training_pb2.ListJobsRequest | model_pb2.ListAliasHistoryRequest,
+    fetch: Callable[[int, int | None], list[N]],
+) -> tuple[list[N], str]:
+    """What is on the page, and the token of the next one; `fetch` takes a size and the number to stay below."""
+    size = request.page_size or DEFAULT_PAGE
+    if size > MAX_PAGE:
+        raise BadField(f"page_size is {size}, at most {MAX_PAGE} are given at once", field="page_size")
+    # One more than asked for tells whether there is a next page.
+    found = fetch(size + 1, _before(request.page_token))
+    return found[:size], str(found[size - 1].number) if len(found) > size else ""
 
 
 def _named(job_id: str) -> str:
@@ -106,7 +155,7 @@ def _named(job_id: str) -> str:
 def _before(page_token: str) -> int | None:
     # Longer digits than a row number has would overflow the database's integer.
     if page_token and not (page_token.isascii() and page_token.isdigit() and len(page_token) <= 18):
-        raise BadField("not a page token that ListJobs gave", field="page_token")
+        raise BadField("not a page token that a call before this one gave", field="page_token")
     return int(page_token) if page_token else None
 
 
@@ -119,6 +168,7 @@ def _job(job: Job) -> training_pb2.Job:
         error=job.error,
         model=job.model,
         model_version=job.model_version,
+        not_promoted=job.not_promoted,
         created_at=_timestamp(job.created_at),
         started_at=_timestamp(job.started_at),
         ended_at=_timestamp(job.ended_at),
@@ -133,6 +183,30 @@ def _model(found: RegisteredModel) -> model_pb2.Model:
         card_json=found.card_json,
         registered_at=_timestamp(found.registered_at),
     )
+
+
+def _alias_change(change: AliasChange) -> model_pb2.AliasChange:
+    return model_pb2.AliasChange(
+        name=change.name,
+        alias=change.alias,
+        version=change.version,
+        previous=change.previous,
+        changed_at=_timestamp(change.changed_at),
+        by=change.by,
+        reason=change.reason,
+        forced=change.forced,
+        rollback=change.rollback,
+    )
+
+
+def _moment(stamp: Timestamp) -> int:
+    """Microseconds since the epoch."""
+    try:
+        # Beyond what a calendar knows, the database's integer would overflow too.
+        stamp.ToDatetime()
+    except (ValueError, OverflowError):
+        raise BadField("is no moment between the years 1 and 9999", field="at") from None
+    return stamp.ToMicroseconds()
 
 
 def _timestamp(microseconds: int | None) -> Timestamp | None:

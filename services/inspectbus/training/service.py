@@ -20,6 +20,7 @@ from inspectbus.runtime.rpc_server import Door, rpc_server
 from inspectbus.stores import database, models
 from inspectbus.stores.datasets import open_dataset, split
 from inspectbus.training import tracking, trainer
+from inspectbus.training.aliases import Aliases
 from inspectbus.training.jobs import Jobs
 from inspectbus.training.metrics import TrainingMetrics
 from inspectbus.training.plan import Plan
@@ -45,7 +46,7 @@ def open_service(settings: TrainingSettings, bus: Bus, *, train: Train | None = 
         house.callback(engine.dispose)
         jobs = Jobs(engine, max_queued=settings.max_queued, lease_s=settings.lease_s)
         store = models.ModelStore(settings.model_store_url or models.default_url(state_dir), state_dir / "model-cache")
-        versions = Registry(engine, store)
+        versions, aliases = Registry(engine, store), Aliases(engine, store)
         metrics = TrainingMetrics(registry, jobs)
         tracker = house.enter_context(
             tracking.Tracker(
@@ -60,6 +61,7 @@ def open_service(settings: TrainingSettings, bus: Bus, *, train: Train | None = 
                 engine,
                 jobs,
                 versions,
+                aliases,
                 tracker,
                 metrics,
                 train or partial(_train, settings),
@@ -68,7 +70,7 @@ def open_service(settings: TrainingSettings, bus: Bus, *, train: Train | None = 
                 drain_s=settings.drain_s,
             )
         )
-        training, model = TrainingRpc(jobs, worker, settings), ModelRpc(versions)
+        training, model = TrainingRpc(jobs, worker, settings), ModelRpc(versions, aliases)
         door = house.enter_context(
             rpc_server(
                 "training",

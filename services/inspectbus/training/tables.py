@@ -9,6 +9,7 @@ import time
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     ForeignKeyConstraint,
     Index,
@@ -18,6 +19,8 @@ from sqlalchemy import (
     Table,
     Text,
 )
+
+MAX_REASON_CHARS = 500
 
 metadata = MetaData()
 
@@ -45,6 +48,8 @@ jobs = Table(
     # The worker that runs the job and until when it is believed alive without a new sign of life.
     Column("worker", String(200), nullable=False),
     Column("lease_until", BigInteger),
+    # Why production does not name the version that came of it.
+    Column("not_promoted", Text, nullable=False),
     Index("training_jobs_by_state", "state", "number"),
 )
 
@@ -77,7 +82,12 @@ model_alias_history = Table(
     Column("version", String(16), nullable=False),
     Column("set_at", BigInteger, nullable=False),
     Column("by", String(200), nullable=False),
-    Column("reason", String(500), nullable=False),
+    Column("reason", String(MAX_REASON_CHARS), nullable=False),
+    # What the alias named before; empty when it was new.
+    Column("previous", String(16), nullable=False),
+    Column("forced", Boolean, nullable=False),
+    # Of a rollback: the number of the change that it brought back.
+    Column("restored", BigInteger),
     Index("model_alias_history_by_alias", "name", "alias", "number"),
 )
 

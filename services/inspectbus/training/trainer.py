@@ -52,6 +52,7 @@ from inspectbus.training.fitting import METHOD, WHOLE, Epoch, Source, Upper, fit
 from inspectbus.training.pixels import from_pixels, load
 from inspectbus.training.plan import Cancelled, Plan, Progress
 from inspectbus.training.threshold import Floats, calibrate, scored, stable_threshold
+from inspectbus.training.validation import write_validation
 
 log = structlog.get_logger(__name__)
 
@@ -296,6 +297,7 @@ def _finish(
     for number, row in enumerate(_spread(scores, PINNED)):
         pinned.append(_pin(out_dir, number, items[row], preparation, network, calibration))
         way.step(1)
+    write_validation(out_dir, parts.validation, labels, scores)
     trained_on = labels_of([item for item, _ in parts.train])
     card = ModelCard(
         name=plan.model,

@@ -1,6 +1,7 @@
 """The worker: takes the oldest waiting job, trains, registers what came out, and writes down how it ended.
 
-claim ─> train (progress to the row, curves to the tracker) ─> publish bytes ─> one transaction: version, alias, success
+claim ─> train (progress to the row, curves to the tracker) ─> publish bytes ─> compared with the version in production
+      ─> one transaction: version, alias where it is not worse, success
 
 Two threads: one trains, one job at a time; the keeper renews that job's lease, hears of cancellations asked elsewhere,
 and buries jobs whose process has died.
@@ -25,6 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from inspectbus.domain.model_version import ModelCard
 from inspectbus.errors import InspectBusError, StorageAway, StorageFull
 from inspectbus.stores.database import writing
+from inspectbus.training.aliases import Aliases, Moved
 from inspectbus.training.jobs import Job, Jobs, JobState, LeaseLost
 from inspectbus.training.metrics import Stopwatch, TrainingMetrics
 from inspectbus.training.plan import Cancelled, Plan, Progress
@@ -53,6 +55,7 @@ class Worker:
         engine: Engine,
         jobs: Jobs,
         registry: Registry,
+        aliases: Aliases,
         tracker: Tracker,
         metrics: TrainingMetrics,
         train: Train,
@@ -64,6 +67,7 @@ class Worker:
         self._engine = engine
         self._jobs = jobs
         self._registry = registry
+        self._aliases = aliases
         self._tracker = tracker
         self._metrics = metrics
         self._train = train
@@ -194,9 +198,21 @@ class Worker:
         return card
 
     def _register(self, job: Job, card: ModelCard) -> None:
-        with writing(self._engine) as connection:
-            self._registry.record(connection, card, job.requested_by, reason=f"training {job.job_id}")
-            self._jobs.succeed(connection, job.job_id, self._name, card.name, card.version)
+        while True:
+            standing = self._aliases.standing(card)
+            not_promoted = standing.objection.message if standing.objection else ""
+            try:
+                with writing(self._engine) as connection:
+                    self._registry.record(connection, card)
+                    change = self._aliases.promote(connection, standing, job.requested_by, f"training {job.job_id}")
+                    self._jobs.succeed(connection, job.job_id, self._name, card.name, card.version, not_promoted)
+            except Moved:
+                # Somebody put another version into production meanwhile; that is the one to compare with now.
+                continue
+            if not_promoted:
+                log.warning("production stays", job=job.job_id, why=not_promoted)
+            self._aliases.tell(change)
+            return
 
     def _patiently(self, write: Callable[[], None]) -> None:
         """Writes down how a training ended, again and again while the database is away and nobody stops us."""

@@ -18,6 +18,7 @@ from inspectbus.api.v1 import acquisition_pb2
 from inspectbus.api.v1.decision_pb2 import VERDICT_QUALIFIED
 from inspectbus.api.v1.gate_pb2 import GATE_ACTION_REJECT, GATE_REASON_DEADLINE, GateOutcome
 from inspectbus.cli.recipes import EXAMPLE_RECIPE
+from inspectbus.errors import WorseModel
 from tests.doubles.plant import Plant, open_plant
 
 Inspectbus = Callable[..., Result]
@@ -97,6 +98,60 @@ def test_models_show_aliases_and_scores(inspectbus: Inspectbus, plant: Plant) ->
     assert lines[1].split()[:6] == ["elpv", "1b2c1b2c1b2c1b2c", "production", "0.770", "0.800", "-"]
     assert newest["card"]["threshold"] == 0.41
     assert "card_json" not in newest
+
+
+def test_a_model_is_shown_by_alias_and_by_version(inspectbus: Inspectbus, plant: Plant) -> None:
+    door = ("--address", plant.addresses["training"])
+
+    shown = inspectbus("models", "show", "elpv", *door).stdout
+    older = json.loads(inspectbus("models", "show", "elpv", "--version", "0f3a0f3a0f3a0f3a", "--json", *door).stdout)
+    unknown = inspectbus("models", "show", "elpv", "--alias", "canary", *door)
+
+    assert "elpv/1b2c1b2c1b2c1b2c" in shown
+    assert "0.410" in shown
+    assert (older["version"], older["aliases"], older["card"]["threshold"]) == ("0f3a0f3a0f3a0f3a", [], 0.41)
+    assert (unknown.exit_code, unknown.stderr) == (2, "error: there is no such model version\n")
+
+
+def test_an_alias_is_set_rolled_back_and_its_history_told(inspectbus: Inspectbus, plant: Plant) -> None:
+    door = ("--address", plant.addresses["training"])
+    older = "0f3a0f3a0f3a0f3a"
+
+    set_ = inspectbus("models", "set-alias", "elpv", "production", older, "--reason", "a trial", *door)
+    again = inspectbus("models", "set-alias", "elpv", "production", older, *door)
+    back = inspectbus("models", "rollback", "elpv", "--reason", "false alarms", "--json", *door)
+    history = inspectbus("models", "history", "elpv", "production", *door).stdout.splitlines()
+    newest = inspectbus("models", "history", "elpv", "--limit", "1", "--json", *door).stdout.splitlines()
+
+    assert set_.stdout == f"elpv@production names {older}, before 1b2c1b2c1b2c1b2c\n"
+    assert again.stdout == f"elpv@production names {older} already\n"
+    assert json.loads(back.stdout)["previous"] == older
+    assert history[0].split() == ["when", "alias", "from", "to", "who", "why"]
+    assert "rollback: false alarms" in history[1]
+    assert history[2].split()[2:] == ["production", "1b2c1b2c1b2c1b2c", older, "local", "a", "trial"]
+    assert [json.loads(line)["rollback"] for line in newest] == [True]
+
+
+def test_a_training_says_why_its_version_is_not_in_production(inspectbus: Inspectbus, plant: Plant) -> None:
+    door = ("--address", plant.addresses["training"])
+    plain = inspectbus("train", "elpv", *door)
+    plant.not_promoted = "1b2c is worse than [0f3a], which is in production"
+
+    told = inspectbus("train", "parts", *door)
+
+    assert (plain.exit_code, told.exit_code) == (0, 0)
+    assert "not in production" not in plain.stdout
+    assert "not in production: 1b2c is worse than [0f3a], which is in production" in told.stdout
+
+
+def test_a_refused_alias_is_one_line_and_exit_code_2(inspectbus: Inspectbus, plant: Plant) -> None:
+    plant.refuse("SetAlias", WorseModel("0f3a is worse than 1b2c: force it with a reason", field="version"))
+    door = ("--address", plant.addresses["training"])
+
+    refused = inspectbus("models", "set-alias", "elpv", "production", "0f3a0f3a0f3a0f3a", *door)
+
+    assert (refused.exit_code, refused.stderr) == (2, "error: 0f3a is worse than 1b2c: force it with a reason\n")
+    assert inspectbus("models", "rollback", "elpv", *door).exit_code == 2
 
 
 def test_decisions_are_listed_by_filter_and_shown_whole(inspectbus: Inspectbus, plant: Plant) -> None:
@@ -193,6 +248,7 @@ def test_every_command_shows_an_example(inspectbus: Inspectbus) -> None:
     commands = [
         *(["inspect"], ["models"], ["scores"], ["recipes"], ["stations"], ["decisions"]),
         *(["recipes", verb] for verb in ("list", "show", "put")),
+        *(["models", verb] for verb in ("list", "show", "set-alias", "rollback", "history")),
         *(["stations", verb] for verb in ("list", "start", "stop")),
         *(["decisions", verb] for verb in ("list", "show", "watch")),
     ]

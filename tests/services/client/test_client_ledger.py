@@ -19,6 +19,7 @@ from inspectbus.errors import (
     NotFound,
     NotPossibleNow,
     QueueFull,
+    WorseModel,
 )
 from inspectbus.runtime.settings import ServiceSettings
 from inspectbus_client import Client, JobState, Label, Pixels, StationState, Verdict
@@ -208,6 +209,31 @@ def test_models_are_listed_and_found_by_alias_or_version(client: Client) -> None
     assert newest.card["threshold"] == 0.41
     assert client.model("elpv") == newest
     assert client.model("elpv", version=older.version) == older
+
+
+def test_an_alias_is_set_rolled_back_and_its_history_read_in_pages(client: Client) -> None:
+    newest, older = client.models()
+
+    change = client.set_alias("elpv", "production", older.version, reason="a trial")
+    assert change is not None
+    assert (change.version, change.previous, change.reason) == (older.version, newest.version, "a trial")
+    assert client.set_alias("elpv", "production", older.version) is None
+    assert client.model("elpv", at=datetime.now(UTC)).version == older.version
+    back = client.rollback("elpv", reason="no good")
+    assert (back.version, back.rollback) == (newest.version, True)
+    assert list(client.alias_history("elpv", page_size=1)) == [back, change]
+    assert list(client.alias_history("elpv", "canary")) == []
+
+
+def test_a_version_that_is_worse_than_productions_is_an_error_of_its_own(client: Client, plant: Plant) -> None:
+    plant.refuse("SetAlias", WorseModel("it is worse", field="version"))
+    with pytest.raises(WorseModel, match="it is worse"):
+        client.set_alias("elpv", "production", "0f3a0f3a0f3a0f3a")
+
+
+def test_a_moment_without_a_zone_is_refused(client: Client) -> None:
+    with pytest.raises(BadField, match="time zone"):
+        client.model("elpv", at=datetime(2026, 1, 1))
 
 
 def test_the_engine_tells_its_batches(client: Client) -> None:

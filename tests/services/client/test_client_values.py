@@ -42,6 +42,7 @@ PAIRS = [
     (values.Judgement, inference_pb2.Judgement),
     (values.Engine, inference_pb2.GetEngineResponse),
     (values.Model, model_pb2.Model),
+    (values.AliasChange, model_pb2.AliasChange),
     (values.TrainingPlan, training_pb2.TrainingPlan),
     (values.Progress, training_pb2.Progress),
     (values.Job, training_pb2.Job),

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
-from sqlalchemy import Connection, Engine
 
 from inspectbus.api.v1 import training_pb2 as pb
+from inspectbus.domain.model_version import ModelCard
 from inspectbus.errors import StorageAway
-from inspectbus.stores.database import writing
-from inspectbus.training import worker
+from inspectbus.training.aliases import Aliases, Standing
 from tests.doubles.postgres import Postgres
 from tests.doubles.scripted_training import ScriptedTraining
 from tests.doubles.training_service import PATIENCE_S, Open
@@ -31,16 +29,16 @@ def test_a_training_that_ends_while_the_database_is_away_is_registered_once_it_i
 ) -> None:
     refused = threading.Event()
 
-    @contextmanager
-    def telling(engine: Engine) -> Iterator[Connection]:
+    standing = Aliases.standing
+
+    def telling(aliases: Aliases, card: ModelCard) -> Standing:
         try:
-            with writing(engine) as connection:
-                yield connection
+            return standing(aliases, card)
         except StorageAway:
             refused.set()
             raise
 
-    monkeypatch.setattr(worker, "writing", telling)
+    monkeypatch.setattr(Aliases, "standing", telling)
     with open_one(training, lease_s=60.0) as service:
         job = service.start()
         training.begun.get(timeout=PATIENCE_S)

@@ -1,4 +1,4 @@
-"""Which model versions exist, which one an alias names, and who set it when."""
+"""Which model versions exist, and which one an alias names now."""
 
 from __future__ import annotations
 
@@ -6,18 +6,16 @@ from pathlib import Path
 
 import grpc
 import pytest
-from sqlalchemy import select
 
 from inspectbus.api.v1 import model_pb2
 from inspectbus.api.v1 import training_pb2 as pb
 from inspectbus.domain.model_version import ModelCard
 from inspectbus.errors import ModelNotReady
-from inspectbus.stores.database import open_database, reading, writing
+from inspectbus.stores.database import open_database, writing
 from inspectbus.stores.model_directory import ModelDirectory
 from inspectbus.stores.models import ModelStore
 from inspectbus.training.jobs import LeaseLost
 from inspectbus.training.registry import Registry
-from inspectbus.training.tables import model_alias_history
 from tests.doubles.scripted_training import ScriptedTraining
 from tests.doubles.tiny_model import tiny_version
 from tests.doubles.training_service import PATIENCE_S, Service, named_fields
@@ -34,21 +32,6 @@ def test_production_names_the_newest_training_and_older_versions_stay(
         (newer, ["production"]),
         (older, []),
     ]
-
-
-def test_every_setting_of_an_alias_is_remembered_with_who_and_why(service: Service, training: ScriptedTraining) -> None:
-    versions = [_trained(service, training) for _ in range(2)]
-
-    engine = open_database(service.settings.database_url, "training")
-    with reading(engine) as connection:
-        history = connection.execute(select(model_alias_history).order_by(model_alias_history.c.number)).all()
-    engine.dispose()
-    jobs = service.trainings.ListJobs(pb.ListJobsRequest(), timeout=PATIENCE_S).jobs
-    assert [(row.name, row.alias, row.version, row.by, row.reason) for row in history] == [
-        ("parts", "production", version, "local", f"training {job.job_id}")
-        for version, job in zip(versions, reversed(jobs), strict=True)
-    ]
-    assert history[0].set_at < history[1].set_at
 
 
 def test_models_are_listed_by_name(service: Service, training: ScriptedTraining) -> None:
@@ -118,9 +101,9 @@ def test_a_version_recorded_twice_is_one_version(database_url: str, tmp_path: Pa
     card = registry.publish(tiny_version(tmp_path, "parts"))
 
     # when
-    for reason in ("first", "again"):
+    for _ in range(2):
         with writing(engine) as connection:
-            registry.record(connection, card, by="a test", reason=reason)
+            registry.record(connection, card)
 
     # then
     assert [each.version for each in registry.list_models()] == [card.version]
@@ -134,15 +117,13 @@ def test_a_record_that_is_rolled_back_leaves_nothing(database_url: str, tmp_path
 
     def record_and_break() -> None:
         with writing(engine) as connection:
-            registry.record(connection, card, by="a test", reason="never")
+            registry.record(connection, card)
             raise LeaseLost
 
     with pytest.raises(LeaseLost):
         record_and_break()
 
     assert registry.list_models() == []
-    with reading(engine) as connection:
-        assert connection.execute(select(model_alias_history)).first() is None
     engine.dispose()
 
 

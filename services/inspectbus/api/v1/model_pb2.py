@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dinspectbus/api/v1/model.proto\x12\x11inspectbus.api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"}\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0f\n\x07\x61liases\x18\x03 \x03(\t\x12\x11\n\tcard_json\x18\x04 \x01(\t\x12\x31\n\rregistered_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"!\n\x11ListModelsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\">\n\x12ListModelsResponse\x12(\n\x06models\x18\x01 \x03(\x0b\x32\x18.inspectbus.api.v1.Model\"L\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\x07version\x18\x02 \x01(\tH\x00\x12\x0f\n\x05\x61lias\x18\x03 \x01(\tH\x00\x42\x07\n\x05which\";\n\x10GetModelResponse\x12\'\n\x05model\x18\x01 \x01(\x0b\x32\x18.inspectbus.api.v1.Model2\xbe\x01\n\x0cModelService\x12Y\n\nListModels\x12$.inspectbus.api.v1.ListModelsRequest\x1a%.inspectbus.api.v1.ListModelsResponse\x12S\n\x08GetModel\x12\".inspectbus.api.v1.GetModelRequest\x1a#.inspectbus.api.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dinspectbus/api/v1/model.proto\x12\x11inspectbus.api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"}\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0f\n\x07\x61liases\x18\x03 \x03(\t\x12\x11\n\tcard_json\x18\x04 \x01(\t\x12\x31\n\rregistered_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"!\n\x11ListModelsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\">\n\x12ListModelsResponse\x12(\n\x06models\x18\x01 \x03(\x0b\x32\x18.inspectbus.api.v1.Model\"t\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\x07version\x18\x02 \x01(\tH\x00\x12\x0f\n\x05\x61lias\x18\x03 \x01(\tH\x00\x12&\n\x02\x61t\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x07\n\x05which\";\n\x10GetModelResponse\x12\'\n\x05model\x18\x01 \x01(\x0b\x32\x18.inspectbus.api.v1.Model\"\xbb\x01\n\x0b\x41liasChange\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x10\n\x08previous\x18\x04 \x01(\t\x12.\n\nchanged_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\n\n\x02\x62y\x18\x06 \x01(\t\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\x0e\n\x06\x66orced\x18\x08 \x01(\x08\x12\x10\n\x08rollback\x18\t \x01(\x08\"^\n\x0fSetAliasRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\r\n\x05\x66orce\x18\x05 \x01(\x08\"B\n\x10SetAliasResponse\x12.\n\x06\x63hange\x18\x01 \x01(\x0b\x32\x1e.inspectbus.api.v1.AliasChange\">\n\x0fRollbackRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"B\n\x10RollbackResponse\x12.\n\x06\x63hange\x18\x01 \x01(\x0b\x32\x1e.inspectbus.api.v1.AliasChange\"]\n\x17ListAliasHistoryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\r\x12\x12\n\npage_token\x18\x04 \x01(\t\"d\n\x18ListAliasHistoryResponse\x12/\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x1e.inspectbus.api.v1.AliasChange\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xd5\x03\n\x0cModelService\x12Y\n\nListModels\x12$.inspectbus.api.v1.ListModelsRequest\x1a%.inspectbus.api.v1.ListModelsResponse\x12S\n\x08GetModel\x12\".inspectbus.api.v1.GetModelRequest\x1a#.inspectbus.api.v1.GetModelResponse\x12S\n\x08SetAlias\x12\".inspectbus.api.v1.SetAliasRequest\x1a#.inspectbus.api.v1.SetAliasResponse\x12S\n\x08Rollback\x12\".inspectbus.api.v1.RollbackRequest\x1a#.inspectbus.api.v1.RollbackResponse\x12k\n\x10ListAliasHistory\x12*.inspectbus.api.v1.ListAliasHistoryRequest\x1a+.inspectbus.api.v1.ListAliasHistoryResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,9 +39,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTMODELSRESPONSE']._serialized_start=247
   _globals['_LISTMODELSRESPONSE']._serialized_end=309
   _globals['_GETMODELREQUEST']._serialized_start=311
-  _globals['_GETMODELREQUEST']._serialized_end=387
-  _globals['_GETMODELRESPONSE']._serialized_start=389
-  _globals['_GETMODELRESPONSE']._serialized_end=448
-  _globals['_MODELSERVICE']._serialized_start=451
-  _globals['_MODELSERVICE']._serialized_end=641
+  _globals['_GETMODELREQUEST']._serialized_end=427
+  _globals['_GETMODELRESPONSE']._serialized_start=429
+  _globals['_GETMODELRESPONSE']._serialized_end=488
+  _globals['_ALIASCHANGE']._serialized_start=491
+  _globals['_ALIASCHANGE']._serialized_end=678
+  _globals['_SETALIASREQUEST']._serialized_start=680
+  _globals['_SETALIASREQUEST']._serialized_end=774
+  _globals['_SETALIASRESPONSE']._serialized_start=776
+  _globals['_SETALIASRESPONSE']._serialized_end=842
+  _globals['_ROLLBACKREQUEST']._serialized_start=844
+  _globals['_ROLLBACKREQUEST']._serialized_end=906
+  _globals['_ROLLBACKRESPONSE']._serialized_start=908
+  _globals['_ROLLBACKRESPONSE']._serialized_end=974
+  _globals['_LISTALIASHISTORYREQUEST']._serialized_start=976
+  _globals['_LISTALIASHISTORYREQUEST']._serialized_end=1069
+  _globals['_LISTALIASHISTORYRESPONSE']._serialized_start=1071
+  _globals['_LISTALIASHISTORYRESPONSE']._serialized_end=1171
+  _globals['_MODELSERVICE']._serialized_start=1174
+  _globals['_MODELSERVICE']._serialized_end=1643
 # @@protoc_insertion_point(module_scope)

@@ -45,6 +45,21 @@ class ModelServiceStub:
                 request_serializer=inspectbus_dot_api_dot_v1_dot_model__pb2.GetModelRequest.SerializeToString,
                 response_deserializer=inspectbus_dot_api_dot_v1_dot_model__pb2.GetModelResponse.FromString,
                 _registered_method=True)
+        self.SetAlias = channel.unary_unary(
+                '/inspectbus.api.v1.ModelService/SetAlias',
+                request_serializer=inspectbus_dot_api_dot_v1_dot_model__pb2.SetAliasRequest.SerializeToString,
+                response_deserializer=inspectbus_dot_api_dot_v1_dot_model__pb2.SetAliasResponse.FromString,
+                _registered_method=True)
+        self.Rollback = channel.unary_unary(
+                '/inspectbus.api.v1.ModelService/Rollback',
+                request_serializer=inspectbus_dot_api_dot_v1_dot_model__pb2.RollbackRequest.SerializeToString,
+                response_deserializer=inspectbus_dot_api_dot_v1_dot_model__pb2.RollbackResponse.FromString,
+                _registered_method=True)
+        self.ListAliasHistory = channel.unary_unary(
+                '/inspectbus.api.v1.ModelService/ListAliasHistory',
+                request_serializer=inspectbus_dot_api_dot_v1_dot_model__pb2.ListAliasHistoryRequest.SerializeToString,
+                response_deserializer=inspectbus_dot_api_dot_v1_dot_model__pb2.ListAliasHistoryResponse.FromString,
+                _registered_method=True)
 
 
 class ModelServiceServicer:
@@ -59,7 +74,31 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """One version, by its id or by an alias.
+        """One version, by its id or by an alias: the one it names now, or named at some moment.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetAlias(self, request, context):
+        """Points an alias at a version whose every file is in the store as it was made. "production" does not take a version
+        whose validation scores are worse than those of the version it names, beyond a 95 % interval, unless forced with a
+        reason. Services that judge with the alias follow within seconds; this call does not wait for them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rollback(self, request, context):
+        """Points an alias back at the version it named before. Again, it goes one further back: never to what was rolled back.
+        Nothing is compared.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAliasHistory(self, request, context):
+        """Every change of a model's aliases, newest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -77,6 +116,21 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.GetModel,
                     request_deserializer=inspectbus_dot_api_dot_v1_dot_model__pb2.GetModelRequest.FromString,
                     response_serializer=inspectbus_dot_api_dot_v1_dot_model__pb2.GetModelResponse.SerializeToString,
+            ),
+            'SetAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetAlias,
+                    request_deserializer=inspectbus_dot_api_dot_v1_dot_model__pb2.SetAliasRequest.FromString,
+                    response_serializer=inspectbus_dot_api_dot_v1_dot_model__pb2.SetAliasResponse.SerializeToString,
+            ),
+            'Rollback': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rollback,
+                    request_deserializer=inspectbus_dot_api_dot_v1_dot_model__pb2.RollbackRequest.FromString,
+                    response_serializer=inspectbus_dot_api_dot_v1_dot_model__pb2.RollbackResponse.SerializeToString,
+            ),
+            'ListAliasHistory': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAliasHistory,
+                    request_deserializer=inspectbus_dot_api_dot_v1_dot_model__pb2.ListAliasHistoryRequest.FromString,
+                    response_serializer=inspectbus_dot_api_dot_v1_dot_model__pb2.ListAliasHistoryResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +188,87 @@ class ModelService:
             '/inspectbus.api.v1.ModelService/GetModel',
             inspectbus_dot_api_dot_v1_dot_model__pb2.GetModelRequest.SerializeToString,
             inspectbus_dot_api_dot_v1_dot_model__pb2.GetModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inspectbus.api.v1.ModelService/SetAlias',
+            inspectbus_dot_api_dot_v1_dot_model__pb2.SetAliasRequest.SerializeToString,
+            inspectbus_dot_api_dot_v1_dot_model__pb2.SetAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rollback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inspectbus.api.v1.ModelService/Rollback',
+            inspectbus_dot_api_dot_v1_dot_model__pb2.RollbackRequest.SerializeToString,
+            inspectbus_dot_api_dot_v1_dot_model__pb2.RollbackResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAliasHistory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inspectbus.api.v1.ModelService/ListAliasHistory',
+            inspectbus_dot_api_dot_v1_dot_model__pb2.ListAliasHistoryRequest.SerializeToString,
+            inspectbus_dot_api_dot_v1_dot_model__pb2.ListAliasHistoryResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -36,7 +36,18 @@ class ModelServiceStub:
     ListModels: _grpc.UnaryUnaryMultiCallable[_model_pb2.ListModelsRequest, _model_pb2.ListModelsResponse]
     """Every version, newest first."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.GetModelRequest, _model_pb2.GetModelResponse]
-    """One version, by its id or by an alias."""
+    """One version, by its id or by an alias: the one it names now, or named at some moment."""
+    SetAlias: _grpc.UnaryUnaryMultiCallable[_model_pb2.SetAliasRequest, _model_pb2.SetAliasResponse]
+    """Points an alias at a version whose every file is in the store as it was made. "production" does not take a version
+    whose validation scores are worse than those of the version it names, beyond a 95 % interval, unless forced with a
+    reason. Services that judge with the alias follow within seconds; this call does not wait for them.
+    """
+    Rollback: _grpc.UnaryUnaryMultiCallable[_model_pb2.RollbackRequest, _model_pb2.RollbackResponse]
+    """Points an alias back at the version it named before. Again, it goes one further back: never to what was rolled back.
+    Nothing is compared.
+    """
+    ListAliasHistory: _grpc.UnaryUnaryMultiCallable[_model_pb2.ListAliasHistoryRequest, _model_pb2.ListAliasHistoryResponse]
+    """Every change of a model's aliases, newest first."""
 
 @_typing.type_check_only
 class ModelServiceAsyncStub(ModelServiceStub):
@@ -46,7 +57,18 @@ class ModelServiceAsyncStub(ModelServiceStub):
     ListModels: _aio.UnaryUnaryMultiCallable[_model_pb2.ListModelsRequest, _model_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Every version, newest first."""
     GetModel: _aio.UnaryUnaryMultiCallable[_model_pb2.GetModelRequest, _model_pb2.GetModelResponse]  # type: ignore[assignment]
-    """One version, by its id or by an alias."""
+    """One version, by its id or by an alias: the one it names now, or named at some moment."""
+    SetAlias: _aio.UnaryUnaryMultiCallable[_model_pb2.SetAliasRequest, _model_pb2.SetAliasResponse]  # type: ignore[assignment]
+    """Points an alias at a version whose every file is in the store as it was made. "production" does not take a version
+    whose validation scores are worse than those of the version it names, beyond a 95 % interval, unless forced with a
+    reason. Services that judge with the alias follow within seconds; this call does not wait for them.
+    """
+    Rollback: _aio.UnaryUnaryMultiCallable[_model_pb2.RollbackRequest, _model_pb2.RollbackResponse]  # type: ignore[assignment]
+    """Points an alias back at the version it named before. Again, it goes one further back: never to what was rolled back.
+    Nothing is compared.
+    """
+    ListAliasHistory: _aio.UnaryUnaryMultiCallable[_model_pb2.ListAliasHistoryRequest, _model_pb2.ListAliasHistoryResponse]  # type: ignore[assignment]
+    """Every change of a model's aliases, newest first."""
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
     """Which model versions exist and which one an alias names. Hosted by the training service."""
@@ -65,6 +87,35 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.GetModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.GetModelResponse, _abc.Awaitable[_model_pb2.GetModelResponse]]:
-        """One version, by its id or by an alias."""
+        """One version, by its id or by an alias: the one it names now, or named at some moment."""
+
+    @_abc_1.abstractmethod
+    def SetAlias(
+        self,
+        request: _model_pb2.SetAliasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_pb2.SetAliasResponse, _abc.Awaitable[_model_pb2.SetAliasResponse]]:
+        """Points an alias at a version whose every file is in the store as it was made. "production" does not take a version
+        whose validation scores are worse than those of the version it names, beyond a 95 % interval, unless forced with a
+        reason. Services that judge with the alias follow within seconds; this call does not wait for them.
+        """
+
+    @_abc_1.abstractmethod
+    def Rollback(
+        self,
+        request: _model_pb2.RollbackRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_pb2.RollbackResponse, _abc.Awaitable[_model_pb2.RollbackResponse]]:
+        """Points an alias back at the version it named before. Again, it goes one further back: never to what was rolled back.
+        Nothing is compared.
+        """
+
+    @_abc_1.abstractmethod
+    def ListAliasHistory(
+        self,
+        request: _model_pb2.ListAliasHistoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_pb2.ListAliasHistoryResponse, _abc.Awaitable[_model_pb2.ListAliasHistoryResponse]]:
+        """Every change of a model's aliases, newest first."""
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

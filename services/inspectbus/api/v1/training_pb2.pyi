@@ -259,6 +259,7 @@ class Job(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     STARTED_AT_FIELD_NUMBER: _builtins.int
     ENDED_AT_FIELD_NUMBER: _builtins.int
+    NOT_PROMOTED_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     state: Global___JobState.ValueType
     error: _builtins.str
@@ -266,6 +267,8 @@ class Job(_message.Message):
     model: _builtins.str
     """Set when it succeeded."""
     model_version: _builtins.str
+    not_promoted: _builtins.str
+    """Of a job that succeeded: why "production" stays with the version it named; empty when it names the new one."""
     @_builtins.property
     def plan(self) -> Global___TrainingPlan: ...
     @_builtins.property
@@ -289,10 +292,11 @@ class Job(_message.Message):
         created_at: _timestamp_pb2.Timestamp | None = ...,
         started_at: _timestamp_pb2.Timestamp | None = ...,
         ended_at: _timestamp_pb2.Timestamp | None = ...,
+        not_promoted: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "ended_at", b"ended_at", "plan", b"plan", "progress", b"progress", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "ended_at", b"ended_at", "error", b"error", "job_id", b"job_id", "model", b"model", "model_version", b"model_version", "plan", b"plan", "progress", b"progress", "started_at", b"started_at", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "ended_at", b"ended_at", "error", b"error", "job_id", b"job_id", "model", b"model", "model_version", b"model_version", "not_promoted", b"not_promoted", "plan", b"plan", "progress", b"progress", "started_at", b"started_at", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
