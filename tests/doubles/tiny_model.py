@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
+from inspectbus.domain.calibration import scored
 from inspectbus.domain.model_version import (
     WEIGHTS_FILE,
     Architecture,
@@ -109,5 +110,5 @@ def _sure_of_brightness(
 
 def _score(network: Classifier, image: NDArray[np.uint8], calibration: Calibration) -> float:
     with torch.inference_mode():
-        logit = network(torch.from_numpy(image[None]))[0]
-    return float(torch.sigmoid(logit / calibration.temperature + calibration.bias))
+        logits = network(torch.from_numpy(image[None])).numpy()
+    return float(scored(logits, calibration)[0])

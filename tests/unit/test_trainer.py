@@ -12,6 +12,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support
 
+from inspectbus.domain.calibration import scored
 from inspectbus.domain.model_version import WEIGHTS_FILE, ModelCard
 from inspectbus.errors import BadField, CorruptModel
 from inspectbus.imaging.decoding import decode
@@ -21,7 +22,6 @@ from inspectbus.stores.models import read_card
 from inspectbus.training import features, trainer
 from inspectbus.training.evaluation import evaluate, judged, labels_of, logits_of
 from inspectbus.training.plan import Cancelled, Plan, Progress
-from inspectbus.training.threshold import scored
 from inspectbus.training.trainer import train
 from tests.doubles.parts import TINY_BACKBONE, write_plates, write_set, write_tiny_weights
 

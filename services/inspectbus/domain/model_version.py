@@ -8,9 +8,10 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from inspectbus.domain.names import Name
 from inspectbus.domain.preparation import Preparation
@@ -46,10 +47,27 @@ class Normalisation(_Part):
 
 
 class Calibration(_Part):
-    """score = sigmoid(logit / temperature + bias)."""
+    """x = sigmoid(logit / temperature + bias); the score is x, or with knots the straight lines between them at x.
+
+    With knots (x_0, y_0) to (x_k, y_k) that is y_0 + sum of (y_i+1 - y_i) * clip((x - x_i) / (x_i+1 - x_i), 0, 1): any
+    engine can compute it. Both maps rise strictly, so calibration never changes which of two parts scores higher.
+    """
 
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     bias: Finite = 0.0
+    knots: tuple[tuple[Unit, Unit], ...] = Field(default=(), max_length=1000, exclude_if=lambda knots: not knots)
+    """On the card only where there are any: one without is spelt, and hashed, as cards were before there were knots."""
+
+    @model_validator(mode="after")
+    def _rising(self) -> Calibration:
+        if not self.knots:
+            return self
+        if self.knots[0][0] != 0 or self.knots[-1][0] != 1:
+            raise ValueError("knots must begin at 0 and end at 1: every score lies between two of them")
+        for (x, y), (next_x, next_y) in pairwise(self.knots):
+            if not (x < next_x and y < next_y):
+                raise ValueError(f"knots must rise strictly, and after ({x}, {y}) comes ({next_x}, {next_y})")
+        return self
 
 
 class DataFingerprint(_Part):

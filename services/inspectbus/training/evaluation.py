@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
+from inspectbus.domain.calibration import scored
 from inspectbus.domain.model_version import ModelCard
 from inspectbus.domain.preparation import Preparation
 from inspectbus.domain.scores import Confusion
@@ -27,8 +28,8 @@ from inspectbus.networks.classifier import Classifier
 from inspectbus.networks.trained import load_trained
 from inspectbus.stores.datasets import Item, Label
 from inspectbus.stores.models import read_card
+from inspectbus.training.calibration import Floats, Labels, expected_calibration_error
 from inspectbus.training.plan import Cancelled
-from inspectbus.training.threshold import Floats, Labels, scored
 
 log = structlog.get_logger(__name__)
 
@@ -45,6 +46,7 @@ class Evaluation:
     confusion: Confusion
     average_precision: float | None
     """None where only one class was seen."""
+    expected_calibration_error: float
     unreadable: int
     """Images that could not be judged; they enter no score."""
 
@@ -60,6 +62,7 @@ class Evaluation:
             "escape": found.escape,
             "overkill": found.overkill,
             "average_precision": self.average_precision,
+            "expected_calibration_error": self.expected_calibration_error,
         }
 
 
@@ -132,6 +135,7 @@ def _evaluation(card: ModelCard, labels: Labels, scores: Floats, unreadable: int
         threshold=card.threshold,
         confusion=confusion_of(labels, scores, card.threshold),
         average_precision=float(average_precision_score(labels, scores)) if both else None,
+        expected_calibration_error=expected_calibration_error(labels, scores),
         unreadable=unreadable,
     )
 

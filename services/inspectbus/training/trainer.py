@@ -26,6 +26,7 @@ import torch
 from safetensors.torch import save_file
 from sklearn.metrics import average_precision_score
 
+from inspectbus.domain.calibration import scored
 from inspectbus.domain.model_version import (
     WEIGHTS_FILE,
     Calibration,
@@ -43,11 +44,12 @@ from inspectbus.networks.trained import load_trained
 from inspectbus.stores.datasets import Dataset, Item, cut, fingerprint
 from inspectbus.stores.models import read_card, write_card
 from inspectbus.training.allocator import freed_memory_kept
+from inspectbus.training.calibration import Floats, calibrate
 from inspectbus.training.evaluation import confusion_of, judged, labels_of, logits_of
 from inspectbus.training.features import FeatureCache, cut_network, extract
 from inspectbus.training.fitting import METHOD, Epoch, Upper, fit
 from inspectbus.training.plan import Cancelled, Plan, Progress
-from inspectbus.training.threshold import Floats, calibrate, scored, stable_threshold
+from inspectbus.training.threshold import stable_threshold
 
 log = structlog.get_logger(__name__)
 
@@ -60,7 +62,14 @@ UNREADABLE_SHARE = 0.01
 MAPS = 12_000
 """Maps computed at most while an image still gets more than one view: many images vary by themselves."""
 PINNED = 6
-_SOURCES = ("imaging/decoding.py", "imaging/preparation.py", "networks", "stores/datasets.py", "training")
+_SOURCES = (
+    "domain/calibration.py",
+    "imaging/decoding.py",
+    "imaging/preparation.py",
+    "networks",
+    "stores/datasets.py",
+    "training",
+)
 """What decides which weights come out, besides data and seed."""
 
 
@@ -223,7 +232,7 @@ def _finish(
     logits = np.array(found)
     if not np.isfinite(logits).all():
         raise Internal("the trained network gives scores that are no numbers; train with another seed or backbone")
-    calibration = calibrate(labels, logits)
+    calibration = calibrate(labels, logits, plan.seed)
     scores = scored(logits, calibration)
     threshold = stable_threshold(labels, scores, plan.seed)
     confusion = confusion_of(labels, scores, threshold)
