@@ -116,7 +116,10 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Decision:
-    """The outcome for one frame. `score` and `threshold` are None when the frame never reached a network."""
+    """The outcome for one frame. `score` and `threshold` are None when the frame never reached a network.
+
+    A score below `qualified_below` is good; between it and `threshold` the part is held. None: the threshold divides.
+    """
 
     frame_id: str
     line: str
@@ -143,6 +146,7 @@ class Decision:
     revision: int
     image_key: str
     pixels_key: str
+    qualified_below: float | None
 
     @property
     def latency_s(self) -> float | None:
@@ -299,6 +303,7 @@ class Judgement:
     verdict: Verdict
     model: str
     model_version: str
+    qualified_below: float | None
 
 
 @dataclass(frozen=True)
@@ -315,6 +320,7 @@ class Engine:
     batches: dict[int, int]
     waiting: int
     queue_limit: int
+    qualified_below: float | None
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ def tiny_version(
     *,
     seed: int = 0,
     threshold: float = 0.5,
+    qualified_below: float | None = None,
     preparation: Preparation | None = None,
     calibration: Calibration | None = None,
 ) -> Path:
@@ -63,6 +64,7 @@ def tiny_version(
         normalisation=normalisation,
         calibration=calibration,
         threshold=threshold,
+        qualified_below=qualified_below,
         validation_scores={"precision": 1.0, "recall": 1.0, "f1": 1.0, "average_precision": 1.0},
         data=DataFingerprint(
             name="flat-images",

@@ -11,10 +11,11 @@ import hashlib
 from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from inspectbus.domain.names import Name
 from inspectbus.domain.preparation import Preparation
+from inspectbus.domain.thresholds import Thresholds
 
 PRODUCTION = "production"
 CARD_FILE = "model.json"
@@ -103,8 +104,11 @@ class ModelCard(_Part):
     calibration: Calibration = Calibration()
     threshold: Unit
     """A score at or above it is DEFECTIVE. Chosen on validation only."""
+    qualified_below: Unit | None = Field(default=None, exclude_if=lambda score: score is None)
+    """A score below it is QUALIFIED, and one between it and `threshold` is uncertain. None, and then not on the card:
+    the threshold alone divides."""
     validation_scores: dict[str, Finite]
-    """precision, recall, f1, average_precision at `threshold` on the validation part."""
+    """precision, recall, f1, average_precision at the thresholds on the validation part; uncertain ones are held."""
     data: DataFingerprint
     seed: int = Field(ge=0)
     code_revision: str = Field(max_length=100)
@@ -115,6 +119,18 @@ class ModelCard(_Part):
     pinned: tuple[PinnedImage, ...] = Field(min_length=1)
     pinned_tolerance: Unit = 0.02
     """How far a pinned image's score may lie from the recorded one; other processors round differently."""
+
+    @field_validator("qualified_below")
+    @classmethod
+    def _not_above(cls, lower: float | None, info: ValidationInfo) -> float | None:
+        upper = info.data.get("threshold", 1.0)  # absent where it was refused itself
+        if lower is not None and lower > upper:
+            raise ValueError(f"{lower} is above the threshold {upper}")
+        return lower
+
+    @property
+    def thresholds(self) -> Thresholds:
+        return Thresholds(self.threshold if self.qualified_below is None else self.qualified_below, self.threshold)
 
     @property
     def version(self) -> str:

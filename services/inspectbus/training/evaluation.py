@@ -21,6 +21,7 @@ from inspectbus.domain.calibration import scored
 from inspectbus.domain.model_version import ModelCard
 from inspectbus.domain.preparation import Preparation
 from inspectbus.domain.scores import Confusion
+from inspectbus.domain.thresholds import Thresholds
 from inspectbus.errors import BadField
 from inspectbus.imaging.decoding import decode
 from inspectbus.imaging.preparation import prepare
@@ -42,7 +43,7 @@ class Evaluation:
 
     model: str
     version: str
-    threshold: float
+    thresholds: Thresholds
     confusion: Confusion
     average_precision: float | None
     """None where only one class was seen."""
@@ -117,13 +118,17 @@ def labels_of(items: Sequence[Item]) -> Labels:
     return np.array([item.label is Label.DEFECTIVE for item in items], dtype=np.int64)
 
 
-def confusion_of(labels: Labels, scores: Floats, threshold: float) -> Confusion:
-    called = scores >= threshold
+def confusion_of(labels: Labels, scores: Floats, thresholds: Thresholds) -> Confusion:
+    """Counts as the line would judge: what lies between the thresholds is held."""
+    called, passed = scores >= thresholds.defective_from, scores < thresholds.qualified_below
+    held = ~called & ~passed
     return Confusion(
         true_positives=int((called & (labels == 1)).sum()),
         false_positives=int((called & (labels == 0)).sum()),
-        true_negatives=int((~called & (labels == 0)).sum()),
-        false_negatives=int((~called & (labels == 1)).sum()),
+        true_negatives=int((passed & (labels == 0)).sum()),
+        false_negatives=int((passed & (labels == 1)).sum()),
+        held_defective=int((held & (labels == 1)).sum()),
+        held_good=int((held & (labels == 0)).sum()),
     )
 
 
@@ -132,8 +137,8 @@ def _evaluation(card: ModelCard, labels: Labels, scores: Floats, unreadable: int
     return Evaluation(
         model=card.name,
         version=card.version,
-        threshold=card.threshold,
-        confusion=confusion_of(labels, scores, card.threshold),
+        thresholds=card.thresholds,
+        confusion=confusion_of(labels, scores, card.thresholds),
         average_precision=float(average_precision_score(labels, scores)) if both else None,
         expected_calibration_error=expected_calibration_error(labels, scores),
         unreadable=unreadable,

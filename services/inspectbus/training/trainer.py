@@ -35,6 +35,7 @@ from inspectbus.domain.model_version import (
     PinnedImage,
 )
 from inspectbus.domain.preparation import Preparation
+from inspectbus.domain.thresholds import Thresholds
 from inspectbus.errors import BadField, Internal
 from inspectbus.imaging.decoding import decode
 from inspectbus.imaging.preparation import prepare
@@ -235,7 +236,7 @@ def _finish(
     calibration = calibrate(labels, logits, plan.seed)
     scores = scored(logits, calibration)
     threshold = stable_threshold(labels, scores, plan.seed)
-    confusion = confusion_of(labels, scores, threshold)
+    confusion = confusion_of(labels, scores, Thresholds(threshold, threshold))
 
     way.stage("registering", PINNED)
     pinned = []
