@@ -27,6 +27,7 @@ from inspectbus.training.calibration import expected_calibration_error
 from inspectbus.training.evaluation import evaluate, judged, labels_of, logits_of
 from inspectbus.training.plan import Cancelled, Plan, Progress
 from inspectbus.training.trainer import train
+from inspectbus.training.validation import VALIDATION_FILE, read_validation
 from tests.doubles.parts import TINY_BACKBONE, write_plates, write_set, write_tiny_weights
 
 STAGES = ["reading", "features", "training", "threshold", "registering"]
@@ -94,7 +95,7 @@ def test_the_version_is_whole_and_its_pinned_images_give_their_scores(trained: t
     _, folder, card = trained
 
     assert read_card(folder, card.version) == card
-    assert set(card.files) == {WEIGHTS_FILE, *(image.file for image in card.pinned)}
+    assert set(card.files) == {WEIGHTS_FILE, VALIDATION_FILE, *(image.file for image in card.pinned)}
     network = load_trained(folder, card.architecture, card.normalisation)
     for image in card.pinned:
         pixels = decode((folder / image.file).read_bytes())
@@ -289,6 +290,17 @@ def test_a_cancelled_training_stops_in_whatever_stage_it_is(bench: Bench, stage:
 
 
 # --- evaluating
+
+
+def test_a_version_keeps_what_it_said_of_its_validation_part(trained: tuple[Bench, Path, ModelCard]) -> None:
+    bench, folder, card = trained
+    _, validation, _ = cut(bench.parts.train.items, trainer.VALIDATION_SHARE, card.seed)
+
+    found = read_validation(folder)
+
+    assert found.names == tuple(item.name for item in validation)
+    assert found.labels.tolist() == labels_of(validation).tolist()
+    assert average_precision_score(found.labels, found.scores) == card.validation_scores["average_precision"]
 
 
 def test_an_evaluation_agrees_with_scikit_learn(trained: tuple[Bench, Path, ModelCard]) -> None:

@@ -2,7 +2,7 @@
 
 items ─> read and checked ─> validation part cut off ─> features.extract, lower part frozen, cached ─> fitting.fit
       ─> weights written, read back ─> validation images judged from their pixels ─> calibration, threshold
-      ─> pinned images, card ─> a version folder
+      ─> validation scores, pinned images, card ─> a version folder
 
 It is given the training part only, so nothing can be chosen by the held-out part.
 """
@@ -51,6 +51,7 @@ from inspectbus.training.features import FeatureCache, cut_network, extract
 from inspectbus.training.fitting import METHOD, Epoch, Upper, fit
 from inspectbus.training.plan import Cancelled, Plan, Progress
 from inspectbus.training.threshold import stable_threshold
+from inspectbus.training.validation import write_validation
 
 log = structlog.get_logger(__name__)
 
@@ -235,6 +236,7 @@ def _finish(
         raise Internal("the trained network gives scores that are no numbers; train with another seed or backbone")
     calibration = calibrate(labels, logits, plan.seed)
     scores = scored(logits, calibration)
+    write_validation(out_dir, [item.name for item in items], labels, scores)
     threshold = stable_threshold(labels, scores, plan.seed)
     confusion = confusion_of(labels, scores, Thresholds(threshold, threshold))
 
