@@ -14,6 +14,8 @@ from inspectbus_client.decisions import DecisionFilter
 from inspectbus_client.frames import Image, Inspected, Published, Shot
 from inspectbus_client.gates import GateWatch
 from inspectbus_client.values import (
+    AdvisedThreshold,
+    BoundedShare,
     Confusion,
     Decision,
     Engine,
@@ -40,6 +42,7 @@ from inspectbus_client.values import (
     Station,
     StationState,
     StoredRecipe,
+    ThresholdAdvice,
     Timings,
     TrainingPlan,
     Verdict,
@@ -47,6 +50,8 @@ from inspectbus_client.values import (
 from inspectbus_client.watch import Watch
 
 __all__ = [
+    "AdvisedThreshold",
+    "BoundedShare",
     "Client",
     "Confusion",
     "Decision",
@@ -80,6 +85,7 @@ __all__ = [
     "Station",
     "StationState",
     "StoredRecipe",
+    "ThresholdAdvice",
     "Timings",
     "TrainingPlan",
     "Verdict",

@@ -338,6 +338,38 @@ class Model:
 
 
 @dataclass(frozen=True)
+class BoundedShare:
+    """Of parts, 0 to 1: among the validation images, and the upper 95 % bound for all parts like them."""
+
+    seen: float
+    at_most: float
+
+
+@dataclass(frozen=True)
+class ThresholdAdvice:
+    """Two thresholds, equal where nothing is held. Escape and held_defective count defective parts, the rest good."""
+
+    qualified_below: float
+    threshold: float
+    escape: BoundedShare
+    overkill: BoundedShare
+    held: BoundedShare
+    held_defective: float
+
+
+@dataclass(frozen=True)
+class AdvisedThreshold:
+    """`curve` has what other escape limits would give, from the lowest that the images can show upward."""
+
+    name: str
+    version: str
+    advice: ThresholdAdvice
+    curve: tuple[ThresholdAdvice, ...]
+    good: int
+    defective: int
+
+
+@dataclass(frozen=True)
 class TrainingPlan:
     data: str
     model: str

@@ -30,6 +30,11 @@ class ModelOwner(model_pb2_grpc.ModelServiceServicer):
         assert card is not None
         return model_pb2.GetModelResponse(model=_message(card))
 
+    def AdviseThreshold(
+        self, request: model_pb2.AdviseThresholdRequest, context: grpc.ServicerContext
+    ) -> model_pb2.AdviseThresholdResponse:
+        raise NotImplementedError
+
 
 def _message(card: ModelCard) -> model_pb2.Model:
     return model_pb2.Model(name=card.name, version=card.version, card_json=card.model_dump_json())

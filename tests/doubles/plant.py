@@ -38,7 +38,7 @@ from inspectbus.api.v1 import (
     training_pb2_grpc,
 )
 from inspectbus.domain.recipe import Recipe
-from inspectbus.errors import AlreadyRunning, BusClosed, InspectBusError, NotFound, UnreadableImage
+from inspectbus.errors import AlreadyRunning, BusClosed, InspectBusError, NotFound, NotPossibleNow, UnreadableImage
 from inspectbus.runtime.refusals import refusal
 from inspectbus.runtime.rpc_server import rpc_server
 from inspectbus.runtime.settings import ServiceSettings
@@ -373,6 +373,27 @@ class _Models(model_pb2_grpc.ModelServiceServicer):
             if model.name == request.name and (request.version == model.version or request.alias in model.aliases):
                 return model_pb2.GetModelResponse(model=model)
         raise NotFound("there is no such model version", field="model")
+
+    def AdviseThreshold(self, request: Any, context: Any) -> model_pb2.AdviseThresholdResponse:
+        self._plant.enter("AdviseThreshold")
+        if request.escape_ppm < 10_000:
+            raise NotPossibleNow("with 300 defective images no threshold can show that", field="escape_ppm")
+        held = request.held_limit
+        curve = [
+            model_pb2.ThresholdAdvice(
+                qualified_below=0.125 * rung,
+                threshold=0.125 * rung + held,
+                escape=model_pb2.BoundedShare(seen=0.01 * (rung - 1), at_most=0.01 * rung),
+                overkill=model_pb2.BoundedShare(seen=0.04 / rung, at_most=0.06 / rung),
+                held=model_pb2.BoundedShare(seen=held / 2, at_most=held),
+                held_defective=held / 4,
+            )
+            for rung in (1, 2, 4)
+        ]
+        found = next(model for model in self._models if request.version in ("", model.version))
+        return model_pb2.AdviseThresholdResponse(
+            name=found.name, version=found.version, advice=curve[1], curve=curve, good=900, defective=300
+        )
 
 
 class _Training(training_pb2_grpc.TrainingServiceServicer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -41,8 +42,12 @@ def tiny_version(
     qualified_below: float | None = None,
     preparation: Preparation | None = None,
     calibration: Calibration | None = None,
+    validation: Sequence[tuple[str, float]] = (),
 ) -> Path:
-    """Writes a whole version to parent/<version>, ready for `ModelStore.publish`, and gives that folder."""
+    """Writes a whole version to parent/<version>, ready for `ModelStore.publish`, and gives that folder.
+
+    `validation`: label and score of each image it is to have been validated on; none, as before these were kept.
+    """
     preparation = preparation or Preparation(width=SIDE, height=SIDE)
     calibration = calibration or Calibration()
     architecture = Architecture(backbone="test_efficientnet", dropout=0.5)
@@ -57,6 +62,9 @@ def tiny_version(
         image = flat_image(level, preparation.width, preparation.height)
         cv2.imwrite(str(folder / f"pinned/{number}.png"), image[:, :, ::-1])
         pinned.append(PinnedImage(file=f"pinned/{number}.png", score=_score(network, image, calibration)))
+    if validation:
+        rows = (f"{number}.png,{label},{score!r}" for number, (label, score) in enumerate(validation))
+        (folder / "validation.csv").write_text("\n".join(["name,label,score", *rows, ""]))
     card = ModelCard(
         name=name,
         architecture=architecture,

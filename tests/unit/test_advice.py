@@ -9,6 +9,7 @@ import pytest
 from scipy.stats import binom, binomtest, norm
 
 from inspectbus.domain.calibration import scored
+from inspectbus.domain.model_version import Calibration
 from inspectbus.errors import BadField, NotPossibleNow
 from inspectbus.training.advice import Advice, Share, advise, trade_off
 from inspectbus.training.calibration import Floats, Labels, calibrate
@@ -44,7 +45,7 @@ def broken(rounds: int, good: int, defective: int, held_limit: float, levels: in
     rng = np.random.default_rng(20260101)
     times = dict.fromkeys(("escape", "overkill", "held"), 0)
     for _ in range(rounds):
-        advice = advise(*sample(rng, good, defective, levels), 0.03, held_limit)
+        advice = advise(*sample(rng, good, defective, levels), 30_000, held_limit)
         for name, really in zip(times, truth(advice, levels), strict=True):
             times[name] += really > getattr(advice, name).at_most
     return {name: count / rounds for name, count in times.items()}
@@ -82,7 +83,7 @@ def test_the_bounds_hold_for_scores_that_tie_too(levels: int, held_limit: float)
 
 def test_the_bound_on_escapes_is_exact_and_not_merely_safe() -> None:
     rng = np.random.default_rng(0)
-    advised = [advise(*sample(rng, 20, 200), 0.03) for _ in range(4000)]
+    advised = [advise(*sample(rng, 20, 200), 30_000) for _ in range(4000)]
 
     broken = sum(truth(each)[0] > each.escape.at_most for each in advised)
 
@@ -90,18 +91,25 @@ def test_the_bound_on_escapes_is_exact_and_not_merely_safe() -> None:
     assert binomtest(broken, 4000, 0.05).pvalue > 1e-4
 
 
-def test_a_calibration_fitted_on_the_same_images_does_not_break_the_bound() -> None:
+def test_a_calibration_fitted_on_the_same_images_changes_nothing_that_the_bound_is_about() -> None:
     rng = np.random.default_rng(1)
-    times = 0
-    for seed in range(200):
+    for seed in range(5):
         labels = np.array([0] * 450 + [1] * 100, np.int64)
-        logits = rng.normal(0, 1, 550) + APART * labels
+        logits = rng.normal(0, 1, 550) + APART * labels + np.where(rng.random(550) < 0.3, 4, 0)
         calibration = calibrate(labels, logits, seed)
-        advice = advise(labels, scored(logits, calibration), 0.05)
-        # In logits, where the truth is known: the lowest that is not passed.
-        lower = logits[scored(logits, calibration) >= advice.thresholds.qualified_below].min()
-        times += float(norm.cdf(lower - APART)) > advice.escape.at_most
-    assert times <= binom.ppf(0.9999, 200, 0.05)
+        plain, calibrated = scored(logits, Calibration()), scored(logits, calibration)
+
+        by_plain, by_calibrated = advise(labels, plain, 50_000, 0.1), advise(labels, calibrated, 50_000, 0.1)
+
+        assert calibration != Calibration()
+        for end in ("qualified_below", "defective_from"):
+            divided = plain < getattr(by_plain.thresholds, end)
+            assert (divided == (calibrated < getattr(by_calibrated.thresholds, end))).all()
+        assert (by_plain.escape, by_plain.overkill, by_plain.held) == (
+            by_calibrated.escape,
+            by_calibrated.overkill,
+            by_calibrated.held,
+        )
 
 
 @pytest.mark.parametrize("defective", [59, 300, 1000])
@@ -110,29 +118,29 @@ def test_a_limit_is_shown_from_the_number_of_images_that_the_rule_of_three_made_
     smallest = 1 - 0.05 ** (1 / defective)
 
     with pytest.raises(NotPossibleNow, match=f"with {defective:,} defective images") as refused:
-        advise(labels, scores, smallest * 0.999)
+        advise(labels, scores, smallest * 0.999e6)
 
-    assert refused.value.field == "escape_limit"
+    assert refused.value.field == "escape_ppm"
     assert f"less than {math.ceil(smallest * 1e6):,} ppm" in refused.value.message
-    shown = advise(labels, scores, smallest * 1.001)
+    shown = advise(labels, scores, smallest * 1.001e6)
     assert shown.escape.at_most == pytest.approx(smallest)
     assert shown.thresholds.qualified_below == pytest.approx(scores[labels == 1].min(), abs=1e-6)
 
 
 def test_the_number_of_images_it_asks_for_is_enough_and_one_less_is_not() -> None:
     with pytest.raises(NotPossibleNow) as refused:
-        advise(*sample(np.random.default_rng(0), 50, 10), 500e-6)
+        advise(*sample(np.random.default_rng(0), 50, 10), 500)
     needed = int(refused.value.message.rsplit(" takes ", 1)[1].split(" ")[0].replace(",", ""))
 
-    advise(*sample(np.random.default_rng(0), 50, needed), 500e-6)
+    advise(*sample(np.random.default_rng(0), 50, needed), 500)
     with pytest.raises(NotPossibleNow):
-        advise(*sample(np.random.default_rng(0), 50, needed - 1), 500e-6)
+        advise(*sample(np.random.default_rng(0), 50, needed - 1), 500)
 
 
 def test_what_is_seen_is_counted_and_the_bounds_without_a_band_are_scipys() -> None:
     labels, scores = sample(np.random.default_rng(2), 400, 300)
 
-    advice = advise(labels, scores, 0.05)
+    advice = advise(labels, scores, 50_000)
 
     lower = advice.thresholds.qualified_below
     assert not advice.thresholds.band
@@ -149,7 +157,7 @@ def test_what_is_seen_is_counted_and_the_bounds_without_a_band_are_scipys() -> N
 def test_the_limit_is_used_up_one_more_escape_would_break_it() -> None:
     labels, scores = sample(np.random.default_rng(3), 400, 300)
 
-    advice = advise(labels, scores, 0.05)
+    advice = advise(labels, scores, 50_000)
 
     escaped = round(advice.escape.seen * 300)
     assert advice.escape.at_most <= 0.05
@@ -159,7 +167,7 @@ def test_the_limit_is_used_up_one_more_escape_would_break_it() -> None:
 def test_a_band_holds_parts_instead_of_rejecting_good_ones() -> None:
     labels, scores = sample(np.random.default_rng(4), 2000, 400)
 
-    alone, banded = advise(labels, scores, 0.02), advise(labels, scores, 0.02, 0.05)
+    alone, banded = advise(labels, scores, 20_000), advise(labels, scores, 20_000, 0.05)
 
     assert banded.thresholds.qualified_below == alone.thresholds.qualified_below
     lower, upper = banded.thresholds.qualified_below, banded.thresholds.defective_from
@@ -175,7 +183,7 @@ def test_where_less_than_the_limit_needs_to_be_held_no_good_image_is_rejected_an
     labels = np.array([0] * 200 + [1] * 200)
     scores = np.concatenate([np.linspace(0.01, 0.4, 200), np.linspace(0.35, 0.99, 200)])
 
-    advice = advise(labels, scores, 0.02, 0.4)
+    advice = advise(labels, scores, 20_000, 0.4)
 
     assert advice.overkill.seen == 0
     assert 0.4 < advice.thresholds.defective_from < 0.41
@@ -185,14 +193,14 @@ def test_where_less_than_the_limit_needs_to_be_held_no_good_image_is_rejected_an
 def test_classes_that_lie_apart_need_no_band() -> None:
     labels, scores = np.array([0] * 100 + [1] * 100), np.array([0.1] * 100 + [0.9] * 100)
 
-    advice = advise(labels, scores, 0.05, 0.1)
+    advice = advise(labels, scores, 50_000, 0.1)
 
     assert not advice.thresholds.band
     assert (advice.escape.seen, advice.overkill.seen, advice.held) == (0, 0, Share(0, 0))
 
 
 def test_thresholds_are_whole_millionths_that_a_person_can_type() -> None:
-    advice = advise(*sample(np.random.default_rng(5), 500, 300), 0.03, 0.05)
+    advice = advise(*sample(np.random.default_rng(5), 500, 300), 30_000, 0.05)
 
     for threshold in vars(advice.thresholds).values():
         assert threshold == float(f"{threshold:.6f}")
@@ -201,7 +209,7 @@ def test_thresholds_are_whole_millionths_that_a_person_can_type() -> None:
 def test_a_good_part_of_the_highest_score_there_is_can_only_be_rejected() -> None:
     labels, scores = np.array([0] * 100 + [1] * 100), np.array([0.1] * 98 + [0.95, 1.0] + [0.9] * 100)
 
-    advice = advise(labels, scores, 0.05, 0.2)
+    advice = advise(labels, scores, 50_000, 0.2)
 
     assert advice.thresholds.defective_from == 1.0
     assert advice.overkill.seen == 0.01
@@ -216,26 +224,26 @@ def test_a_trade_off_goes_from_few_escapes_to_many_and_each_rung_is_the_advice_f
     assert limits == sorted(set(limits))
     assert limits[0] == pytest.approx(1 - 0.05 ** (1 / 300))
     assert 0.4 < limits[-1] <= 0.5
-    assert all(advise(labels, scores, each.escape.at_most, 0.03) == each for each in curve)
+    assert all(advise(labels, scores, each.escape.at_most * 1e6 * (1 + 1e-9), 0.03) == each for each in curve)
     assert len(trade_off(*sample(np.random.default_rng(7), 5, 1))) == 1
 
 
 @pytest.mark.parametrize(
     ("labels", "scores", "limits", "kind", "words"),
     [
-        ([0, 1], [0.1, math.nan], (0.5, 0.0), BadField, "image 1 has score nan"),
-        ([0, 1], [0.1, 1.1], (0.5, 0.0), BadField, "image 1"),
-        ([0, 0], [0.1, 0.2], (0.5, 0.0), BadField, "only good"),
-        ([1, 1], [0.1, 0.2], (0.5, 0.0), BadField, "only defective"),
-        ([], [], (0.5, 0.0), BadField, "one of each per image"),
-        ([0, 1], [0.1, 0.2], (0.0, 0.0), BadField, "escape limit is 0.0"),
-        ([0, 1], [0.1, 0.2], (1.0, 0.0), BadField, "escape limit is 1.0"),
-        ([0, 1], [0.1, 0.2], (math.nan, 0.0), BadField, "escape limit is nan"),
-        ([0, 1], [0.1, 0.2], (0.99, math.nan), BadField, "held limit is nan"),
-        ([0, 1], [0.1, 0.2], (0.99, -0.1), BadField, "held limit is -0.1"),
-        ([0, 1], [0.1, 0.2], (0.99, 1.0), BadField, "held limit is 1.0"),
-        ([0, 1], [0.1, 0.2], (0.5, 0.0), NotPossibleNow, "with 1 defective image no"),
-        ([0, 1], [0.1, 0.2], (0.99, 0.1), NotPossibleNow, "with 1 good image no band"),
+        ([0, 1], [0.1, math.nan], (5e5, 0.0), BadField, "image 1 has score nan"),
+        ([0, 1], [0.1, 1.1], (5e5, 0.0), BadField, "image 1"),
+        ([0, 0], [0.1, 0.2], (5e5, 0.0), BadField, "only good"),
+        ([1, 1], [0.1, 0.2], (5e5, 0.0), BadField, "only defective"),
+        ([], [], (5e5, 0.0), BadField, "one of each per image"),
+        ([0, 1], [0.1, 0.2], (0.0, 0.0), BadField, "escape_ppm is 0;"),
+        ([0, 1], [0.1, 0.2], (1e6, 0.0), BadField, "escape_ppm is 1e"),
+        ([0, 1], [0.1, 0.2], (math.nan, 0.0), BadField, "escape_ppm is nan"),
+        ([0, 1], [0.1, 0.2], (9.9e5, math.nan), BadField, "held limit is nan"),
+        ([0, 1], [0.1, 0.2], (9.9e5, -0.1), BadField, "held limit is -0.1"),
+        ([0, 1], [0.1, 0.2], (9.9e5, 1.0), BadField, "held limit is 1.0"),
+        ([0, 1], [0.1, 0.2], (5e5, 0.0), NotPossibleNow, "with 1 defective image no"),
+        ([0, 1], [0.1, 0.2], (9.9e5, 0.1), NotPossibleNow, "with 1 good image no band"),
     ],
 )
 def test_what_cannot_be_advised_is_refused_with_the_reason(

@@ -39,7 +39,7 @@ from inspectbus.training.calibration import Floats, Labels, check_binary, check_
 CONFIDENCE = 0.95
 PER_UNIT = 1_000_000
 """Thresholds are whole millionths: to be typed into a recipe, and clear of the last digits where processors differ."""
-RUNGS = 24
+RUNGS = 16
 """Of a trade-off: as many as a plot shows."""
 
 
@@ -66,23 +66,27 @@ class Advice:
     """Defective images that are held, of all defective ones; seen, without a bound."""
 
 
-def advise(labels: Labels, scores: Floats, escape_limit: float, held_limit: float = 0.0) -> Advice:
+def advise(labels: Labels, scores: Floats, escape_ppm: float, held_limit: float = 0.0) -> Advice:
     """The thresholds with the least overkill that keep escapes, and good parts held, within limits at 95 % confidence.
 
-    labels (N,) 1 for defective and 0 for good, scores (N,) in 0 to 1, of a validation part. Limits are shares, 0 to 1;
-    held_limit 0 gives one threshold and holds nothing. Raises BadField for what are no such scores or limits, and
-    NotPossibleNow when there are too few images to show a limit, with the number that it takes.
+    labels (N,) 1 for defective and 0 for good, scores (N,) in 0 to 1, of a validation part. escape_ppm: defective parts
+    that may pass, in a million of them; held_limit: share of good parts that may be held, 0 for one threshold. Raises
+    BadField for what are no such scores or limits, and NotPossibleNow when there are too few images to show a limit,
+    with the number that it takes.
     """
     good, defective = _classes(labels, scores)
-    if not 0 < escape_limit < 1:
-        raise BadField(f"the escape limit is {escape_limit}; it lies between 0 and 1", field="escape_limit")
-    k = int(np.searchsorted(_bounds(len(defective)), escape_limit, side="right"))
+    if not 0 < escape_ppm < 1e6:
+        raise BadField(
+            f"escape_ppm is {escape_ppm:g}; of a million defective parts, more than 0 and less than all may pass",
+            field="escape_ppm",
+        )
+    k = int(np.searchsorted(_bounds(len(defective)), escape_ppm / 1e6, side="right"))
     if k == 0:
         raise NotPossibleNow(
             f"with {_images(len(defective), 'defective')} no threshold can show less than "
             f"{math.ceil(_bounds(len(defective))[0] * 1e6):,} ppm escape at {CONFIDENCE:.0%}; "
-            f"{escape_limit * 1e6:,.0f} ppm takes {_needed(escape_limit):,} of them",
-            field="escape_limit",
+            f"{escape_ppm:,g} ppm takes {_needed(escape_ppm / 1e6):,} of them",
+            field="escape_ppm",
         )
     return _advice(good, defective, k, _held_rank(len(good), held_limit))
 

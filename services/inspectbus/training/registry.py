@@ -89,6 +89,10 @@ class Registry:
                 raise NotFound(f"no version of model {name} carries the alias {alias}", field="alias")
             return self._get(connection, name, version)
 
+    def folder(self, found: RegisteredModel) -> Path:
+        """Its verified bytes on this machine. Raises CorruptModel, or ModelNotReady when the store is away."""
+        return self._store.fetch(found.name, found.version)
+
     @staticmethod
     def _get(connection: Connection, name: str, version: str) -> RegisteredModel:
         row = connection.execute(select(model_versions).filter_by(name=name, version=version)).first()

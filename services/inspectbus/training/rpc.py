@@ -11,10 +11,12 @@ from inspectbus.api.v1 import model_pb2, model_pb2_grpc, training_pb2, training_
 from inspectbus.domain.names import checked_name
 from inspectbus.errors import BadField
 from inspectbus.runtime.identity import caller
+from inspectbus.training.advice_messages import advised
 from inspectbus.training.jobs import Job, Jobs, JobState
 from inspectbus.training.registry import RegisteredModel, Registry
 from inspectbus.training.request import to_plan
 from inspectbus.training.settings import TrainingSettings
+from inspectbus.training.validation import read_validation
 from inspectbus.training.worker import Worker
 
 DEFAULT_PAGE = 50
@@ -86,15 +88,22 @@ class ModelRpc(model_pb2_grpc.ModelServiceServicer):
         return model_pb2.ListModelsResponse(models=[_model(found) for found in self._registry.list_models(name)])
 
     def GetModel(self, request: model_pb2.GetModelRequest, context: grpc.ServicerContext) -> model_pb2.GetModelResponse:
+        return model_pb2.GetModelResponse(model=_model(self._asked(request)))
+
+    def AdviseThreshold(
+        self, request: model_pb2.AdviseThresholdRequest, context: grpc.ServicerContext
+    ) -> model_pb2.AdviseThresholdResponse:
+        found = self._asked(request)
+        return advised(found, read_validation(self._registry.folder(found)), request)
+
+    def _asked(self, request: model_pb2.GetModelRequest | model_pb2.AdviseThresholdRequest) -> RegisteredModel:
         name = checked_name(request.name, "name")
         which = request.WhichOneof("which")
         if which == "alias":
-            found = self._registry.get_alias(name, checked_name(request.alias, "alias"))
-        elif which == "version":
-            found = self._registry.get_version(name, request.version)
-        else:
-            raise BadField("say which: a version, or an alias such as 'production'", field="which")
-        return model_pb2.GetModelResponse(model=_model(found))
+            return self._registry.get_alias(name, checked_name(request.alias, "alias"))
+        if which == "version":
+            return self._registry.get_version(name, request.version)
+        raise BadField("say which: a version, or an alias such as 'production'", field="which")
 
 
 def _named(job_id: str) -> str:

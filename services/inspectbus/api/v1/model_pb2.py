@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dinspectbus/api/v1/model.proto\x12\x11inspectbus.api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"}\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0f\n\x07\x61liases\x18\x03 \x03(\t\x12\x11\n\tcard_json\x18\x04 \x01(\t\x12\x31\n\rregistered_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"!\n\x11ListModelsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\">\n\x12ListModelsResponse\x12(\n\x06models\x18\x01 \x03(\x0b\x32\x18.inspectbus.api.v1.Model\"L\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\x07version\x18\x02 \x01(\tH\x00\x12\x0f\n\x05\x61lias\x18\x03 \x01(\tH\x00\x42\x07\n\x05which\";\n\x10GetModelResponse\x12\'\n\x05model\x18\x01 \x01(\x0b\x32\x18.inspectbus.api.v1.Model2\xbe\x01\n\x0cModelService\x12Y\n\nListModels\x12$.inspectbus.api.v1.ListModelsRequest\x1a%.inspectbus.api.v1.ListModelsResponse\x12S\n\x08GetModel\x12\".inspectbus.api.v1.GetModelRequest\x1a#.inspectbus.api.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dinspectbus/api/v1/model.proto\x12\x11inspectbus.api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"}\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0f\n\x07\x61liases\x18\x03 \x03(\t\x12\x11\n\tcard_json\x18\x04 \x01(\t\x12\x31\n\rregistered_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"!\n\x11ListModelsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\">\n\x12ListModelsResponse\x12(\n\x06models\x18\x01 \x03(\x0b\x32\x18.inspectbus.api.v1.Model\"L\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\x07version\x18\x02 \x01(\tH\x00\x12\x0f\n\x05\x61lias\x18\x03 \x01(\tH\x00\x42\x07\n\x05which\";\n\x10GetModelResponse\x12\'\n\x05model\x18\x01 \x01(\x0b\x32\x18.inspectbus.api.v1.Model\"{\n\x16\x41\x64viseThresholdRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\x07version\x18\x02 \x01(\tH\x00\x12\x0f\n\x05\x61lias\x18\x03 \x01(\tH\x00\x12\x12\n\nescape_ppm\x18\x04 \x01(\x01\x12\x12\n\nheld_limit\x18\x05 \x01(\x01\x42\x07\n\x05which\"-\n\x0c\x42oundedShare\x12\x0c\n\x04seen\x18\x01 \x01(\x01\x12\x0f\n\x07\x61t_most\x18\x02 \x01(\x01\"\xe8\x01\n\x0fThresholdAdvice\x12\x17\n\x0fqualified_below\x18\x01 \x01(\x01\x12\x11\n\tthreshold\x18\x02 \x01(\x01\x12/\n\x06\x65scape\x18\x03 \x01(\x0b\x32\x1f.inspectbus.api.v1.BoundedShare\x12\x31\n\x08overkill\x18\x04 \x01(\x0b\x32\x1f.inspectbus.api.v1.BoundedShare\x12-\n\x04held\x18\x05 \x01(\x0b\x32\x1f.inspectbus.api.v1.BoundedShare\x12\x16\n\x0eheld_defective\x18\x06 \x01(\x01\"\xc0\x01\n\x17\x41\x64viseThresholdResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x32\n\x06\x61\x64vice\x18\x03 \x01(\x0b\x32\".inspectbus.api.v1.ThresholdAdvice\x12\x31\n\x05\x63urve\x18\x04 \x03(\x0b\x32\".inspectbus.api.v1.ThresholdAdvice\x12\x0c\n\x04good\x18\x05 \x01(\r\x12\x11\n\tdefective\x18\x06 \x01(\r2\xa8\x02\n\x0cModelService\x12Y\n\nListModels\x12$.inspectbus.api.v1.ListModelsRequest\x1a%.inspectbus.api.v1.ListModelsResponse\x12S\n\x08GetModel\x12\".inspectbus.api.v1.GetModelRequest\x1a#.inspectbus.api.v1.GetModelResponse\x12h\n\x0f\x41\x64viseThreshold\x12).inspectbus.api.v1.AdviseThresholdRequest\x1a*.inspectbus.api.v1.AdviseThresholdResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,6 +42,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETMODELREQUEST']._serialized_end=387
   _globals['_GETMODELRESPONSE']._serialized_start=389
   _globals['_GETMODELRESPONSE']._serialized_end=448
-  _globals['_MODELSERVICE']._serialized_start=451
-  _globals['_MODELSERVICE']._serialized_end=641
+  _globals['_ADVISETHRESHOLDREQUEST']._serialized_start=450
+  _globals['_ADVISETHRESHOLDREQUEST']._serialized_end=573
+  _globals['_BOUNDEDSHARE']._serialized_start=575
+  _globals['_BOUNDEDSHARE']._serialized_end=620
+  _globals['_THRESHOLDADVICE']._serialized_start=623
+  _globals['_THRESHOLDADVICE']._serialized_end=855
+  _globals['_ADVISETHRESHOLDRESPONSE']._serialized_start=858
+  _globals['_ADVISETHRESHOLDRESPONSE']._serialized_end=1050
+  _globals['_MODELSERVICE']._serialized_start=1053
+  _globals['_MODELSERVICE']._serialized_end=1349
 # @@protoc_insertion_point(module_scope)

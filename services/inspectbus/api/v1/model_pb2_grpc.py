@@ -45,6 +45,11 @@ class ModelServiceStub:
                 request_serializer=inspectbus_dot_api_dot_v1_dot_model__pb2.GetModelRequest.SerializeToString,
                 response_deserializer=inspectbus_dot_api_dot_v1_dot_model__pb2.GetModelResponse.FromString,
                 _registered_method=True)
+        self.AdviseThreshold = channel.unary_unary(
+                '/inspectbus.api.v1.ModelService/AdviseThreshold',
+                request_serializer=inspectbus_dot_api_dot_v1_dot_model__pb2.AdviseThresholdRequest.SerializeToString,
+                response_deserializer=inspectbus_dot_api_dot_v1_dot_model__pb2.AdviseThresholdResponse.FromString,
+                _registered_method=True)
 
 
 class ModelServiceServicer:
@@ -65,6 +70,18 @@ class ModelServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AdviseThreshold(self, request, context):
+        """Two thresholds for limits on escapes and held parts, and what they give, with bounds at 95 % confidence, from what the
+        version said of its validation images. Changes nothing: thresholds are set in a recipe. FAILED_PRECONDITION when so
+        few images cannot show a limit, with the number that it takes, and for a version that keeps no validation scores.
+
+        Each bound holds for itself, for a limit that was set before the curve was seen. No bound knows that the network's best
+        epoch was picked on the same images, or that the line's parts differ from them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ModelServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +94,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.GetModel,
                     request_deserializer=inspectbus_dot_api_dot_v1_dot_model__pb2.GetModelRequest.FromString,
                     response_serializer=inspectbus_dot_api_dot_v1_dot_model__pb2.GetModelResponse.SerializeToString,
+            ),
+            'AdviseThreshold': grpc.unary_unary_rpc_method_handler(
+                    servicer.AdviseThreshold,
+                    request_deserializer=inspectbus_dot_api_dot_v1_dot_model__pb2.AdviseThresholdRequest.FromString,
+                    response_serializer=inspectbus_dot_api_dot_v1_dot_model__pb2.AdviseThresholdResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +156,33 @@ class ModelService:
             '/inspectbus.api.v1.ModelService/GetModel',
             inspectbus_dot_api_dot_v1_dot_model__pb2.GetModelRequest.SerializeToString,
             inspectbus_dot_api_dot_v1_dot_model__pb2.GetModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AdviseThreshold(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inspectbus.api.v1.ModelService/AdviseThreshold',
+            inspectbus_dot_api_dot_v1_dot_model__pb2.AdviseThresholdRequest.SerializeToString,
+            inspectbus_dot_api_dot_v1_dot_model__pb2.AdviseThresholdResponse.FromString,
             options,
             channel_credentials,
             insecure,
