@@ -14,8 +14,10 @@ from inspectbus_client.decisions import DecisionFilter
 from inspectbus_client.frames import Image, Inspected, Published, Shot
 from inspectbus_client.gates import GateWatch
 from inspectbus_client.values import (
+    AdvisedThreshold,
     AliasChange,
     Augmentation,
+    BoundedShare,
     Confusion,
     Decision,
     Engine,
@@ -42,6 +44,7 @@ from inspectbus_client.values import (
     Station,
     StationState,
     StoredRecipe,
+    ThresholdAdvice,
     Timings,
     TrainingPlan,
     Verdict,
@@ -49,8 +52,10 @@ from inspectbus_client.values import (
 from inspectbus_client.watch import Watch
 
 __all__ = [
+    "AdvisedThreshold",
     "AliasChange",
     "Augmentation",
+    "BoundedShare",
     "Client",
     "Confusion",
     "Decision",
@@ -84,6 +89,7 @@ __all__ = [
     "Station",
     "StationState",
     "StoredRecipe",
+    "ThresholdAdvice",
     "Timings",
     "TrainingPlan",
     "Verdict",

@@ -7,7 +7,17 @@ from datetime import datetime
 from functools import cached_property
 
 from inspectbus.api.v1 import inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc, prepared_frame_pb2
-from inspectbus_client.values import AliasChange, Engine, Judgement, Model, Pixels, Prepared, read, timestamp
+from inspectbus_client.values import (
+    AdvisedThreshold,
+    AliasChange,
+    Engine,
+    Judgement,
+    Model,
+    Pixels,
+    Prepared,
+    read,
+    timestamp,
+)
 from inspectbus_client.wire import Wire
 
 
@@ -84,6 +94,31 @@ class Models:
             if not page.next_page_token:
                 return
             request.page_token = page.next_page_token
+
+    def advise_threshold(
+        self,
+        name: str,
+        *,
+        escape_ppm: float,
+        held_limit: float = 0.0,
+        version: str = "",
+        alias: str = "production",
+        timeout_s: float | None = None,
+    ) -> AdvisedThreshold:
+        """Thresholds that let at most escape_ppm of a million defective parts pass, and what that costs; 95 % sure.
+
+        held_limit: the share of good parts that may be held; 0 holds none. Raises NotPossibleNow when the version's
+        validation images are too few to show a limit.
+        """
+        request = model_pb2.AdviseThresholdRequest(name=name, escape_ppm=escape_ppm, held_limit=held_limit)
+        if version:
+            request.version = version
+        else:
+            request.alias = alias
+        answer = self._wire.ask(
+            "training", self._model_door.AdviseThreshold, request, timeout_s=timeout_s, repeatable=True
+        )
+        return read(AdvisedThreshold, answer)
 
     def engine(self, *, timeout_s: float | None = None) -> Engine:
         """What inference has loaded, since when, and the batches it ran."""

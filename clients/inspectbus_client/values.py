@@ -117,7 +117,10 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Decision:
-    """The outcome for one frame. `score` and `threshold` are None when the frame never reached a network."""
+    """The outcome for one frame. `score` and `threshold` are None when the frame never reached a network.
+
+    A score below `qualified_below` is good; between it and `threshold` the part is held. None: the threshold divides.
+    """
 
     frame_id: str
     line: str
@@ -144,6 +147,7 @@ class Decision:
     revision: int
     image_key: str
     pixels_key: str
+    qualified_below: float | None
 
     @property
     def latency_s(self) -> float | None:
@@ -300,6 +304,7 @@ class Judgement:
     verdict: Verdict
     model: str
     model_version: str
+    qualified_below: float | None
 
 
 @dataclass(frozen=True)
@@ -316,6 +321,7 @@ class Engine:
     batches: dict[int, int]
     waiting: int
     queue_limit: int
+    qualified_below: float | None
 
 
 @dataclass(frozen=True)
@@ -345,6 +351,38 @@ class AliasChange:
     reason: str
     forced: bool
     rollback: bool
+
+
+@dataclass(frozen=True)
+class BoundedShare:
+    """Of parts, 0 to 1: among the validation images, and the upper 95 % bound for all parts like them."""
+
+    seen: float
+    at_most: float
+
+
+@dataclass(frozen=True)
+class ThresholdAdvice:
+    """Two thresholds, equal where nothing is held. Escape and held_defective count defective parts, the rest good."""
+
+    qualified_below: float
+    threshold: float
+    escape: BoundedShare
+    overkill: BoundedShare
+    held: BoundedShare
+    held_defective: float
+
+
+@dataclass(frozen=True)
+class AdvisedThreshold:
+    """`curve` has what other escape limits would give, from the lowest that the images can show upward."""
+
+    name: str
+    version: str
+    advice: ThresholdAdvice
+    curve: tuple[ThresholdAdvice, ...]
+    good: int
+    defective: int
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from inspectbus.domain.model_version import CARD_FILE, WEIGHTS_FILE
+from inspectbus.domain.model_version import CARD_FILE, WEIGHTS_FILE, Calibration
+from inspectbus.domain.thresholds import Thresholds
 from inspectbus.errors import BadField, CorruptModel, ModelNotReady, NotFound
 from inspectbus.stores import models
 from inspectbus.stores.models import ModelStore, read_card, write_card
@@ -79,6 +80,27 @@ def test_a_card_with_another_threshold_is_another_version(folder: Path) -> None:
         read_card(folder, folder.name)
 
 
+def test_a_card_written_before_calibrations_had_knots_is_still_that_version(folder: Path) -> None:
+    card = json.loads((folder / CARD_FILE).read_text())
+    assert card["calibration"] == {"temperature": 1.0, "bias": 0.0}
+
+
+def test_a_card_without_a_band_is_spelt_as_before_there_were_bands(folder: Path) -> None:
+    assert "qualified_below" not in json.loads((folder / CARD_FILE).read_text())
+    assert not read_card(folder).thresholds.band
+
+
+def test_a_card_keeps_its_band(folder: Path) -> None:
+    write_card(folder, read_card(folder).model_copy(update={"qualified_below": 0.125}))
+    assert read_card(folder).thresholds == Thresholds(0.125, 0.5)
+
+
+def test_a_card_keeps_its_knots(folder: Path) -> None:
+    calibration = Calibration(knots=((0, 0.1), (0.5, 0.2), (1, 0.7)))
+    write_card(folder, read_card(folder).model_copy(update={"calibration": calibration}))
+    assert read_card(folder).calibration == calibration
+
+
 def test_a_card_that_was_made_pretty_by_hand_is_refused(folder: Path) -> None:
     card = json.loads((folder / CARD_FILE).read_text())
     (folder / CARD_FILE).write_text(json.dumps(card, indent=2))
@@ -128,6 +150,10 @@ def test_a_pipe_in_a_files_place_is_refused_without_waiting_for_it(folder: Path)
         {"format": 2},
         {"threshold": 1.5},
         {"threshold": None},
+        {"qualified_below": 0.6},
+        {"qualified_below": -0.1},
+        {"threshold": 2, "qualified_below": 0.6},
+        {"calibration": {"temperature": 1.0, "bias": 0.0, "knots": [[0, 0.5], [1, 0.4]]}},
         {"pinned": []},
         {"files": {}},
         {"files": {"../../etc/passwd": "0" * 64}},

@@ -43,6 +43,11 @@ class ModelOwner(model_pb2_grpc.ModelServiceServicer):
     ) -> model_pb2.ListAliasHistoryResponse:
         raise NotImplementedError
 
+    def AdviseThreshold(
+        self, request: model_pb2.AdviseThresholdRequest, context: grpc.ServicerContext
+    ) -> model_pb2.AdviseThresholdResponse:
+        raise NotImplementedError
+
 
 def _message(card: ModelCard) -> model_pb2.Model:
     return model_pb2.Model(name=card.name, version=card.version, card_json=card.model_dump_json())

@@ -418,6 +418,27 @@ class _Models(model_pb2_grpc.ModelServiceServicer):
         self._changes.insert(0, change)
         return change
 
+    def AdviseThreshold(self, request: Any, context: Any) -> model_pb2.AdviseThresholdResponse:
+        self._plant.enter("AdviseThreshold")
+        if request.escape_ppm < 10_000:
+            raise NotPossibleNow("with 300 defective images no threshold can show that", field="escape_ppm")
+        held = request.held_limit
+        curve = [
+            model_pb2.ThresholdAdvice(
+                qualified_below=0.125 * rung,
+                threshold=0.125 * rung + held,
+                escape=model_pb2.BoundedShare(seen=0.01 * (rung - 1), at_most=0.01 * rung),
+                overkill=model_pb2.BoundedShare(seen=0.04 / rung, at_most=0.06 / rung),
+                held=model_pb2.BoundedShare(seen=held / 2, at_most=held),
+                held_defective=held / 4,
+            )
+            for rung in (1, 2, 4)
+        ]
+        found = next(model for model in self._models if request.version in ("", model.version))
+        return model_pb2.AdviseThresholdResponse(
+            name=found.name, version=found.version, advice=curve[1], curve=curve, good=900, defective=300
+        )
+
 
 class _Training(training_pb2_grpc.TrainingServiceServicer):
     def __init__(self, plant: Plant) -> None:

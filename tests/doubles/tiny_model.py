@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
+from inspectbus.domain.calibration import scored
 from inspectbus.domain.model_version import (
     WEIGHTS_FILE,
     Architecture,
@@ -39,15 +41,18 @@ def tiny_version(
     *,
     seed: int = 0,
     threshold: float = 0.5,
+    qualified_below: float | None = None,
     preparation: Preparation | None = None,
     calibration: Calibration | None = None,
     misjudged: int = 0,
     images: str = "flat images",
+    validation: Sequence[tuple[str, float]] | None = None,
 ) -> Path:
     """Writes a whole version to parent/<version>, ready for `ModelStore.publish`, and gives that folder.
 
     It says of `misjudged` of its twenty defective validation images, of twenty good ones beside, that they are good;
-    `images` names the set they come from.
+    `images` names the set they come from. Or else `validation` has label and score of each; none, as before they were
+    kept.
     """
     preparation = preparation or Preparation(width=SIDE, height=SIDE)
     calibration = calibration or Calibration()
@@ -63,7 +68,7 @@ def tiny_version(
         image = flat_image(level, preparation.width, preparation.height)
         cv2.imwrite(str(folder / f"pinned/{number}.png"), image[:, :, ::-1])
         pinned.append(PinnedImage(file=f"pinned/{number}.png", score=_score(network, image, calibration)))
-    _write_validation(folder, misjudged, images)
+    _write_validation(folder, _flat_validation(misjudged) if validation is None else validation, images)
     card = ModelCard(
         name=name,
         architecture=architecture,
@@ -71,6 +76,7 @@ def tiny_version(
         normalisation=normalisation,
         calibration=calibration,
         threshold=threshold,
+        qualified_below=qualified_below,
         validation_scores={"precision": 1.0, "recall": 1.0, "f1": 1.0, "average_precision": 1.0},
         data=DataFingerprint(
             name=images,
@@ -100,12 +106,20 @@ def flat_image(level: int, width: int = SIDE, height: int = SIDE) -> NDArray[np.
     return np.full((height, width, 3), level, np.uint8)
 
 
-def _write_validation(folder: Path, misjudged: int, images: str) -> None:
-    labels = np.array([0] * 20 + [1] * 20)
-    items = [Item(f"{number}.png", Path(images) / f"{number}.png", None) for number in range(len(labels))]
-    contents = [hashlib.sha256(str(item.path).encode()).hexdigest() for item in items]
-    scores = np.linspace(0.1, 0.4, 40) + np.where(labels == 1, 0.5, 0.0)
+def _flat_validation(misjudged: int) -> list[tuple[str, float]]:
+    scores = np.linspace(0.1, 0.4, 40)
+    scores[20:] += 0.5
     scores[20 : 20 + misjudged] = 0.05
+    return list(zip(["good"] * 20 + ["defective"] * 20, scores.tolist(), strict=True))
+
+
+def _write_validation(folder: Path, validation: Sequence[tuple[str, float]], images: str) -> None:
+    if not validation:
+        return
+    items = [Item(f"{number}.png", Path(images) / f"{number}.png", None) for number in range(len(validation))]
+    contents = [hashlib.sha256(str(item.path).encode()).hexdigest() for item in items]
+    labels = np.array([word == "defective" for word, _ in validation], dtype=np.int64)
+    scores = np.array([score for _, score in validation])
     write_validation(folder, list(zip(items, contents, strict=True)), labels, scores)
 
 
@@ -127,5 +141,5 @@ def _sure_of_brightness(
 
 def _score(network: Classifier, image: NDArray[np.uint8], calibration: Calibration) -> float:
     with torch.inference_mode():
-        logit = network(torch.from_numpy(image[None]))[0]
-    return float(torch.sigmoid(logit / calibration.temperature + calibration.bias))
+        logits = network(torch.from_numpy(image[None])).numpy()
+    return float(scored(logits, calibration)[0])

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "services" / "inspectbus"
 CLIENT = ROOT / "clients" / "inspectbus_client"
 SERVICES = ("acquisition", "preprocessing", "inference", "training", "results")
-HEAVY = {"torch", "torchvision", "timm", "onnx", "mlflow", "sklearn", "pandas"}
+HEAVY = {"torch", "torchvision", "timm", "onnx", "mlflow", "sklearn", "scipy", "matplotlib", "pandas"}
 
 CEILINGS = {
     # What a room may import of ours. Whatever stands below knows nothing of what stands above.
@@ -126,3 +126,7 @@ def test_a_light_room_loads_nothing_heavy(modules: str, absent: set[str]) -> Non
 
     assert "grpc" in loaded
     assert loaded & absent == set()
+
+
+def test_the_command_line_loads_nothing_heavy_before_a_command_needs_it() -> None:
+    assert loaded_by("inspectbus.cli.app, inspectbus.cli.advise") & (HEAVY | {"numpy", "cv2", "sqlalchemy"}) == set()

@@ -38,7 +38,9 @@ recipes = st.builds(
     model_alias=names,
     geometry=st.builds(Geometry, lens=st.none() | lenses, perspective=st.none() | quads, crop=st.none() | crops),
     quality=st.builds(QualityLimits, min_sharpness=limit, max_glare=limit, max_noise=limit),
-    threshold=st.none() | st.floats(0, 1),
+    threshold=st.just(None) | st.floats(0.5, 1),
+) | st.builds(
+    Recipe, name=names, model=names, threshold=st.floats(0.5, 1), qualified_below=st.none() | st.floats(0, 0.5)
 )
 
 SMALL = {"name": "cells", "model": "elpv"}
@@ -51,6 +53,10 @@ def test_every_recipe_comes_back_from_its_yaml_with_the_same_hash(recipe: Recipe
 
     assert again == recipe
     assert again.sha256 == recipe.sha256
+
+
+def test_a_recipe_without_a_band_is_written_as_before_there_were_bands() -> None:
+    assert "qualified_below" not in Recipe(name="cells", model="elpv", threshold=0.4).to_yaml()
 
 
 @settings(max_examples=200, deadline=None)
@@ -77,6 +83,11 @@ def test_any_text_is_a_recipe_or_refused_with_a_field(text: str) -> None:
         ({"model_alias": "prod.eu"}, "model_alias"),
         ({"threshold": float("nan")}, "threshold"),
         ({"threshold": 1.5}, "threshold"),
+        ({"threshold": 1.5, "qualified_below": 0.2}, "threshold"),
+        ({"threshold": 0.5, "qualified_below": 0.6}, "qualified_below"),
+        ({"threshold": 0.5, "qualified_below": float("nan")}, "qualified_below"),
+        ({"threshold": 0.5, "qualified_below": -0.1}, "qualified_below"),
+        ({"qualified_below": 0.2}, "qualified_below"),
         ({"quality": {"min_sharpness": float("nan")}}, "quality.min_sharpness"),
         ({"quality": {"max_noise": float("inf")}}, "quality.max_noise"),
         ({"quality": {"max_blur": 3}}, "quality.max_blur"),

@@ -1,4 +1,4 @@
-"""Thresholds and calibration: numbers of a validation part, held against scikit-learn and against chance."""
+"""The threshold of a validation part, held against scikit-learn and against chance."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from inspectbus.domain.model_version import Calibration
-from inspectbus.training.threshold import Floats, Labels, best_f1_threshold, calibrate, scored, stable_threshold
+from inspectbus.training.calibration import Floats, Labels
+from inspectbus.training.threshold import best_f1_threshold, stable_threshold
 
 
 def sample(count: int, apart: float, seed: int = 0) -> tuple[Labels, Floats]:
@@ -46,30 +46,3 @@ def test_the_same_seed_gives_the_same_threshold() -> None:
     labels, logits = sample(200, 1.0)
 
     assert stable_threshold(labels, logits, seed=4) == stable_threshold(labels, logits, seed=4)
-
-
-def test_a_calibrated_score_is_the_share_of_defective_parts() -> None:
-    labels, logits = sample(20_000, 1.5)
-    overstated = 3 * logits + 2
-
-    scores = scored(overstated, calibrate(labels, overstated))
-
-    for low in (0.1, 0.3, 0.5, 0.7):
-        inside = (scores >= low) & (scores < low + 0.2)
-        assert labels[inside].mean() == pytest.approx(scores[inside].mean(), abs=0.04)
-
-
-def test_calibration_keeps_the_order_and_stays_finite_on_a_separable_sample() -> None:
-    labels, logits = np.array([0] * 10 + [1] * 10), np.concatenate([np.full(10, -50.0), np.full(10, 50.0)])
-
-    calibration = calibrate(labels, logits)
-
-    assert calibration.temperature > 1
-    assert 0 < scored(logits, calibration)[0] < 0.5 < scored(logits, calibration)[-1] < 1
-
-
-@pytest.mark.parametrize("logits", [np.zeros(10), np.linspace(1, -1, 10)])
-def test_logits_that_say_nothing_or_the_opposite_are_left_alone(logits: Floats) -> None:
-    labels = np.array([0] * 5 + [1] * 5)
-
-    assert calibrate(labels, logits) == Calibration()

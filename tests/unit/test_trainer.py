@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -13,16 +14,19 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support
 
+from inspectbus.domain.calibration import scored
 from inspectbus.domain.model_version import WEIGHTS_FILE, ModelCard
+from inspectbus.domain.scores import Confusion
+from inspectbus.domain.thresholds import Thresholds
 from inspectbus.errors import BadField, CorruptModel
 from inspectbus.imaging.decoding import decode
 from inspectbus.networks.trained import load_trained
 from inspectbus.stores.datasets import Dataset, Item, Label, cut, fingerprint, open_dataset, split
-from inspectbus.stores.models import read_card
+from inspectbus.stores.models import read_card, write_card
 from inspectbus.training import features, fitting, trainer
+from inspectbus.training.calibration import expected_calibration_error
 from inspectbus.training.evaluation import evaluate, judged, labels_of, logits_of
 from inspectbus.training.plan import Cancelled, Plan, Progress
-from inspectbus.training.threshold import scored
 from inspectbus.training.trainer import train
 from inspectbus.training.validation import VALIDATION_FILE, f1_scores, read_validation
 from tests.doubles.parts import TINY_BACKBONE, write_plates, write_set, write_tiny_weights
@@ -446,6 +450,33 @@ def test_an_evaluation_agrees_with_scikit_learn(trained: tuple[Bench, Path, Mode
     )
     assert found.average_precision == pytest.approx(average_precision_score(labels, scores))
     assert told[-1] == (len(items), len(items))
+
+
+def test_an_evaluation_holds_what_lies_between_the_thresholds(
+    trained: tuple[Bench, Path, ModelCard], tmp_path: Path
+) -> None:
+    bench, folder, card = trained
+    items = bench.parts.held_out.items
+    network = load_trained(folder, card.architecture, card.normalisation)
+    scores = scored(np.array([logit for _, logit in judged(network, card.preparation, items)]), card.calibration)
+    low, high = np.quantile(scores, [0.3, 0.6])
+    shutil.copytree(folder, tmp_path / "banded")
+    write_card(tmp_path / "banded", card.model_copy(update={"qualified_below": low, "threshold": high}))
+
+    found = evaluate(tmp_path / "banded", items)
+
+    labels, called, held = labels_of(items) == 1, scores >= high, (scores >= low) & (scores < high)
+    assert found.thresholds == Thresholds(low, high)
+    assert held.any()
+    assert found.confusion == Confusion(
+        true_positives=int((called & labels).sum()),
+        false_positives=int((called & ~labels).sum()),
+        true_negatives=int((~called & ~held & ~labels).sum()),
+        false_negatives=int((~called & ~held & labels).sum()),
+        held_defective=int((held & labels).sum()),
+        held_good=int((held & ~labels).sum()),
+    )
+    assert found.scores["expected_calibration_error"] == expected_calibration_error(labels.astype(np.int64), scores)
 
 
 def test_an_evaluation_counts_what_it_cannot_read(trained: tuple[Bench, Path, ModelCard], tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def test_many_images_are_drawn_in_little_memory() -> None:
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    names = ['a, "b".png', "ü\nnew line.png", "c.png"]
+    names = ['a, "b".png', "ü\nnew line.png", "\udcff.png"]
     items = [
         (Item(name, Path(name), None, group), _sha(name)) for name, group in zip(names, ("g", "g", None), strict=True)
     ]
@@ -199,4 +199,4 @@ def test_a_file_that_holds_no_scores_is_named(content: bytes) -> None:
 
 
 def _sha(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from inspectbus.cli import (
+    advise,
     bus,
     data,
     dead,
@@ -115,6 +116,7 @@ app.command("serve", epilog=serve.EXAMPLES)(serve.serve)
 app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
 app.command("train", epilog=train.TRAIN_EXAMPLES)(train.train)
 app.command("evaluate", epilog=train.EVALUATE_EXAMPLES)(train.evaluate)
+app.command("advise", epilog=advise.EXAMPLES)(advise.advise)
 app.command("scores", epilog=scores.EXAMPLES)(scores.scores)
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
 app.add_typer(data.app, name="data", epilog=data.EXAMPLES)

@@ -93,6 +93,7 @@ def show_decision(
         "why held": f"{hold.reason}: {hold.detail}" if hold else "",
         "score": decision.score,
         "threshold": decision.threshold,
+        "qualified below": decision.qualified_below,
         "model": f"{decision.model}/{decision.model_version}" if decision.model_version else "",
         "recipe": f"{decision.recipe} version {decision.recipe_version or 'unknown'}",
         "preparation": decision.preparation_hash,

@@ -209,6 +209,7 @@ def _row(inspected: Inspected) -> dict[str, Any]:
         else None,
         "score": decision.score if decision else None,
         "threshold": decision.threshold if decision else None,
+        "qualified_below": decision.qualified_below if decision else None,
         "model": decision.model if decision else None,
         "model_version": decision.model_version if decision else None,
         "recipe": decision.recipe if decision else None,

@@ -33,6 +33,7 @@ quality:
   min_sharpness: 40
   max_glare: 0.2
 threshold: 0.45
+qualified_below: 0.2
 """
 """Shown by --help, and stored by a test."""
 
@@ -40,7 +41,12 @@ MAX_FILE_BYTES = 1024 * 1024
 """No recipe is that long; a file that is has been named by mistake."""
 
 # \b keeps Typer from running the lines together.
-_PUT_EPILOG = "A recipe, of which only name and model must be given:\n\n\b\n" + EXAMPLE_RECIPE
+_PUT_EPILOG = (
+    "A recipe, of which only name and model must be given:\n\n\b\n"
+    + EXAMPLE_RECIPE
+    + "\nA score below qualified_below is QUALIFIED, one at or above threshold DEFECTIVE, one between them HOLD. "
+    "They win over the model version's; threshold alone divides without a band."
+)
 
 app = typer.Typer(no_args_is_help=True, help="List, show and store recipes.")
 

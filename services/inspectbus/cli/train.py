@@ -127,14 +127,28 @@ def evaluate(
     folder = ModelStore(default_url(state), state / "model-cache").fetch(found.name, found.version)
     with stage_bar(Console(stderr=True)) as show:
         result = evaluated(folder, held_out.items, on_progress=lambda done, total: show("evaluating", done, total, ""))
-    confusion = result.confusion
+    confusion, thresholds = result.confusion, result.thresholds
     if as_json:
-        facts = {"model": result.model, "version": result.version, "threshold": result.threshold, **result.scores}
-        json_line({**facts, "confusion": vars(confusion), "unreadable": result.unreadable, "images": held_out.words})
+        facts = {
+            "model": result.model,
+            "version": result.version,
+            "threshold": thresholds.defective_from,
+            "qualified_below": thresholds.qualified_below,
+        }
+        json_line(
+            {
+                **facts,
+                **result.scores,
+                "confusion": vars(confusion),
+                "unreadable": result.unreadable,
+                "images": held_out.words,
+            }
+        )
         return
     table(("score", "value"), list(result.scores.items()))
     print_line(
-        f"{result.model}/{result.version} at threshold {result.threshold:.3f}: TP {confusion.true_positives}, "
-        f"FP {confusion.false_positives}, TN {confusion.true_negatives}, FN {confusion.false_negatives}; "
+        f"{result.model}/{result.version} at {thresholds}: TP {confusion.true_positives}, "
+        f"FP {confusion.false_positives}, TN {confusion.true_negatives}, FN {confusion.false_negatives}, "
+        f"held {confusion.held_defective + confusion.held_good}; "
         f"{held_out.words}"
     )

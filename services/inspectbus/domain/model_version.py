@@ -9,12 +9,14 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from inspectbus.domain.names import Name
 from inspectbus.domain.preparation import Preparation
+from inspectbus.domain.thresholds import Thresholds
 
 PRODUCTION = "production"
 CARD_FILE = "model.json"
@@ -52,10 +54,27 @@ class Normalisation(_Part):
 
 
 class Calibration(_Part):
-    """score = sigmoid(logit / temperature + bias)."""
+    """x = sigmoid(logit / temperature + bias); the score is x, or with knots the straight lines between them at x.
+
+    With knots (x_0, y_0) to (x_k, y_k) that is y_0 + sum of (y_i+1 - y_i) * clip((x - x_i) / (x_i+1 - x_i), 0, 1): any
+    engine can compute it. Both maps rise strictly, so calibration never changes which of two parts scores higher.
+    """
 
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     bias: Finite = 0.0
+    knots: tuple[tuple[Unit, Unit], ...] = Field(default=(), max_length=1000, exclude_if=lambda knots: not knots)
+    """On the card only where there are any: one without is spelt, and hashed, as cards were before there were knots."""
+
+    @model_validator(mode="after")
+    def _rising(self) -> Calibration:
+        if not self.knots:
+            return self
+        if self.knots[0][0] != 0 or self.knots[-1][0] != 1:
+            raise ValueError("knots must begin at 0 and end at 1: every score lies between two of them")
+        for (x, y), (next_x, next_y) in pairwise(self.knots):
+            if not (x < next_x and y < next_y):
+                raise ValueError(f"knots must rise strictly, and after ({x}, {y}) comes ({next_x}, {next_y})")
+        return self
 
 
 class DataFingerprint(_Part):
@@ -91,8 +110,11 @@ class ModelCard(_Part):
     calibration: Calibration = Calibration()
     threshold: Unit
     """A score at or above it is DEFECTIVE. Chosen on validation only."""
+    qualified_below: Unit | None = Field(default=None, exclude_if=lambda score: score is None)
+    """A score below it is QUALIFIED, and one between it and `threshold` is uncertain. None, and then not on the card:
+    the threshold alone divides."""
     validation_scores: dict[str, Finite]
-    """precision, recall, f1, average_precision at `threshold` on the validation part."""
+    """precision, recall, f1, average_precision at the thresholds on the validation part; uncertain ones are held."""
     data: DataFingerprint
     seed: int = Field(ge=0)
     code_revision: str = Field(max_length=100)
@@ -103,6 +125,18 @@ class ModelCard(_Part):
     pinned: tuple[PinnedImage, ...] = Field(min_length=1)
     pinned_tolerance: Unit = 0.02
     """How far a pinned image's score may lie from the recorded one; other processors round differently."""
+
+    @field_validator("qualified_below")
+    @classmethod
+    def _not_above(cls, lower: float | None, info: ValidationInfo) -> float | None:
+        upper = info.data.get("threshold", 1.0)  # absent where it was refused itself
+        if lower is not None and lower > upper:
+            raise ValueError(f"{lower} is above the threshold {upper}")
+        return lower
+
+    @property
+    def thresholds(self) -> Thresholds:
+        return Thresholds(self.threshold if self.qualified_below is None else self.qualified_below, self.threshold)
 
     @property
     def version(self) -> str:

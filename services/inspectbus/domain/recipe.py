@@ -6,7 +6,7 @@ import hashlib
 from typing import Annotated
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from inspectbus.domain.names import Name
 from inspectbus.domain.strict_yaml import read_mapping
@@ -97,10 +97,26 @@ class Recipe(_Part):
     geometry: Geometry = Geometry()
     quality: QualityLimits = QualityLimits()
     threshold: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
-    """Wins over the model version's threshold, and is recorded with each decision."""
+    """Wins over the model version's thresholds, and is recorded with each decision. Alone it leaves no band between."""
+    qualified_below: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = Field(
+        default=None, exclude_if=lambda score: score is None
+    )
+    """The lower end of the band whose upper end is `threshold`: a score between them holds the part as uncertain.
+    Written out only where it is given: a recipe without one keeps the hash it had before there were bands."""
+
+    @field_validator("qualified_below")
+    @classmethod
+    def _other_end(cls, lower: float | None, info: ValidationInfo) -> float | None:
+        # Absent where the threshold itself was refused, which is then the error that counts.
+        upper = info.data.get("threshold", 1.0)
+        if lower is not None and upper is None:
+            raise ValueError("needs a threshold: a band has two ends")
+        if lower is not None and lower > upper:
+            raise ValueError(f"{lower} is above the threshold {upper}")
+        return lower
 
     def to_yaml(self) -> str:
-        """Canonical text, every default written out; `from_yaml` gives the same recipe back."""
+        """Canonical text, defaults written out; `from_yaml` gives the same recipe back."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
     @classmethod

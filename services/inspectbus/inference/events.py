@@ -12,17 +12,27 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 
 import prometheus_client as prometheus
 from google.protobuf.message import DecodeError
 
-from inspectbus.api.v1.decision_pb2 import HOLD_REASON_ERROR, HOLD_REASON_NO_MODEL, Decision, HoldReason, Verdict
+from inspectbus.api.v1.decision_pb2 import (
+    HOLD_REASON_ERROR,
+    HOLD_REASON_NO_MODEL,
+    HOLD_REASON_UNCERTAIN_SCORE,
+    VERDICT_HOLD,
+    Decision,
+    HoldReason,
+    Verdict,
+)
 from inspectbus.api.v1.prepared_frame_pb2 import PreparedFrame
 from inspectbus.bus import Bus, Delivery, Lane, Message, topics
 from inspectbus.bus.messages import decision_message
 from inspectbus.domain.decision import decision_of, hold_decision
 from inspectbus.domain.frame import checked_frame
 from inspectbus.domain.model_version import ModelCard
+from inspectbus.domain.thresholds import Thresholds
 from inspectbus.errors import (
     BadField,
     CorruptObject,
@@ -39,7 +49,7 @@ from inspectbus.inference.batcher import Scored
 from inspectbus.inference.evidence import EvidenceKeeper
 from inspectbus.inference.loader import Loader, Serving
 from inspectbus.inference.settings import InferenceSettings
-from inspectbus.inference.verdict import verdict_of
+from inspectbus.inference.verdict import thresholds_for, verdict_of
 from inspectbus.stores.frames import FrameStore, checked_claim
 
 SOURCE = "inference"
@@ -129,7 +139,7 @@ class _Door:
 
     def _judge(self, delivery: Delivery, prepared: PreparedFrame, serving: Serving | None) -> None:
         try:
-            card, scored = self._admit(prepared, serving, delivery.message.lane)
+            card, thresholds, scored = self._admit(prepared, serving, delivery.message.lane)
         except ModelNotReady as error:
             if self._loader.closing:
                 raise  # not the frame's fault: whoever serves next judges it
@@ -139,7 +149,8 @@ class _Door:
             hold = hold_decision(prepared.frame, HOLD_REASON_ERROR, error.message)
             self._pool.submit(self._settle, delivery, lambda: self._publish(prepared, hold))
         else:
-            scored.add_done_callback(lambda _: self._scored(delivery, prepared, card, scored))
+            decide = partial(self._decide, prepared, card, thresholds)
+            scored.add_done_callback(lambda _: self._scored(delivery, decide, scored))
 
     def mourn(self, message: Message, error: BaseException) -> Sequence[Future[None]]:
         """The epitaph: a frame that is parked is decided all the same, as HOLD. One that cannot be read has none."""
@@ -160,7 +171,9 @@ class _Door:
                 pass  # it may well be there
         return (self._publish(prepared, decision),)
 
-    def _admit(self, prepared: PreparedFrame, serving: Serving | None, lane: Lane) -> tuple[ModelCard, Future[Scored]]:
+    def _admit(
+        self, prepared: PreparedFrame, serving: Serving | None, lane: Lane
+    ) -> tuple[ModelCard, Thresholds, Future[Scored]]:
         """Into the batcher. Raises ModelNotReady, NotPossibleNow or BadField for a frame that we cannot judge."""
         if serving is None:
             raise ModelNotReady(f"no model is loaded: {self._loader.detail}")
@@ -170,17 +183,13 @@ class _Door:
                 f"recipe {prepared.recipe} asks for model {'@'.join(asked)}; loaded is {'@'.join(filter(None, ours))}"
             )
         serving.check_preparation(prepared.preparation_hash)
-        if prepared.HasField("threshold_override") and not 0 <= prepared.threshold_override <= 1:
-            raise BadField(
-                f"threshold_override is {prepared.threshold_override}; it lies between 0 and 1",
-                field="threshold_override",
-            )
-        return serving.card, serving.batcher.deliver(from_pixels(prepared.pixels), lane)
+        thresholds = thresholds_for(prepared, serving.card)
+        return serving.card, thresholds, serving.batcher.deliver(from_pixels(prepared.pixels), lane)
 
-    def _scored(self, delivery: Delivery, prepared: PreparedFrame, card: ModelCard, scored: Future[Scored]) -> None:
+    def _scored(self, delivery: Delivery, decide: Callable[[Scored], Future[None]], scored: Future[Scored]) -> None:
         """On the engine's thread, which goes on at once."""
         try:
-            self._pool.submit(self._settle, delivery, lambda: self._decide(prepared, card, scored.result()))
+            self._pool.submit(self._settle, delivery, lambda: decide(scored.result()))
         except RuntimeError as error:  # the pool is closed: the service ended before this score came
             delivery.retry(error)
 
@@ -190,18 +199,16 @@ class _Door:
         except Exception as error:  # nobody looks into a pool's futures: unsettled, the frame would be stuck for good
             delivery.retry(error)
 
-    def _decide(self, prepared: PreparedFrame, card: ModelCard, scored: Scored) -> Future[None]:
-        threshold = prepared.threshold_override if prepared.HasField("threshold_override") else card.threshold
+    def _decide(self, prepared: PreparedFrame, card: ModelCard, thresholds: Thresholds, scored: Scored) -> Future[None]:
         try:
-            verdict = verdict_of(scored.score, threshold)
+            verdict = verdict_of(scored.score, thresholds)
         except Internal as error:
             decision = hold_decision(prepared.frame, HOLD_REASON_ERROR, error.message)
         else:
-            decision = decision_of(prepared.frame)
-            decision.verdict = verdict
-            decision.score = scored.score
-            decision.timings.decided_at.GetCurrentTime()
-        decision.threshold = threshold
+            decision = _judged(prepared, verdict, scored.score, thresholds)
+        decision.threshold = thresholds.defective_from
+        if thresholds.band:
+            decision.qualified_below = thresholds.qualified_below
         decision.model = card.name
         decision.model_version = card.version
         decision.timings.queued_at.FromNanoseconds(int(scored.queued_at_s * 1e9))
@@ -227,6 +234,18 @@ class _Door:
         reason = HoldReason.Name(decision.hold.reason).removeprefix("HOLD_REASON_").lower()
         self._decisions.labels(verdict, reason if decision.HasField("hold") else "").inc()
         return published
+
+
+def _judged(prepared: PreparedFrame, verdict: Verdict.ValueType, score: float, thresholds: Thresholds) -> Decision:
+    if verdict == VERDICT_HOLD:
+        detail = f"the score {score:.4f} is neither good nor defective: {thresholds}"
+        decision = hold_decision(prepared.frame, HOLD_REASON_UNCERTAIN_SCORE, detail)
+    else:
+        decision = decision_of(prepared.frame)
+        decision.verdict = verdict
+        decision.timings.decided_at.GetCurrentTime()
+    decision.score = score
+    return decision
 
 
 def _parsed(message: Message) -> PreparedFrame:

@@ -78,6 +78,8 @@ class InferenceRpc(inference_pb2_grpc.InferenceServiceServicer):
             answer.model_version = serving.card.version
             answer.preparation_hash = serving.card.preparation.hash
             answer.threshold = serving.card.threshold
+            if serving.card.thresholds.band:
+                answer.qualified_below = serving.card.thresholds.qualified_below
             answer.loaded_at.FromNanoseconds(int(serving.loaded_at_s * 1e9))
             answer.waiting = serving.batcher.waiting
         return answer
@@ -174,10 +176,12 @@ class _Stream:
 
 def _judgement(card: ModelCard, scored: Scored) -> Judgement:
     """Raises Internal when the score is none."""
+    thresholds = card.thresholds
     return Judgement(
         score=scored.score,
-        threshold=card.threshold,
-        verdict=verdict_of(scored.score, card.threshold),
+        threshold=thresholds.defective_from,
+        qualified_below=thresholds.qualified_below if thresholds.band else None,
+        verdict=verdict_of(scored.score, thresholds),
         model=card.name,
         model_version=card.version,
     )

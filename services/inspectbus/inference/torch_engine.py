@@ -8,8 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 
+from inspectbus.domain.calibration import scored
 from inspectbus.domain.model_version import ModelCard
 from inspectbus.errors import NotPossibleNow
 from inspectbus.inference.engine import Images, Scores
@@ -38,8 +40,7 @@ class TorchEngine:
         with torch.inference_mode(), torch.autocast(self._device.type, enabled=on_cuda):
             logits = self._network(torch.from_numpy(images).to(self._device))
         # Outside autocast: half precision is for the network, not for the score that meets a threshold.
-        scores: Scores = torch.sigmoid(logits / self._calibration.temperature + self._calibration.bias).cpu().numpy()
-        return scores
+        return scored(logits.float().cpu().numpy(), self._calibration).astype(np.float32)
 
 
 def chosen_device(device: Literal["auto", "cpu", "cuda"]) -> torch.device:

@@ -223,6 +223,7 @@ def _prepared_frame(frame: Frame, prepared: Prepared, pixels: Pixels, received_a
         model_alias=recipe.model_alias,
         preparation_hash=prepared.preparation_hash,
         threshold_override=recipe.threshold,
+        qualified_below_override=recipe.qualified_below,
         received_at=received_at,
         prepared_at=_now(),
     )

@@ -115,10 +115,15 @@ def read_decision(body: bytes) -> Decision:
         raise BadField(f"{decision.revision} is beyond the {MAX_REVISION} revisions of a frame", field="revision")
     for moment, at in decision.timings.ListFields():
         _check_moment(at, f"timings.{moment.name}")
-    for field in ("score", "threshold"):
+    for field in ("score", "threshold", "qualified_below"):
         # Spelt so that a NaN, which compares as False, is refused too.
         if not 0 <= getattr(decision, field) <= 1:
             raise BadField(f"{field} is 0 to 1, not {getattr(decision, field)}", field=field)
+    if decision.qualified_below > decision.threshold:
+        raise BadField(
+            f"qualified_below is {decision.qualified_below}, above the threshold {decision.threshold}",
+            field="qualified_below",
+        )
     return decision
 
 

@@ -17,9 +17,11 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
+from inspectbus.domain.calibration import scored
 from inspectbus.domain.model_version import ModelCard
 from inspectbus.domain.preparation import Preparation
 from inspectbus.domain.scores import Confusion
+from inspectbus.domain.thresholds import Thresholds
 from inspectbus.errors import BadField
 from inspectbus.imaging.decoding import decode
 from inspectbus.imaging.preparation import prepare
@@ -27,8 +29,8 @@ from inspectbus.networks.classifier import Classifier
 from inspectbus.networks.trained import load_trained
 from inspectbus.stores.datasets import Item, Label
 from inspectbus.stores.models import read_card
+from inspectbus.training.calibration import Floats, Labels, expected_calibration_error
 from inspectbus.training.plan import Cancelled
-from inspectbus.training.threshold import Floats, Labels, scored
 
 log = structlog.get_logger(__name__)
 
@@ -41,10 +43,11 @@ class Evaluation:
 
     model: str
     version: str
-    threshold: float
+    thresholds: Thresholds
     confusion: Confusion
     average_precision: float | None
     """None where only one class was seen."""
+    expected_calibration_error: float
     unreadable: int
     """Images that could not be judged; they enter no score."""
 
@@ -60,6 +63,7 @@ class Evaluation:
             "escape": found.escape,
             "overkill": found.overkill,
             "average_precision": self.average_precision,
+            "expected_calibration_error": self.expected_calibration_error,
         }
 
 
@@ -114,13 +118,17 @@ def labels_of(items: Sequence[Item]) -> Labels:
     return np.array([item.label is Label.DEFECTIVE for item in items], dtype=np.int64)
 
 
-def confusion_of(labels: Labels, scores: Floats, threshold: float) -> Confusion:
-    called = scores >= threshold
+def confusion_of(labels: Labels, scores: Floats, thresholds: Thresholds) -> Confusion:
+    """Counts as the line would judge: what lies between the thresholds is held."""
+    called, passed = scores >= thresholds.defective_from, scores < thresholds.qualified_below
+    held = ~called & ~passed
     return Confusion(
         true_positives=int((called & (labels == 1)).sum()),
         false_positives=int((called & (labels == 0)).sum()),
-        true_negatives=int((~called & (labels == 0)).sum()),
-        false_negatives=int((~called & (labels == 1)).sum()),
+        true_negatives=int((passed & (labels == 0)).sum()),
+        false_negatives=int((passed & (labels == 1)).sum()),
+        held_defective=int((held & (labels == 1)).sum()),
+        held_good=int((held & (labels == 0)).sum()),
     )
 
 
@@ -129,9 +137,10 @@ def _evaluation(card: ModelCard, labels: Labels, scores: Floats, unreadable: int
     return Evaluation(
         model=card.name,
         version=card.version,
-        threshold=card.threshold,
-        confusion=confusion_of(labels, scores, card.threshold),
+        thresholds=card.thresholds,
+        confusion=confusion_of(labels, scores, card.thresholds),
         average_precision=float(average_precision_score(labels, scores)) if both else None,
+        expected_calibration_error=expected_calibration_error(labels, scores),
         unreadable=unreadable,
     )
 

@@ -16,10 +16,11 @@ from sqlalchemy import Connection, Engine, Row, Table, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from inspectbus.domain.model_version import ModelCard
-from inspectbus.errors import NotFound
+from inspectbus.errors import NotFound, NotPossibleNow
 from inspectbus.stores.database import reading
 from inspectbus.stores.models import ModelStore
 from inspectbus.training.tables import model_aliases, model_versions, now_us
+from inspectbus.training.validation import MAX_FILE_BYTES, VALIDATION_FILE, Validation, read_validation
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,20 @@ class Registry:
             if version is None:
                 raise NotFound(f"no version of model {name} carries the alias {alias}", field="alias")
             return self._get(connection, name, version)
+
+    def validation(self, found: RegisteredModel) -> Validation:
+        """What it said of its validation images.
+
+        Raises NotPossibleNow for a version made before that was kept, CorruptModel, or ModelNotReady when the store is
+        away.
+        """
+        card = ModelCard.model_validate_json(found.card_json)
+        if VALIDATION_FILE not in card.files:
+            raise NotPossibleNow(
+                f"model version {found.version} was made before validation scores were kept; train it again",
+                field="version",
+            )
+        return read_validation(self._store.read(card, VALIDATION_FILE, MAX_FILE_BYTES))
 
     @staticmethod
     def _get(connection: Connection, name: str, version: str) -> RegisteredModel:

@@ -13,6 +13,7 @@ from inspectbus.api.v1 import model_pb2, model_pb2_grpc, training_pb2, training_
 from inspectbus.domain.names import checked_name
 from inspectbus.errors import BadField
 from inspectbus.runtime.identity import caller
+from inspectbus.training.advice_messages import advised
 from inspectbus.training.aliases import AliasChange, Aliases
 from inspectbus.training.jobs import Job, Jobs, JobState
 from inspectbus.training.registry import RegisteredModel, Registry
@@ -82,22 +83,27 @@ class ModelRpc(model_pb2_grpc.ModelServiceServicer):
         return model_pb2.ListModelsResponse(models=[_model(found) for found in self._registry.list_models(name)])
 
     def GetModel(self, request: model_pb2.GetModelRequest, context: grpc.ServicerContext) -> model_pb2.GetModelResponse:
+        return model_pb2.GetModelResponse(model=_model(self._asked(request)))
+
+    def AdviseThreshold(
+        self, request: model_pb2.AdviseThresholdRequest, context: grpc.ServicerContext
+    ) -> model_pb2.AdviseThresholdResponse:
+        found = self._asked(request)
+        return advised(found, self._registry.validation(found), request)
+
+    def _asked(self, request: model_pb2.GetModelRequest | model_pb2.AdviseThresholdRequest) -> RegisteredModel:
         name = checked_name(request.name, "name")
         which = request.WhichOneof("which")
-        if request.HasField("at") and which != "alias":
+        if isinstance(request, model_pb2.GetModelRequest) and request.HasField("at") and which != "alias":
             raise BadField("a version is the same at every moment: name an alias", field="at")
         if which == "alias":
             alias = checked_name(request.alias, "alias")
-            if request.HasField("at"):
-                version = self._aliases.named_at(name, alias, _moment(request.at))
-                found = self._registry.get_version(name, version)
-            else:
-                found = self._registry.get_alias(name, alias)
-        elif which == "version":
-            found = self._registry.get_version(name, request.version)
-        else:
-            raise BadField("say which: a version, or an alias such as 'production'", field="which")
-        return model_pb2.GetModelResponse(model=_model(found))
+            if isinstance(request, model_pb2.GetModelRequest) and request.HasField("at"):
+                return self._registry.get_version(name, self._aliases.named_at(name, alias, _moment(request.at)))
+            return self._registry.get_alias(name, alias)
+        if which == "version":
+            return self._registry.get_version(name, request.version)
+        raise BadField("say which: a version, or an alias such as 'production'", field="which")
 
     def SetAlias(self, request: model_pb2.SetAliasRequest, context: grpc.ServicerContext) -> model_pb2.SetAliasResponse:
         change = self._aliases.set(

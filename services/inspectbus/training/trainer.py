@@ -3,7 +3,7 @@
 items ─> read and checked ─> validation part cut off
       ─> features.extract, lower part frozen, cached (upper), or pixels.load (whole) ─> fitting.fit
       ─> weights written, read back ─> validation images judged from their pixels ─> calibration, threshold
-      ─> pinned images, card ─> a version folder
+      ─> validation scores, pinned images, card ─> a version folder
 
 It is given the training part only, so nothing can be chosen by the held-out part.
 """
@@ -28,6 +28,7 @@ import torch
 from safetensors.torch import save_file
 from sklearn.metrics import average_precision_score
 
+from inspectbus.domain.calibration import scored
 from inspectbus.domain.model_version import (
     WEIGHTS_FILE,
     Calibration,
@@ -36,6 +37,7 @@ from inspectbus.domain.model_version import (
     PinnedImage,
 )
 from inspectbus.domain.preparation import Preparation
+from inspectbus.domain.thresholds import Thresholds
 from inspectbus.errors import BadField, Internal
 from inspectbus.imaging.decoding import decode
 from inspectbus.imaging.preparation import prepare
@@ -45,13 +47,14 @@ from inspectbus.networks.trained import load_trained
 from inspectbus.stores.datasets import Dataset, Item, cut, fingerprint
 from inspectbus.stores.models import read_card, write_card
 from inspectbus.training.allocator import freed_memory_kept
+from inspectbus.training.calibration import Floats, calibrate
 from inspectbus.training.checkpoint import Checkpoint
 from inspectbus.training.evaluation import confusion_of, judged, labels_of, logits_of
 from inspectbus.training.features import FeatureCache, cut_network, extract
 from inspectbus.training.fitting import METHOD, WHOLE, Epoch, Source, Upper, fit
 from inspectbus.training.pixels import from_pixels, load
 from inspectbus.training.plan import Cancelled, Plan, Progress
-from inspectbus.training.threshold import Floats, calibrate, scored, stable_threshold
+from inspectbus.training.threshold import stable_threshold
 from inspectbus.training.validation import write_validation
 
 log = structlog.get_logger(__name__)
@@ -67,7 +70,14 @@ MAPS = 12_000
 FLIP_VIEWS = {False: 2, True: 4}
 """Flips of an image, by whether it may be turned: left-right alone, or up-down too."""
 PINNED = 6
-_SOURCES = ("imaging/decoding.py", "imaging/preparation.py", "networks", "stores/datasets", "training")
+_SOURCES = (
+    "domain/calibration.py",
+    "imaging/decoding.py",
+    "imaging/preparation.py",
+    "networks",
+    "stores/datasets",
+    "training",
+)
 """What decides which weights come out, besides data and seed."""
 
 
@@ -287,10 +297,10 @@ def _finish(
     logits = np.array(found)
     if not np.isfinite(logits).all():
         raise Internal("the trained network gives scores that are no numbers; train with another seed or backbone")
-    calibration = calibrate(labels, logits)
+    calibration = calibrate(labels, logits, plan.seed)
     scores = scored(logits, calibration)
     threshold = stable_threshold(labels, scores, plan.seed)
-    confusion = confusion_of(labels, scores, threshold)
+    confusion = confusion_of(labels, scores, Thresholds(threshold, threshold))
 
     way.stage("registering", PINNED)
     pinned = []

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from inspectbus.errors import CorruptModel
 from inspectbus.stores.datasets import Item
-from inspectbus.training.threshold import Floats, Labels
+from inspectbus.training.calibration import Floats, Labels
 
 VALIDATION_FILE = "validation.csv"
 MAX_FILE_BYTES = 64 * 1024**2
@@ -93,7 +93,8 @@ class Comparison:
 
 def write_validation(folder: Path, items: Sequence[tuple[Item, str]], labels: Labels, scores: Floats) -> None:
     """Writes validation.csv, of items with the sha256 of their bytes. The card must name it like every other file."""
-    with (folder / VALIDATION_FILE).open("w", encoding="utf-8", newline="") as file:
+    # A file name need not be text; it is here to be read by people.
+    with (folder / VALIDATION_FILE).open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         out = csv.writer(file, lineterminator="\n")
         out.writerow(COLUMNS)
         for (item, sha256), label, score in zip(items, labels, scores, strict=True):

@@ -18,6 +18,7 @@ import pytest
 from inspectbus.api.v1.decision_pb2 import (
     HOLD_REASON_ERROR,
     HOLD_REASON_NO_MODEL,
+    HOLD_REASON_UNCERTAIN_SCORE,
     VERDICT_DEFECTIVE,
     VERDICT_HOLD,
     VERDICT_QUALIFIED,
@@ -36,7 +37,7 @@ from inspectbus.stores.frames import FrameStore, evidence_key, original_key
 from inspectbus.stores.models import read_card
 from tests.doubles.inference_service import PATIENCE_S, Running, TouchyEngine, running
 from tests.doubles.prepared_frames import prepared_frame
-from tests.doubles.tiny_model import BRIGHT, DARK
+from tests.doubles.tiny_model import BRIGHT, DARK, tiny_version
 
 Open = Callable[..., Running]
 BETWEEN = 127
@@ -99,6 +100,59 @@ def test_the_recipes_threshold_wins_and_is_recorded(start: Open, version: Path) 
     decisions = line.judge(strict, lenient)
     assert [one.verdict for one in decisions] == [VERDICT_DEFECTIVE, VERDICT_QUALIFIED]
     assert [one.threshold for one in decisions] == [0.001, 0.999]
+
+
+def test_a_score_between_the_versions_thresholds_is_held_as_uncertain_with_all_that_was_measured(
+    start: Open, tmp_path: Path
+) -> None:
+    version = tiny_version(tmp_path, threshold=0.98, qualified_below=0.02)
+    frame = prepared_frame(BETWEEN)
+    dark, between, bright = start(model_dir=version).judge(prepared_frame(DARK), frame, prepared_frame(BRIGHT))
+
+    assert (dark.verdict, bright.verdict) == (VERDICT_QUALIFIED, VERDICT_DEFECTIVE)
+    assert held(between, HOLD_REASON_UNCERTAIN_SCORE, f"{between.score:.4f}", "0.98", "qualified below 0.02")
+    assert 0.02 <= between.score < 0.98
+    assert between.evidence.prepared_key == evidence_key("line-1", "top", frame.frame.frame_id, "prepared", "png")
+    for decision in (dark, between, bright):
+        assert (decision.qualified_below, decision.threshold) == (0.02, 0.98)
+        assert decision.model_version == version.name
+        assert decision.timings.decided_at.ToNanoseconds() >= decision.timings.inferred_at.ToNanoseconds() > 0
+
+
+def test_without_a_band_no_lower_threshold_is_recorded(start: Open, version: Path) -> None:
+    (decision,) = start(model_dir=version).judge(prepared_frame(BETWEEN))
+    assert not decision.HasField("qualified_below")
+
+
+def test_the_recipes_band_wins_and_its_threshold_alone_leaves_no_band(start: Open, tmp_path: Path) -> None:
+    line = start(model_dir=tiny_version(tmp_path, threshold=0.98, qualified_below=0.02))
+    narrow, lone = prepared_frame(BETWEEN), prepared_frame(BETWEEN)
+    narrow.qualified_below_override, narrow.threshold_override = 0.0, 0.001
+    lone.threshold_override = 0.99
+    of_narrow, of_lone = line.judge(narrow, lone)
+    assert (of_narrow.verdict, of_narrow.qualified_below, of_narrow.threshold) == (VERDICT_DEFECTIVE, 0.0, 0.001)
+    assert (of_lone.verdict, of_lone.HasField("qualified_below")) == (VERDICT_QUALIFIED, False)
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper", "words"),
+    [
+        (0.6, 0.5, "above the threshold 0.5"),
+        (float("nan"), 0.5, "qualified_below_override"),
+        (-0.1, 0.5, "qualified_below_override"),
+        (0.2, 1.5, "threshold_override"),
+        (0.2, None, "stands alone"),
+    ],
+)
+def test_a_band_that_is_none_holds_the_frame(
+    start: Open, version: Path, lower: float, upper: float | None, words: str
+) -> None:
+    frame = prepared_frame(DARK)
+    frame.qualified_below_override = lower
+    if upper is not None:
+        frame.threshold_override = upper
+    (decision,) = start(model_dir=version).judge(frame)
+    assert held(decision, HOLD_REASON_ERROR, words)
 
 
 @pytest.mark.parametrize("threshold", [float("nan"), -0.1, 1.1, float("inf")])

@@ -12,7 +12,7 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
-from inspectbus.api.v1.decision_pb2 import VERDICT_DEFECTIVE, VERDICT_QUALIFIED
+from inspectbus.api.v1.decision_pb2 import VERDICT_DEFECTIVE, VERDICT_HOLD, VERDICT_QUALIFIED
 from inspectbus.api.v1.inference_pb2 import InferRequest, InferResponse, InferStreamRequest, Judgement
 from inspectbus.api.v1.prepared_frame_pb2 import Pixels
 from inspectbus.bus import Lane, connect, topics
@@ -26,7 +26,7 @@ from inspectbus.stores.models import ModelStore, read_card
 from tests.doubles.inference_service import PATIENCE_S, Running, TouchyEngine
 from tests.doubles.model_owner import model_owner
 from tests.doubles.prepared_frames import prepared_frame
-from tests.doubles.tiny_model import BRIGHT, DARK, SIDE, flat_image
+from tests.doubles.tiny_model import BRIGHT, DARK, SIDE, flat_image, tiny_version
 
 Open = Callable[..., Running]
 BETWEEN = 127
@@ -60,12 +60,21 @@ def test_an_image_is_judged_and_leaves_no_record(start: Open, version: Path) -> 
     assert line.decided.empty()
 
 
+def test_a_score_between_the_thresholds_is_held_and_the_engine_tells_both(start: Open, tmp_path: Path) -> None:
+    line = start(model_dir=tiny_version(tmp_path, threshold=0.98, qualified_below=0.02))
+    engine = line.wait_ready()
+    dark, between, bright = (infer(line, level) for level in (DARK, 127, BRIGHT))
+    assert [each.verdict for each in (dark, between, bright)] == [VERDICT_QUALIFIED, VERDICT_HOLD, VERDICT_DEFECTIVE]
+    assert (engine.qualified_below, engine.threshold) == (between.qualified_below, between.threshold) == (0.02, 0.98)
+
+
 def test_the_engine_tells_what_it_runs(start: Open, version: Path) -> None:
     line = start(model_dir=version, queue_limit=77)
     engine = line.wait_ready()
     assert (engine.model, engine.model_version) == ("tiny", version.name)
     assert engine.preparation_hash == Preparation(width=SIDE, height=SIDE).hash
     assert engine.threshold == 0.5
+    assert not engine.HasField("qualified_below")
     assert engine.engine.startswith("torch ")
     assert engine.device == "cpu"
     assert engine.queue_limit == 77

@@ -71,6 +71,15 @@ def test_calibration_is_applied(tmp_path: Path) -> None:
     assert engine.infer(flat_image(BRIGHT)[None])[0] == pytest.approx(1 / (1 + np.exp(-(4 / 2 - 0.5))), abs=1e-4)
 
 
+def test_the_knots_of_a_calibration_are_applied(tmp_path: Path) -> None:
+    calibration = Calibration(knots=((0, 0.1), (0.5, 0.2), (1, 0.7)))
+    engine, card = opened(tiny_version(tmp_path, calibration=calibration))
+    check_pinned(engine, tmp_path / card.version, card, 4)
+    sure = 1 / (1 + np.exp(-4))
+    found = engine.infer(np.stack([flat_image(BRIGHT), flat_image(DARK)]))
+    assert found.tolist() == pytest.approx([0.2 + (sure - 0.5), 0.1 + 0.2 * (1 - sure)], abs=1e-4)
+
+
 def test_an_image_is_judged_alike_whatever_shares_its_batch(made: Path) -> None:
     engine, _ = opened(made)
     noise = np.random.default_rng(0).integers(0, 256, (8, SIDE, SIDE, 3), dtype=np.uint8)

@@ -71,7 +71,18 @@ def test_a_recipe_without_a_threshold_overrides_nothing(line: Line) -> None:
 
     line.send(a_frame())
 
-    assert not line.prepared.get(timeout=PATIENCE_S)[1].HasField("threshold_override")
+    prepared = line.prepared.get(timeout=PATIENCE_S)[1]
+    assert not prepared.HasField("threshold_override")
+    assert not prepared.HasField("qualified_below_override")
+
+
+def test_a_recipes_band_goes_with_the_frame(line: Line) -> None:
+    line.put_recipe("name: cells\nmodel: cells\nthreshold: 0.75\nqualified_below: 0.25\n")
+
+    line.send(a_frame())
+
+    prepared = line.prepared.get(timeout=PATIENCE_S)[1]
+    assert (prepared.qualified_below_override, prepared.threshold_override) == (0.25, 0.75)
 
 
 def test_a_frame_of_the_backlog_stays_in_the_backlog(line: Line) -> None:

@@ -99,6 +99,8 @@ def test_a_valid_decision_is_read_with_its_id_in_canonical_form(decide: Decide) 
         ({"score": float("nan")}, "score"),
         ({"score": 1.01}, "score"),
         ({"threshold": float("inf")}, "threshold"),
+        ({"threshold": 0.5, "qualified_below": 0.6}, "qualified_below"),
+        ({"qualified_below": float("nan")}, "qualified_below"),
         ({"model": ""}, "model"),
         ({"model_version": ""}, "model_version"),
         ({"truth": 5}, "truth"),

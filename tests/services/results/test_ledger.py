@@ -110,6 +110,7 @@ def test_a_second_judging_of_the_same_image_is_a_duplicate(
         {"verdict": DEFECTIVE},
         {"score": 0.21},
         {"threshold": 0.4},
+        {"qualified_below": 0.1},
         {"model": "wafer"},
         {"model_version": "ffffffffffffffff"},
         {"recipe_version": 4},

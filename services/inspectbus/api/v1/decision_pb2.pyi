@@ -202,6 +202,7 @@ class Decision(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     IMAGE_KEY_FIELD_NUMBER: _builtins.int
     PIXELS_KEY_FIELD_NUMBER: _builtins.int
+    QUALIFIED_BELOW_FIELD_NUMBER: _builtins.int
     frame_id: _builtins.str
     line: _builtins.str
     station: _builtins.str
@@ -228,6 +229,10 @@ class Decision(_message.Message):
     """Where the original rested while the frame travelled; empty when it travelled inside the messages."""
     pixels_key: _builtins.str
     """Where the prepared pixels rested on their way to inference; empty when they travelled inside the message."""
+    qualified_below: _builtins.float
+    """A score below it is QUALIFIED, one between it and `threshold` HOLD for UNCERTAIN_SCORE. Unset: the threshold alone
+    divides.
+    """
     @_builtins.property
     def hold(self) -> Global___Hold:
         """Set exactly when the verdict is HOLD."""
@@ -266,15 +271,20 @@ class Decision(_message.Message):
         revision: _builtins.int = ...,
         image_key: _builtins.str = ...,
         pixels_key: _builtins.str = ...,
+        qualified_below: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "_threshold", b"_threshold", "evidence", b"evidence", "hold", b"hold", "quality", b"quality", "score", b"score", "threshold", b"threshold", "timings", b"timings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_qualified_below", b"_qualified_below", "_score", b"_score", "_threshold", b"_threshold", "evidence", b"evidence", "hold", b"hold", "qualified_below", b"qualified_below", "quality", b"quality", "score", b"score", "threshold", b"threshold", "timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "_threshold", b"_threshold", "evidence", b"evidence", "frame_id", b"frame_id", "hold", b"hold", "image_key", b"image_key", "line", b"line", "lot_id", b"lot_id", "model", b"model", "model_version", b"model_version", "part_id", b"part_id", "pixels_key", b"pixels_key", "preparation_hash", b"preparation_hash", "product", b"product", "quality", b"quality", "recipe", b"recipe", "recipe_version", b"recipe_version", "revision", b"revision", "run_id", b"run_id", "score", b"score", "sequence", b"sequence", "source_item", b"source_item", "station", b"station", "threshold", b"threshold", "timings", b"timings", "truth", b"truth", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_qualified_below", b"_qualified_below", "_score", b"_score", "_threshold", b"_threshold", "evidence", b"evidence", "frame_id", b"frame_id", "hold", b"hold", "image_key", b"image_key", "line", b"line", "lot_id", b"lot_id", "model", b"model", "model_version", b"model_version", "part_id", b"part_id", "pixels_key", b"pixels_key", "preparation_hash", b"preparation_hash", "product", b"product", "qualified_below", b"qualified_below", "quality", b"quality", "recipe", b"recipe", "recipe_version", b"recipe_version", "revision", b"revision", "run_id", b"run_id", "score", b"score", "sequence", b"sequence", "source_item", b"source_item", "station", b"station", "threshold", b"threshold", "timings", b"timings", "truth", b"truth", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__qualified_below: _TypeAlias = _typing.Literal["qualified_below"]  # noqa: Y015
+    _WhichOneofArgType__qualified_below: _TypeAlias = _typing.Literal["_qualified_below", b"_qualified_below"]  # noqa: Y015
     _WhichOneofReturnType__score: _TypeAlias = _typing.Literal["score"]  # noqa: Y015
     _WhichOneofArgType__score: _TypeAlias = _typing.Literal["_score", b"_score"]  # noqa: Y015
     _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
     _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__qualified_below) -> _WhichOneofReturnType__qualified_below | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__score) -> _WhichOneofReturnType__score | None: ...
     @_typing.overload

@@ -57,12 +57,15 @@ class Judgement(_message.Message):
     VERDICT_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    QUALIFIED_BELOW_FIELD_NUMBER: _builtins.int
     score: _builtins.float
     """Calibrated score of being defective, 0 to 1."""
     threshold: _builtins.float
     verdict: _decision_pb2.Verdict.ValueType
     model: _builtins.str
     model_version: _builtins.str
+    qualified_below: _builtins.float
+    """The lower end of the band whose upper end is `threshold`; a score in it is HOLD. Unset: no band."""
     def __init__(
         self,
         *,
@@ -71,12 +74,15 @@ class Judgement(_message.Message):
         verdict: _decision_pb2.Verdict.ValueType = ...,
         model: _builtins.str = ...,
         model_version: _builtins.str = ...,
+        qualified_below: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_qualified_below", b"_qualified_below", "qualified_below", b"qualified_below"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "model_version", b"model_version", "score", b"score", "threshold", b"threshold", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_qualified_below", b"_qualified_below", "model", b"model", "model_version", b"model_version", "qualified_below", b"qualified_below", "score", b"score", "threshold", b"threshold", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__qualified_below: _TypeAlias = _typing.Literal["qualified_below"]  # noqa: Y015
+    _WhichOneofArgType__qualified_below: _TypeAlias = _typing.Literal["_qualified_below", b"_qualified_below"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__qualified_below) -> _WhichOneofReturnType__qualified_below | None: ...
 
 Global___Judgement: _TypeAlias = Judgement  # noqa: Y015
 
@@ -204,6 +210,7 @@ class GetEngineResponse(_message.Message):
     BATCHES_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
     QUEUE_LIMIT_FIELD_NUMBER: _builtins.int
+    QUALIFIED_BELOW_FIELD_NUMBER: _builtins.int
     ready: _builtins.bool
     """False while no model version is loaded; `detail` says why."""
     detail: _builtins.str
@@ -216,6 +223,8 @@ class GetEngineResponse(_message.Message):
     waiting: _builtins.int
     """Images waiting now, and how many may wait."""
     queue_limit: _builtins.int
+    qualified_below: _builtins.float
+    """Unset: the threshold alone divides."""
     @_builtins.property
     def loaded_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -237,11 +246,14 @@ class GetEngineResponse(_message.Message):
         batches: _abc.Mapping[_builtins.int, _builtins.int] | None = ...,
         waiting: _builtins.int = ...,
         queue_limit: _builtins.int = ...,
+        qualified_below: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["loaded_at", b"loaded_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_qualified_below", b"_qualified_below", "loaded_at", b"loaded_at", "qualified_below", b"qualified_below"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches", "detail", b"detail", "device", b"device", "engine", b"engine", "loaded_at", b"loaded_at", "model", b"model", "model_version", b"model_version", "preparation_hash", b"preparation_hash", "queue_limit", b"queue_limit", "ready", b"ready", "threshold", b"threshold", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_qualified_below", b"_qualified_below", "batches", b"batches", "detail", b"detail", "device", b"device", "engine", b"engine", "loaded_at", b"loaded_at", "model", b"model", "model_version", b"model_version", "preparation_hash", b"preparation_hash", "qualified_below", b"qualified_below", "queue_limit", b"queue_limit", "ready", b"ready", "threshold", b"threshold", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__qualified_below: _TypeAlias = _typing.Literal["qualified_below"]  # noqa: Y015
+    _WhichOneofArgType__qualified_below: _TypeAlias = _typing.Literal["_qualified_below", b"_qualified_below"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__qualified_below) -> _WhichOneofReturnType__qualified_below | None: ...
 
 Global___GetEngineResponse: _TypeAlias = GetEngineResponse  # noqa: Y015

@@ -350,3 +350,150 @@ class ListAliasHistoryResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListAliasHistoryResponse: _TypeAlias = ListAliasHistoryResponse  # noqa: Y015
+
+@_typing.final
+class AdviseThresholdRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    ALIAS_FIELD_NUMBER: _builtins.int
+    ESCAPE_PPM_FIELD_NUMBER: _builtins.int
+    HELD_LIMIT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    version: _builtins.str
+    alias: _builtins.str
+    escape_ppm: _builtins.float
+    """Defective parts that may pass, in a million defective parts: above 0, below a million."""
+    held_limit: _builtins.float
+    """Good parts that may be held, as a share of all good parts, 0 to 1. 0: no band, one threshold."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        version: _builtins.str = ...,
+        alias: _builtins.str = ...,
+        escape_ppm: _builtins.float = ...,
+        held_limit: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "version", b"version", "which", b"which"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "escape_ppm", b"escape_ppm", "held_limit", b"held_limit", "name", b"name", "version", b"version", "which", b"which"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_which: _TypeAlias = _typing.Literal["version", "alias"]  # noqa: Y015
+    _WhichOneofArgType_which: _TypeAlias = _typing.Literal["which", b"which"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_which) -> _WhichOneofReturnType_which | None: ...
+
+Global___AdviseThresholdRequest: _TypeAlias = AdviseThresholdRequest  # noqa: Y015
+
+@_typing.final
+class BoundedShare(_message.Message):
+    """A share of parts, 0 to 1."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEEN_FIELD_NUMBER: _builtins.int
+    AT_MOST_FIELD_NUMBER: _builtins.int
+    seen: _builtins.float
+    """Among the validation images."""
+    at_most: _builtins.float
+    """Upper bound for all parts like them, 95 % confidence."""
+    def __init__(
+        self,
+        *,
+        seen: _builtins.float = ...,
+        at_most: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_most", b"at_most", "seen", b"seen"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BoundedShare: _TypeAlias = BoundedShare  # noqa: Y015
+
+@_typing.final
+class ThresholdAdvice(_message.Message):
+    """Two thresholds, and what they give."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUALIFIED_BELOW_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    ESCAPE_FIELD_NUMBER: _builtins.int
+    OVERKILL_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
+    HELD_DEFECTIVE_FIELD_NUMBER: _builtins.int
+    qualified_below: _builtins.float
+    """As a recipe names them. Equal where nothing is held."""
+    threshold: _builtins.float
+    held_defective: _builtins.float
+    """Defective validation images that are held, of all defective ones; no bound."""
+    @_builtins.property
+    def escape(self) -> Global___BoundedShare:
+        """Defective parts that pass, of all defective parts."""
+
+    @_builtins.property
+    def overkill(self) -> Global___BoundedShare:
+        """Good parts that are rejected, of all good parts."""
+
+    @_builtins.property
+    def held(self) -> Global___BoundedShare:
+        """Good parts that are held, of all good parts."""
+
+    def __init__(
+        self,
+        *,
+        qualified_below: _builtins.float = ...,
+        threshold: _builtins.float = ...,
+        escape: Global___BoundedShare | None = ...,
+        overkill: Global___BoundedShare | None = ...,
+        held: Global___BoundedShare | None = ...,
+        held_defective: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["escape", b"escape", "held", b"held", "overkill", b"overkill"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["escape", b"escape", "held", b"held", "held_defective", b"held_defective", "overkill", b"overkill", "qualified_below", b"qualified_below", "threshold", b"threshold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ThresholdAdvice: _TypeAlias = ThresholdAdvice  # noqa: Y015
+
+@_typing.final
+class AdviseThresholdResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    ADVICE_FIELD_NUMBER: _builtins.int
+    CURVE_FIELD_NUMBER: _builtins.int
+    GOOD_FIELD_NUMBER: _builtins.int
+    DEFECTIVE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    version: _builtins.str
+    good: _builtins.int
+    """Validation images."""
+    defective: _builtins.int
+    @_builtins.property
+    def advice(self) -> Global___ThresholdAdvice: ...
+    @_builtins.property
+    def curve(self) -> _containers.RepeatedCompositeFieldContainer[Global___ThresholdAdvice]:
+        """What other escape limits would give, from the lowest that can be shown upward; the limit is `escape.at_most`."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        version: _builtins.str = ...,
+        advice: Global___ThresholdAdvice | None = ...,
+        curve: _abc.Iterable[Global___ThresholdAdvice] | None = ...,
+        good: _builtins.int = ...,
+        defective: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "curve", b"curve", "defective", b"defective", "good", b"good", "name", b"name", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdviseThresholdResponse: _TypeAlias = AdviseThresholdResponse  # noqa: Y015

@@ -60,6 +60,11 @@ class ModelServiceStub:
                 request_serializer=inspectbus_dot_api_dot_v1_dot_model__pb2.ListAliasHistoryRequest.SerializeToString,
                 response_deserializer=inspectbus_dot_api_dot_v1_dot_model__pb2.ListAliasHistoryResponse.FromString,
                 _registered_method=True)
+        self.AdviseThreshold = channel.unary_unary(
+                '/inspectbus.api.v1.ModelService/AdviseThreshold',
+                request_serializer=inspectbus_dot_api_dot_v1_dot_model__pb2.AdviseThresholdRequest.SerializeToString,
+                response_deserializer=inspectbus_dot_api_dot_v1_dot_model__pb2.AdviseThresholdResponse.FromString,
+                _registered_method=True)
 
 
 class ModelServiceServicer:
@@ -104,6 +109,18 @@ class ModelServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AdviseThreshold(self, request, context):
+        """Two thresholds for limits on escapes and held parts, and what they give, with bounds at 95 % confidence, from what the
+        version said of its validation images. Changes nothing: thresholds are set in a recipe. FAILED_PRECONDITION when so
+        few images cannot show a limit, with the number that it takes, and for a version that keeps no validation scores.
+
+        Each bound holds for itself, for a limit that was set before the curve was seen. No bound knows that the network's best
+        epoch was picked on the same images, or that the line's parts differ from them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ModelServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -131,6 +148,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.ListAliasHistory,
                     request_deserializer=inspectbus_dot_api_dot_v1_dot_model__pb2.ListAliasHistoryRequest.FromString,
                     response_serializer=inspectbus_dot_api_dot_v1_dot_model__pb2.ListAliasHistoryResponse.SerializeToString,
+            ),
+            'AdviseThreshold': grpc.unary_unary_rpc_method_handler(
+                    servicer.AdviseThreshold,
+                    request_deserializer=inspectbus_dot_api_dot_v1_dot_model__pb2.AdviseThresholdRequest.FromString,
+                    response_serializer=inspectbus_dot_api_dot_v1_dot_model__pb2.AdviseThresholdResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -269,6 +291,33 @@ class ModelService:
             '/inspectbus.api.v1.ModelService/ListAliasHistory',
             inspectbus_dot_api_dot_v1_dot_model__pb2.ListAliasHistoryRequest.SerializeToString,
             inspectbus_dot_api_dot_v1_dot_model__pb2.ListAliasHistoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AdviseThreshold(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inspectbus.api.v1.ModelService/AdviseThreshold',
+            inspectbus_dot_api_dot_v1_dot_model__pb2.AdviseThresholdRequest.SerializeToString,
+            inspectbus_dot_api_dot_v1_dot_model__pb2.AdviseThresholdResponse.FromString,
             options,
             channel_credentials,
             insecure,

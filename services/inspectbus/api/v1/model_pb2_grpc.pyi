@@ -48,6 +48,14 @@ class ModelServiceStub:
     """
     ListAliasHistory: _grpc.UnaryUnaryMultiCallable[_model_pb2.ListAliasHistoryRequest, _model_pb2.ListAliasHistoryResponse]
     """Every change of a model's aliases, newest first."""
+    AdviseThreshold: _grpc.UnaryUnaryMultiCallable[_model_pb2.AdviseThresholdRequest, _model_pb2.AdviseThresholdResponse]
+    """Two thresholds for limits on escapes and held parts, and what they give, with bounds at 95 % confidence, from what the
+    version said of its validation images. Changes nothing: thresholds are set in a recipe. FAILED_PRECONDITION when so
+    few images cannot show a limit, with the number that it takes, and for a version that keeps no validation scores.
+
+    Each bound holds for itself, for a limit that was set before the curve was seen. No bound knows that the network's best
+    epoch was picked on the same images, or that the line's parts differ from them.
+    """
 
 @_typing.type_check_only
 class ModelServiceAsyncStub(ModelServiceStub):
@@ -69,6 +77,14 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """
     ListAliasHistory: _aio.UnaryUnaryMultiCallable[_model_pb2.ListAliasHistoryRequest, _model_pb2.ListAliasHistoryResponse]  # type: ignore[assignment]
     """Every change of a model's aliases, newest first."""
+    AdviseThreshold: _aio.UnaryUnaryMultiCallable[_model_pb2.AdviseThresholdRequest, _model_pb2.AdviseThresholdResponse]  # type: ignore[assignment]
+    """Two thresholds for limits on escapes and held parts, and what they give, with bounds at 95 % confidence, from what the
+    version said of its validation images. Changes nothing: thresholds are set in a recipe. FAILED_PRECONDITION when so
+    few images cannot show a limit, with the number that it takes, and for a version that keeps no validation scores.
+
+    Each bound holds for itself, for a limit that was set before the curve was seen. No bound knows that the network's best
+    epoch was picked on the same images, or that the line's parts differ from them.
+    """
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
     """Which model versions exist and which one an alias names. Hosted by the training service."""
@@ -117,5 +133,19 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.ListAliasHistoryResponse, _abc.Awaitable[_model_pb2.ListAliasHistoryResponse]]:
         """Every change of a model's aliases, newest first."""
+
+    @_abc_1.abstractmethod
+    def AdviseThreshold(
+        self,
+        request: _model_pb2.AdviseThresholdRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_pb2.AdviseThresholdResponse, _abc.Awaitable[_model_pb2.AdviseThresholdResponse]]:
+        """Two thresholds for limits on escapes and held parts, and what they give, with bounds at 95 % confidence, from what the
+        version said of its validation images. Changes nothing: thresholds are set in a recipe. FAILED_PRECONDITION when so
+        few images cannot show a limit, with the number that it takes, and for a version that keeps no validation scores.
+
+        Each bound holds for itself, for a limit that was set before the curve was seen. No bound knows that the network's best
+        epoch was picked on the same images, or that the line's parts differ from them.
+        """
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -104,6 +104,7 @@ class PreparedFrame(_message.Message):
     THRESHOLD_OVERRIDE_FIELD_NUMBER: _builtins.int
     RECEIVED_AT_FIELD_NUMBER: _builtins.int
     PREPARED_AT_FIELD_NUMBER: _builtins.int
+    QUALIFIED_BELOW_OVERRIDE_FIELD_NUMBER: _builtins.int
     recipe: _builtins.str
     recipe_version: _builtins.int
     model: _builtins.str
@@ -113,6 +114,10 @@ class PreparedFrame(_message.Message):
     """Hash of the preparation these pixels went through. A model version that expects another refuses them."""
     threshold_override: _builtins.float
     """The recipe's own threshold; wins over the model version's and is recorded."""
+    qualified_below_override: _builtins.float
+    """The recipe's own lower end of the band between good and defective; never without `threshold_override`, its upper end.
+    Unset while that is set: no band.
+    """
     @_builtins.property
     def frame(self) -> _frame_pb2.Frame:
         """The original, bytes and all, so that evidence needs no second look-up."""
@@ -139,13 +144,19 @@ class PreparedFrame(_message.Message):
         threshold_override: _builtins.float | None = ...,
         received_at: _timestamp_pb2.Timestamp | None = ...,
         prepared_at: _timestamp_pb2.Timestamp | None = ...,
+        qualified_below_override: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_threshold_override", b"_threshold_override", "frame", b"frame", "pixels", b"pixels", "prepared_at", b"prepared_at", "quality", b"quality", "received_at", b"received_at", "threshold_override", b"threshold_override"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_qualified_below_override", b"_qualified_below_override", "_threshold_override", b"_threshold_override", "frame", b"frame", "pixels", b"pixels", "prepared_at", b"prepared_at", "qualified_below_override", b"qualified_below_override", "quality", b"quality", "received_at", b"received_at", "threshold_override", b"threshold_override"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_threshold_override", b"_threshold_override", "frame", b"frame", "model", b"model", "model_alias", b"model_alias", "pixels", b"pixels", "preparation_hash", b"preparation_hash", "prepared_at", b"prepared_at", "quality", b"quality", "received_at", b"received_at", "recipe", b"recipe", "recipe_version", b"recipe_version", "threshold_override", b"threshold_override"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_qualified_below_override", b"_qualified_below_override", "_threshold_override", b"_threshold_override", "frame", b"frame", "model", b"model", "model_alias", b"model_alias", "pixels", b"pixels", "preparation_hash", b"preparation_hash", "prepared_at", b"prepared_at", "qualified_below_override", b"qualified_below_override", "quality", b"quality", "received_at", b"received_at", "recipe", b"recipe", "recipe_version", b"recipe_version", "threshold_override", b"threshold_override"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__qualified_below_override: _TypeAlias = _typing.Literal["qualified_below_override"]  # noqa: Y015
+    _WhichOneofArgType__qualified_below_override: _TypeAlias = _typing.Literal["_qualified_below_override", b"_qualified_below_override"]  # noqa: Y015
     _WhichOneofReturnType__threshold_override: _TypeAlias = _typing.Literal["threshold_override"]  # noqa: Y015
     _WhichOneofArgType__threshold_override: _TypeAlias = _typing.Literal["_threshold_override", b"_threshold_override"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__qualified_below_override) -> _WhichOneofReturnType__qualified_below_override | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold_override) -> _WhichOneofReturnType__threshold_override | None: ...
 
 Global___PreparedFrame: _TypeAlias = PreparedFrame  # noqa: Y015
