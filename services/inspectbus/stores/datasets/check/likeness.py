@@ -68,7 +68,8 @@ def alike(
 ) -> list[Pair]:
     """Pairs of the same thing, likest first; with `sides`, a number for each sketch, only those across two sides.
 
-    Compares every picture with every other: 20,000 take seconds, 100,000 minutes. At most MAX_PAIRS are given.
+    Compares every picture with every other: 20,000 take half a minute and 320 MB on one free core, and the time grows
+    with the square. At most MAX_PAIRS are given.
     """
     # A picture without detail is like any other without detail, and says nothing of what it shows.
     places = np.flatnonzero([each.any() for each in sketches])
