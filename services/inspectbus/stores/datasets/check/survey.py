@@ -243,7 +243,7 @@ def _of_likeness(report: Report) -> Iterator[Finding]:
     yield Finding(
         "likeness",
         f"{_pairs(len(leaks))} of near duplicates on both sides of the split ({len(files)} images), such as "
-        f"{first.files[0]} and {first.files[1]}{turn} (likeness {first.likeness:.2f}): scores will be too good. Give "
+        f"{first.files[0]} and {first.files[1]}{turn} (likeness {first.likeness:.2f}): scores may be too good. Give "
         "both of a pair one group in a manifest",
         tuple(files),
     )
