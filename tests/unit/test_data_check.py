@@ -92,12 +92,16 @@ def test_one_class_far_larger_than_the_other_is_noted(tmp_path: Path) -> None:
 def test_images_without_labels_are_looked_at_too(tmp_path: Path) -> None:
     write_parts(tmp_path, ".", each=9)
     write(tmp_path, "again.png", picture(3))
+    write(tmp_path, "alike.jpg", encoded(picture(5), ".jpg"))
 
     report = checked(tmp_path)
 
-    assert report.labels == {"none": 10}
+    assert report.labels == {"none": 11}
     assert report.split == {}
-    assert [finding.about for finding in report.findings] == ["copies"]
+    (finding,) = report.findings
+    assert finding.says == "1 picture is there more than once, byte for byte, such as 003.png = again.png"
+    assert any("005.png and alike.jpg" in note for note in report.notes)
+    assert not any("side of the split" in note for note in report.notes)
 
 
 # --- files
@@ -152,14 +156,14 @@ def test_near_duplicates_across_the_split_are_found_and_shown(tmp_path: Path) ->
 
     (finding,) = report.findings
     assert finding.about == "likeness"
-    assert "2 pairs of near duplicates stand on both sides of the split (4 images)" in finding.says
+    assert "2 pairs of near duplicates on both sides of the split (4 images)" in finding.says
     pairs = {each.files: (each.turn, each.astride) for each in report.alike}
     assert pairs == {
         ("test/good/again.jpg", "train/good/003.png"): ("", True),
         ("test/defective/mirrored.png", "train/defective/004.png"): ("mirrored", True),
         ("train/good/007.png", "train/good/beside.png"): ("", False),
     }
-    assert any("1 pairs of near duplicates stand on one side" in note for note in report.notes)
+    assert any("1 pair of near duplicates on one side of the split" in note for note in report.notes)
 
 
 def test_near_duplicates_of_one_group_are_what_groups_are_for(tmp_path: Path) -> None:
@@ -187,6 +191,17 @@ def test_a_group_on_both_sides_names_all_its_files(tmp_path: Path) -> None:
 
     assert (finding.about, finding.files) == ("groups", ("test/good/001.png", "train/good/001.png"))
     assert "group 'p' stands on both sides" in finding.says
+
+
+def test_a_lot_in_both_halves_is_noted(tmp_path: Path) -> None:
+    write_parts(tmp_path, *HALVES, each=3)
+    names = [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*.png"))]
+    write_rows(tmp_path, [{"file": name, "lot": name[-5] if "good" in name else name} for name in names])
+
+    report = checked(tmp_path)
+
+    assert report.findings == []
+    assert any(note.startswith("3 lots are in both of the set's own halves, such as '0'") for note in report.notes)
 
 
 def test_a_set_too_small_to_cut_says_so(tmp_path: Path) -> None:

@@ -204,6 +204,11 @@ def _astride(dataset: Dataset) -> tuple[str, ...]:
     return tuple(item.name for item in dataset.items if item.group and len(halves[item.group]) > 1)
 
 
+def _lots_astride(dataset: Dataset) -> list[str]:
+    train, test = ({item.lot for item in dataset.items if item.lot and item.half == half} for half in ("train", "test"))
+    return sorted(train & test)
+
+
 def _of_copies(report: Report) -> Iterator[Finding]:
     conflicts = [each for each in report.copies if len(each.labels) > 1]
     if conflicts:
@@ -222,7 +227,7 @@ def _of_copies(report: Report) -> Iterator[Finding]:
     if others := [each for each in report.copies if not each.astride]:
         yield Finding(
             "copies",
-            f"{_times(len(others), 'picture')} there more than once on one side, byte for byte, "
+            f"{_times(len(others), 'picture')} there more than once{_on_one_side(report)}, byte for byte, "
             f"such as {' = '.join(others[0].files[:2])}",
             _files(others),
         )
@@ -237,8 +242,8 @@ def _of_likeness(report: Report) -> Iterator[Finding]:
     turn = f", {first.turn}" if first.turn else ""
     yield Finding(
         "likeness",
-        f"{len(leaks)} pairs of near duplicates stand on both sides of the split ({len(files)} images), such as "
-        f"{first.files[0]} and {first.files[1]}{turn} (likeness {first.likeness:.2f}): scores will be too good. Give "
+        f"{_pairs(len(leaks))} of near duplicates on both sides of the split ({len(files)} images), such as "
+        f"{first.files[0]} and {first.files[1]}{turn} (likeness {first.likeness:.2f}): scores may be too good. Give "
         "both of a pair one group in a manifest",
         tuple(files),
     )
@@ -312,14 +317,20 @@ def _notes(dataset: Dataset, report: Report) -> Iterator[str]:
     held_out = report.split.get("held out", {}).get(Label.DEFECTIVE, 0)
     if 0 < held_out < FEW:
         yield f"{held_out} defective images are held out: one of them moves the recall by {100 / held_out:.0f} points"
+    if lots := _lots_astride(dataset):
+        yield (
+            f"{_times(len(lots), 'lot')} in both of the set's own halves, such as {lots[0]!r}: scores on the test half "
+            "may not hold for the next lot"
+        )
     near = [each for each in report.alike if not each.same_group and not each.astride]
     if near:
         yield (
-            f"{len(near)} pairs of near duplicates stand on one side of the split, such as {near[0].files[0]} and "
-            f"{near[0].files[1]}: a validation part cut by image may have them on both of its sides"
+            f"{_pairs(len(near))} of near duplicates{_on_one_side(report)}, such as {near[0].files[0]} and "
+            f"{near[0].files[1]}: a part cut by image may have them on both of its sides"
         )
     if odds := [each for each in report.alike if each.labels[0] != each.labels[1]]:
-        yield f"{len(odds)} pairs of near duplicates have two labels, such as {odds[0].files[0]} and {odds[0].files[1]}"
+        one, other = odds[0].files
+        yield f"{_pairs(len(odds))} of near duplicates with two labels, such as {one} and {other}"
     if len(report.alike) >= MAX_PAIRS:
         yield f"the search for near duplicates ended at {MAX_PAIRS} pairs: there may be more"
     if report.images - len(report.unreadable) < MIN_PICTURES:
@@ -347,6 +358,14 @@ def _word(label: Label | None) -> str:
 
 def _times(count: int, noun: str) -> str:
     return f"1 {noun} is" if count == 1 else f"{count} {noun}s are"
+
+
+def _pairs(count: int) -> str:
+    return "1 pair" if count == 1 else f"{count} pairs"
+
+
+def _on_one_side(report: Report) -> str:
+    return " on one side of the split" if report.split else ""
 
 
 def _files(found: Sequence[Copies]) -> tuple[str, ...]:
