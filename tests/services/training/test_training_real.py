@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
+from inspectbus.api.v1 import model_pb2
 from inspectbus.api.v1 import training_pb2 as pb
 from inspectbus.domain.model_version import Architecture, ModelCard, Normalisation
 from inspectbus.networks.classifier import build
 from inspectbus.stores import models
-from tests.doubles.training_service import Service, open_training_service, render_parts
+from tests.doubles.training_service import PATIENCE_S, Service, open_training_service, render_parts
 
 BACKBONE = "test_efficientnet"
 
@@ -62,6 +63,12 @@ def test_a_real_training_gives_a_version_that_is_told_stored_and_recorded(real_s
     state_dir = real_service.settings.state_dir
     store = models.ModelStore(models.default_url(state_dir), state_dir / "fetched")
     assert models.read_card(store.fetch("plates", model.version)) == card
+
+    # and thresholds are advised by what it said of its validation part
+    asked = model_pb2.AdviseThresholdRequest(name="plates", alias="production", escape_ppm=9e5)
+    advised = real_service.models.AdviseThreshold(asked, timeout=PATIENCE_S)
+    assert (advised.good, advised.defective) == (card.data.validation_good, card.data.validation_defective)
+    assert 0 < advised.advice.escape.at_most <= 0.9
 
     # and nothing was learnt from the held-out quarter
     counts = card.data
