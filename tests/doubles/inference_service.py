@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import urllib.request
 import uuid
 from collections.abc import Iterator
@@ -50,6 +51,14 @@ class Running:
 
     def engine(self) -> GetEngineResponse:
         return self.stub.GetEngine(GetEngineRequest(), timeout=PATIENCE_S)
+
+    def waits(self, count: int) -> bool:
+        """Asks again and again, for as long as patience lasts, whether so many images wait."""
+        until_s = time.monotonic() + PATIENCE_S
+        while time.monotonic() < until_s:
+            if self.engine().waiting == count:
+                return True
+        return False
 
     def wait_ready(self) -> GetEngineResponse:
         """A frame from the bus waits for a first model, so its decision says that there is one."""
