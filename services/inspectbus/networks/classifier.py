@@ -44,12 +44,18 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 (N, H, W, 3) RGB to float32 logits (N,)."""
-        pixels = self.normalise(images)
+        return self.together(self.judge(self.backbone(self.seen(self.normalise(images)))))
+
+    def seen(self, pixels: Tensor) -> Tensor:
+        """Pixels (N, 3, H, W) in all views, one after the other: (views * N, 3, H, W)."""
         if self.views == 1:
-            return self.judge(self.backbone(pixels))
-        # Side by side in one batch: a graph made of this holds the backbone once.
-        seen = torch.cat([pixels.flip(axes) if axes else pixels for axes in FLIPS[: self.views]])
-        return self.judge(self.backbone(seen)).view(self.views, -1).mean(0)
+            return pixels
+        # In one batch: a graph made of this holds the backbone once.
+        return torch.cat([pixels.flip(axes) if axes else pixels for axes in FLIPS[: self.views]])
+
+    def together(self, logits: Tensor) -> Tensor:
+        """Logits (views * N,) of `seen` pixels to the images' own, (N,)."""
+        return logits if self.views == 1 else logits.view(self.views, -1).mean(0)
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 (N, H, W, 3) to float32 (N, 3, H, W) in channels-last memory: the same order of bytes, no copy."""

@@ -226,6 +226,7 @@ class _Fitting:
         order = self._rng.permutation(len(self._train))[: self._per_epoch * self._size]
         batches = np.split(order, self._per_epoch)
         total, before = self._epochs * self._per_epoch, len(self.told) * self._per_epoch
+        means, values = _averaged(self._average), _averaged(self._upper)
         loss_sum = factor = 0.0
         with closing(self._train.shown(batches, self._rng)) as shown:
             for step, (rows, batch) in enumerate(zip(batches, shown, strict=True)):
@@ -242,7 +243,7 @@ class _Fitting:
                 self._optimiser.step()
                 loss_sum += loss.item()
                 done = before + step + 1
-                _follow(self._average, self._upper, min(self._method.averaging, done / (done + 10)))
+                _follow(means, values, min(self._method.averaging, done / (done + 10)))
                 after_step(step + 1, self._per_epoch)
         return loss_sum, factor
 
@@ -277,11 +278,12 @@ class _Fitting:
                 # Into the tensors there are, which lie channels-last: another order in memory may round otherwise.
                 for name, value in state.items():
                     value.copy_(tensors[f"{prefix}.{name}"])
+        learning = [value for group in self._optimiser.param_groups for value in group["params"]]
         kept: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             if name.startswith("optimiser."):
                 _, number, what = name.split(".")
-                like = self._optimiser.param_groups[int(number)]["params"][0]
+                like = learning[int(number)]
                 kept.setdefault(int(number), {})[what] = (
                     torch.empty_like(like).copy_(value) if value.shape == like.shape else value
                 )
@@ -299,7 +301,7 @@ def rate_factor(done: float, one_step: float, warm_up: float) -> float:
 
 
 def _optimiser(upper: Upper, method: Method) -> torch.optim.AdamW:
-    groups = [_group(value, method.head_rate, method) for value in upper.head.parameters()]
+    groups = _groups(list(upper.head.parameters()), method.head_rate, method)
     rate = method.rate
     for link in reversed(upper.links):
         values = [
@@ -308,20 +310,22 @@ def _optimiser(upper: Upper, method: Method) -> torch.optim.AdamW:
             for value in module.parameters(recurse=False)
             if method.depthwise or not _frozen(module, value)
         ]
-        groups += [_group(value, rate, method) for value in values]
+        groups += _groups(values, rate, method)
         # A lone norm belongs to the convolution before it, and pooling to nobody.
         if any(value.ndim > 1 for value in values):
             rate *= method.decay
-    return torch.optim.AdamW(groups, betas=(0.9, 0.99))
+    # Fused: one pass over a group's values instead of a dozen over each tensor's, a twentieth of a small step's time.
+    return torch.optim.AdamW(groups, betas=(0.9, 0.99), fused=True)
 
 
-def _group(value: nn.Parameter, rate: float, method: Method) -> dict[str, object]:
-    return {
-        "params": [value],
-        "lr": rate,
-        "peak": rate,
-        "weight_decay": method.weight_decay if value.ndim > 1 else 0.0,
-    }
+def _groups(values: list[nn.Parameter], rate: float, method: Method) -> list[dict[str, Any]]:
+    """Kernels and matrices decay; norms and biases do not."""
+    kernels, others = ([value for value in values if (value.ndim > 1) is many] for many in (True, False))
+    return [
+        {"params": params, "lr": rate, "peak": rate, "weight_decay": decay}
+        for params, decay in ((kernels, method.weight_decay), (others, 0.0))
+        if params
+    ]
 
 
 def _frozen(module: nn.Module, value: nn.Parameter) -> bool:
@@ -332,12 +336,15 @@ def _frozen(module: nn.Module, value: nn.Parameter) -> bool:
     return depthwise
 
 
-def _follow(average: Upper, now: Upper, keep: float) -> None:
-    """Weights and batch-norm statistics, but not the norms' counters of steps."""
+def _averaged(module: nn.Module) -> list[Tensor]:
+    """Weights and batch-norm statistics, but not the norms' counters of steps. These are the module's own tensors."""
+    return [value for value in module.state_dict().values() if value.is_floating_point()]
+
+
+def _follow(average: list[Tensor], now: list[Tensor], keep: float) -> None:
     with torch.no_grad():
-        for mean, value in zip(average.state_dict().values(), now.state_dict().values(), strict=True):
-            if mean.is_floating_point():
-                mean.lerp_(value, 1 - keep)
+        for mean, value in zip(average, now, strict=True):
+            mean.lerp_(value, 1 - keep)
 
 
 def _loss(logits: Floats, labels: NDArray[np.int64], pos_weight: float) -> float:
