@@ -442,6 +442,7 @@ class Job:
     started_at: datetime | None
     ended_at: datetime | None
     not_promoted: str
+    attempts: int
 
 
 V = TypeVar("V")

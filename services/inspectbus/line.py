@@ -117,12 +117,14 @@ def _open_service(service: str, settings: ServiceSettings, bus: Bus) -> Abstract
 
 
 @contextmanager
-def open_records(state_dir: Path, data_root: Path = Path()) -> Iterator[dict[str, str]]:
+def open_records(state_dir: Path, data_root: Path = Path(), *, takes_jobs: bool = True) -> Iterator[dict[str, str]]:
     """Ledger and training on free ports, by address: the first half of a line that one command keeps for itself.
 
-    The other half opens when it is known which model is to judge.
+    The other half opens when it is known which model is to judge. A command that does not train `takes_jobs` neither:
+    one that was left behind by a training that was killed would compete with it.
     """
-    with open_line(("results", "training"), {"training": {"data_root": data_root}}, **_own(state_dir)) as doors:
+    own = {**_own(state_dir), "role": "all" if takes_jobs else "door"}
+    with open_line(("results", "training"), {"training": {"data_root": data_root}}, **own) as doors:
         yield {name: door.address for name, door in doors.items()}
 
 
@@ -145,7 +147,7 @@ def private_line(state_dir: Path) -> Iterator[dict[str, str]]:
     """
     from inspectbus_client import Client
 
-    with open_records(state_dir) as records:
+    with open_records(state_dir, takes_jobs=False) as records:
         with Client.connect(records) as client:
             model = newest_in_production(client)
         with open_inspection(records, state_dir, model.name) as addresses:

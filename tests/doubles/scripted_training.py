@@ -23,6 +23,7 @@ class ScriptedTraining:
         self.begun: queue.Queue[Plan] = queue.Queue()
         self.stopped: queue.Queue[Plan] = queue.Queue()
         self.out_dir: Path | None = None
+        self.checkpoint_dir: Path | None = None
         self._words: queue.Queue[str | Exception | Path] = queue.Queue()
         self._made = 0
 
@@ -44,7 +45,7 @@ class ScriptedTraining:
     def __call__(
         self, plan: Plan, out_dir: Path, checkpoint_dir: Path, on_progress: OnProgress, cancel: threading.Event
     ) -> None:
-        del checkpoint_dir
+        self.checkpoint_dir = checkpoint_dir
         self.out_dir = out_dir
         self.begun.put(plan)
         on_progress(Progress(stage="reading", done=1, total=1))

@@ -24,7 +24,11 @@ DECISIONS = Topic("inspectbus.decisions", ("results",), body="inspectbus.api.v1.
 """Key <line>.<station>.<verdict>."""
 GATES = Topic("inspectbus.gates", ("outcomes",), body="inspectbus.api.v1.GateOutcome")
 """Key <line>.<station>."""
+TRAINING = Topic("inspectbus.training", ("training",), body="inspectbus.api.v1.JobRequested")
+"""Key job.requested."""
+EVENTS = Topic("inspectbus.events", body="inspectbus.api.v1.AliasChange")
+"""News only, key <noun>.<verb>: model.alias-changed."""
 DEAD = Topic("inspectbus.dead", ("dead",))
 """Whatever was parked, body unchanged; key <topic>.<group>."""
 
-ALL = (FRAMES, PREPARED, DECISIONS, GATES, DEAD)
+ALL = (FRAMES, PREPARED, DECISIONS, GATES, TRAINING, EVENTS, DEAD)

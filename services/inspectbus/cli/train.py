@@ -121,7 +121,7 @@ def evaluate(
     from inspectbus.training.evaluation import evaluate as evaluated
 
     held_out = split(open_dataset(data)).held_out
-    with training_door(state, data, "") as client:
+    with training_door(state, data, takes_jobs=False) as client:
         name = model or name_from(held_out.name)
         found = client.model(name, version=version) if version else client.model(name, alias=PRODUCTION)
     folder = ModelStore(default_url(state), state / "model-cache").fetch(found.name, found.version)

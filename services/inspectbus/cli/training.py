@@ -44,14 +44,14 @@ def watched(console: Console, client: Client, job: Job, stop: threading.Event) -
 
 
 @contextmanager
-def training_door(state: Path, data: str, address: str) -> Iterator[Client]:
+def training_door(state: Path, data: str, address: str = "", *, takes_jobs: bool = True) -> Iterator[Client]:
     """The service at the address, or one of this command's own."""
     if address:
         with Client.connect({"training": address}) as client:
             yield client
         return
     with (
-        open_records(state, Path() if data == ELPV else Path(data).resolve()) as records,
+        open_records(state, Path() if data == ELPV else Path(data).resolve(), takes_jobs=takes_jobs) as records,
         Client.connect(records) as client,
     ):
         yield client

@@ -2,18 +2,20 @@
 
             enqueue              claim               succeed
     (none) ─────────> QUEUED ──────────> RUNNING ──────────────> SUCCEEDED
-                        │                   ├─ fail, bury ──────> FAILED
-                        └─ cancel ──────────┴─ stopped ─────────> CANCELLED
+                        │ └─ give back, take back ─┤
+                        │                          ├─ fail ─────> FAILED
+                        └─ cancel ─────────────────┴─ stopped ──> CANCELLED
 
 A running job belongs to one worker, which holds it by a lease it must renew. Every write of a worker asks for its
-lease: one that was taken for dead and comes back finds that it owns nothing.
+lease: one that was taken for dead and comes back finds that it owns nothing. A job whose lease is over is taken back,
+for whoever claims it next, until it has been begun `max_attempts` times: it may be what kills its processes.
 """
 
 from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -56,6 +58,8 @@ class Job:
     error: str
     model: str
     model_version: str
+    attempts: int
+    """How often it was begun; a worker that stopped in peace and gave it back is not counted."""
     not_promoted: str
     """Why production stays with another version; empty when it names this one."""
     requested_by: str
@@ -71,10 +75,11 @@ class LeaseLost(Exception):
 class Jobs:
     """The job table. Thread-safe; several processes may share one database."""
 
-    def __init__(self, engine: Engine, *, max_queued: int, lease_s: float) -> None:
+    def __init__(self, engine: Engine, *, max_queued: int, lease_s: float, max_attempts: int) -> None:
         self._engine = engine
         self._max_queued = max_queued
         self._lease_us = int(lease_s * 1e6)
+        self._max_attempts = max_attempts
         self._changed = threading.Condition()
         self._changes = 0
         self._stopping = False
@@ -104,6 +109,7 @@ class Jobs:
                     cancelled_by="",
                     created_at=now_us(),
                     worker="",
+                    attempts=0,
                 )
             )
             job = _job(_row(connection, job_id))
@@ -136,11 +142,7 @@ class Jobs:
             # Held, so that no worker takes a waiting job between the look and the change.
             state = JobState(_row(connection, job_id, hold=True).state)
             if state is JobState.QUEUED:
-                connection.execute(
-                    _change(job_id).values(
-                        state=JobState.CANCELLED, cancelled_by=by, error=f"cancelled by {by}", ended_at=now_us()
-                    )
-                )
+                connection.execute(_change(job_id).values(cancelled_by=by, **_cancelled(by)))
             elif state is JobState.RUNNING:
                 connection.execute(_change(job_id).values(cancelled_by=by))
             job = _job(_row(connection, job_id))
@@ -181,7 +183,11 @@ class Jobs:
                 return None
             connection.execute(
                 _change(job_id).values(
-                    state=JobState.RUNNING, worker=worker, started_at=now_us(), lease_until=now_us() + self._lease_us
+                    state=JobState.RUNNING,
+                    worker=worker,
+                    attempts=table.c.attempts + 1,
+                    started_at=func.coalesce(table.c.started_at, now_us()),
+                    lease_until=now_us() + self._lease_us,
                 )
             )
             job = _job(_row(connection, job_id))
@@ -226,12 +232,18 @@ class Jobs:
             self._by_holder(connection, job_id, worker, state=state, error=why[:MAX_ERROR_CHARS], ended_at=now_us())
         self.announce()
 
-    def bury(self) -> list[str]:
-        """Marks jobs failed whose worker is dead, and gives their ids.
+    def give_back(self, job_id: str, worker: str) -> None:
+        """A worker that stops leaves its job to the next one, unless somebody cancelled it. Raises LeaseLost."""
+        with writing(self._engine) as connection:
+            # Held, so that nobody cancels between the look and the change.
+            cancelled_by = _row(connection, job_id, hold=True).cancelled_by
+            waiting = {**_WAITING, "attempts": table.c.attempts - 1}
+            self._by_holder(connection, job_id, worker, **(_cancelled(cancelled_by) if cancelled_by else waiting))
+        self.announce()
 
-        They do not start again by themselves: the job may be what killed its process, and would do so for ever.
-        """
-        dead = select(table.c.job_id, table.c.worker).where(
+    def take_back(self) -> list[Job]:
+        """Takes jobs from workers that are dead, and gives what became of each: waiting again, failed or cancelled."""
+        dead = select(table.c.job_id, table.c.worker, table.c.attempts, table.c.cancelled_by).where(
             table.c.state == JobState.RUNNING, table.c.lease_until < now_us()
         )
         with reading(self._engine) as connection:
@@ -240,11 +252,27 @@ class Jobs:
                 return []
         with writing(self._engine) as connection:
             found = connection.execute(dead.with_for_update(skip_locked=True)).all()
-            for job_id, worker in found:
-                why = f"the process that ran this training ended without a word ({worker}); start the training again"
-                connection.execute(_change(job_id).values(state=JobState.FAILED, error=why, ended_at=now_us()))
+            for job_id, worker, attempts, cancelled_by in found:
+                values = _WAITING
+                if cancelled_by:
+                    values = _cancelled(cancelled_by)
+                elif attempts >= self._max_attempts:
+                    why = (
+                        f"begun {attempts} times, and each time its process ended without a word, at last that of "
+                        f"{worker}: find out why (memory?) before you start it again"
+                    )
+                    values = {"state": JobState.FAILED, "error": why[:MAX_ERROR_CHARS], "ended_at": now_us()}
+                connection.execute(_change(job_id).values(**values))
+            taken = [_job(_row(connection, job_id)) for job_id, *_ in found]
         self.announce()
-        return [job_id for job_id, _ in found]
+        return taken
+
+    def ended(self, job_ids: Sequence[str]) -> list[str]:
+        """Those of the jobs that have ended."""
+        over = [state for state in JobState if state.ended]
+        with reading(self._engine) as connection:
+            wanted = select(table.c.job_id).where(table.c.job_id.in_(job_ids), table.c.state.in_(over))
+            return list(connection.scalars(wanted))
 
     # --- for both
 
@@ -270,9 +298,21 @@ class Jobs:
             self._changed.notify_all()
 
     @staticmethod
-    def _by_holder(connection: Connection, job_id: str, worker: str, **values: object) -> None:
-        if connection.execute(_change(job_id).where(*_held(job_id, worker)).values(**values)).rowcount == 0:
+    def _by_holder(connection: Connection, job_id: str, holder: str, /, **values: object) -> None:
+        if connection.execute(_change(job_id).where(*_held(job_id, holder)).values(**values)).rowcount == 0:
             raise LeaseLost
+
+
+_WAITING: Mapping[str, object] = {
+    "state": JobState.QUEUED,
+    "worker": "",
+    "lease_until": None,
+    "progress": Progress().model_dump_json(),
+}
+
+
+def _cancelled(by: str) -> Mapping[str, object]:
+    return {"state": JobState.CANCELLED, "error": f"cancelled by {by}", "ended_at": now_us()}
 
 
 def _change(job_id: str) -> Update:
@@ -302,6 +342,7 @@ def _job(row: Row[Any]) -> Job:
         error=row.error,
         model=row.model,
         model_version=row.model_version,
+        attempts=row.attempts,
         not_promoted=row.not_promoted,
         requested_by=row.requested_by,
         created_at=row.created_at,

@@ -14,12 +14,12 @@ from inspectbus.domain.names import checked_name
 from inspectbus.errors import BadField
 from inspectbus.runtime.identity import caller
 from inspectbus.training.advice_messages import advised
-from inspectbus.training.aliases import AliasChange, Aliases
+from inspectbus.training.aliases import Aliases
+from inspectbus.training.events import alias_change, timestamp
 from inspectbus.training.jobs import Job, Jobs, JobState
 from inspectbus.training.registry import RegisteredModel, Registry
 from inspectbus.training.request import to_plan
 from inspectbus.training.settings import TrainingSettings
-from inspectbus.training.worker import Worker
 
 DEFAULT_PAGE = 50
 MAX_PAGE = 1000
@@ -36,16 +36,27 @@ _STATES = {
 class TrainingRpc(training_pb2_grpc.TrainingServiceServicer):
     """Jobs."""
 
-    def __init__(self, jobs: Jobs, worker: Worker, settings: TrainingSettings) -> None:
+    def __init__(
+        self,
+        jobs: Jobs,
+        settings: TrainingSettings,
+        *,
+        on_start: Callable[[Job], None],
+        cancel: Callable[[str, str], Job],
+    ) -> None:
+        """`on_start` hears of a job that was written down; `cancel` asks for a job's end on behalf of somebody."""
         self._jobs = jobs
-        self._worker = worker
         self._settings = settings
+        self._on_start = on_start
+        self._cancel = cancel
 
     def StartTraining(
         self, request: training_pb2.StartTrainingRequest, context: grpc.ServicerContext
     ) -> training_pb2.StartTrainingResponse:
         plan = to_plan(request.plan, self._settings)
-        return training_pb2.StartTrainingResponse(job=_job(self._jobs.enqueue(plan, caller.get().name)))
+        job = self._jobs.enqueue(plan, caller.get().name)
+        self._on_start(job)
+        return training_pb2.StartTrainingResponse(job=_job(job))
 
     def GetJob(self, request: training_pb2.GetJobRequest, context: grpc.ServicerContext) -> training_pb2.GetJobResponse:
         return training_pb2.GetJobResponse(job=_job(self._jobs.get(_named(request.job_id))))
@@ -65,7 +76,7 @@ class TrainingRpc(training_pb2_grpc.TrainingServiceServicer):
     def CancelJob(
         self, request: training_pb2.CancelJobRequest, context: grpc.ServicerContext
     ) -> training_pb2.CancelJobResponse:
-        job = self._worker.cancel(_named(request.job_id), caller.get().name)
+        job = self._cancel(_named(request.job_id), caller.get().name)
         return training_pb2.CancelJobResponse(job=_job(job))
 
 
@@ -114,12 +125,12 @@ class ModelRpc(model_pb2_grpc.ModelServiceServicer):
             reason=request.reason,
             force=request.force,
         )
-        return model_pb2.SetAliasResponse(change=None if change is None else _alias_change(change))
+        return model_pb2.SetAliasResponse(change=None if change is None else alias_change(change))
 
     def Rollback(self, request: model_pb2.RollbackRequest, context: grpc.ServicerContext) -> model_pb2.RollbackResponse:
         name, alias = checked_name(request.name, "name"), checked_name(request.alias, "alias")
         change = self._aliases.rollback(name, alias, caller.get().name, request.reason)
-        return model_pb2.RollbackResponse(change=_alias_change(change))
+        return model_pb2.RollbackResponse(change=alias_change(change))
 
     def ListAliasHistory(
         self, request: model_pb2.ListAliasHistoryRequest, context: grpc.ServicerContext
@@ -127,7 +138,7 @@ class ModelRpc(model_pb2_grpc.ModelServiceServicer):
         name = checked_name(request.name, "name")
         alias = checked_name(request.alias, "alias") if request.alias else ""
         found, token = _page(request, partial(self._aliases.page, name, alias))
-        changes = [_alias_change(change) for change in found]
+        changes = [alias_change(change) for change in found]
         return model_pb2.ListAliasHistoryResponse(changes=changes, next_page_token=token)
 
 
@@ -175,9 +186,10 @@ def _job(job: Job) -> training_pb2.Job:
         model=job.model,
         model_version=job.model_version,
         not_promoted=job.not_promoted,
-        created_at=_timestamp(job.created_at),
-        started_at=_timestamp(job.started_at),
-        ended_at=_timestamp(job.ended_at),
+        attempts=job.attempts,
+        created_at=timestamp(job.created_at),
+        started_at=timestamp(job.started_at),
+        ended_at=timestamp(job.ended_at),
     )
 
 
@@ -187,21 +199,7 @@ def _model(found: RegisteredModel) -> model_pb2.Model:
         version=found.version,
         aliases=found.aliases,
         card_json=found.card_json,
-        registered_at=_timestamp(found.registered_at),
-    )
-
-
-def _alias_change(change: AliasChange) -> model_pb2.AliasChange:
-    return model_pb2.AliasChange(
-        name=change.name,
-        alias=change.alias,
-        version=change.version,
-        previous=change.previous,
-        changed_at=_timestamp(change.changed_at),
-        by=change.by,
-        reason=change.reason,
-        forced=change.forced,
-        rollback=change.rollback,
+        registered_at=timestamp(found.registered_at),
     )
 
 
@@ -213,11 +211,3 @@ def _moment(stamp: Timestamp) -> int:
     except (ValueError, OverflowError):
         raise BadField("is no moment between the years 1 and 9999", field="at") from None
     return stamp.ToMicroseconds()
-
-
-def _timestamp(microseconds: int | None) -> Timestamp | None:
-    if microseconds is None:
-        return None
-    moment = Timestamp()
-    moment.FromMicroseconds(microseconds)
-    return moment

@@ -1,16 +1,19 @@
 """The training service: a job's way from the door to a registered model version.
 
 StartTraining ─> job row ─> worker ─> trainer ─> model store, registry ─> GetModel, asked by inference and preprocessing
+
+Door and worker may be one process or many: they meet in the tables, and a message on the bus wakes an idle worker.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
+import grpc
 import torch
 from prometheus_client import CollectorRegistry
 
@@ -21,6 +24,7 @@ from inspectbus.stores import database, models
 from inspectbus.stores.datasets import open_dataset, split
 from inspectbus.training import tracking, trainer
 from inspectbus.training.aliases import Aliases
+from inspectbus.training.events import Events, waking
 from inspectbus.training.jobs import Jobs
 from inspectbus.training.metrics import TrainingMetrics
 from inspectbus.training.plan import Plan
@@ -33,10 +37,8 @@ from inspectbus.training.worker import OnProgress, Train, Worker
 
 @contextmanager
 def open_service(settings: TrainingSettings, bus: Bus, *, train: Train | None = None) -> Iterator[Door]:
-    """Opens the door, and the worker behind it; `train` takes the place of the real training where given.
-
-    The bus is not used yet: jobs wait in their table. Raises OSError when a port is taken, StorageFull or StorageAway
-    when the database fails.
+    """Opens the door and the worker, or the one of them that is this process's role; `train` takes the place of the
+    real training where given. Raises OSError when a port is taken, StorageFull or StorageAway when the database fails.
     """
     state_dir = settings.state_dir.absolute()
     registry = CollectorRegistry()
@@ -44,50 +46,52 @@ def open_service(settings: TrainingSettings, bus: Bus, *, train: Train | None = 
     with ExitStack() as house:
         engine = database.open_database(settings.database_url or database.default_url(state_dir), "training")
         house.callback(engine.dispose)
-        jobs = Jobs(engine, max_queued=settings.max_queued, lease_s=settings.lease_s)
+        events = Events(bus)
+        jobs = Jobs(
+            engine, max_queued=settings.max_queued, lease_s=settings.lease_s, max_attempts=settings.max_attempts
+        )
         store = models.ModelStore(settings.model_store_url or models.default_url(state_dir), state_dir / "model-cache")
-        versions, aliases = Registry(engine, store), Aliases(engine, store)
+        versions, aliases = Registry(engine, store), Aliases(engine, store, events.alias_changed)
         metrics = TrainingMetrics(registry, jobs)
-        tracker = house.enter_context(
-            tracking.Tracker(
-                settings.tracking_url or tracking.default_url(state_dir),
-                state_dir / "mlruns",
-                metrics.tracking_failures,
-                patience_s=settings.drain_s,
+        cancel = jobs.cancel
+        if settings.role != "door":
+            tracker = house.enter_context(
+                tracking.Tracker(
+                    settings.tracking_url or tracking.default_url(state_dir),
+                    state_dir / "mlruns",
+                    metrics.tracking_failures,
+                    patience_s=settings.drain_s,
+                )
             )
-        )
-        worker = house.enter_context(
-            Worker(
-                engine,
-                jobs,
-                versions,
-                aliases,
-                tracker,
-                metrics,
-                train or partial(_train, settings),
-                scratch=state_dir / "training",
-                lease_s=settings.lease_s,
-                drain_s=settings.drain_s,
+            worker = house.enter_context(
+                Worker(
+                    engine,
+                    jobs,
+                    versions,
+                    aliases,
+                    tracker,
+                    metrics,
+                    train or partial(_train, settings),
+                    scratch=state_dir / "training",
+                    lease_s=settings.lease_s,
+                    drain_s=settings.drain_s,
+                )
             )
-        )
-        training, model = TrainingRpc(jobs, worker, settings), ModelRpc(versions, aliases)
+            house.callback(waking(bus, worker).close)
+            cancel = worker.cancel
+        training = TrainingRpc(jobs, settings, on_start=events.job_requested, cancel=cancel)
+        model = ModelRpc(versions, aliases)
+        contracts: dict[str, Callable[[grpc.Server], None]] = {
+            "inspectbus.api.v1.TrainingService": partial(
+                training_pb2_grpc.add_TrainingServiceServicer_to_server, training
+            ),
+            "inspectbus.api.v1.ModelService": partial(model_pb2_grpc.add_ModelServiceServicer_to_server, model),
+        }
         door = house.enter_context(
-            rpc_server(
-                "training",
-                settings,
-                registry,
-                {
-                    "inspectbus.api.v1.TrainingService": lambda server: (
-                        training_pb2_grpc.add_TrainingServiceServicer_to_server(training, server)
-                    ),
-                    "inspectbus.api.v1.ModelService": lambda server: model_pb2_grpc.add_ModelServiceServicer_to_server(
-                        model, server
-                    ),
-                },
-            )
+            rpc_server("training", settings, registry, {} if settings.role == "worker" else contracts)
         )
         # Before the door closes: it waits for calls in hand, and whoever watches a job would stay till its end.
-        house.callback(worker.stop)
+        house.callback(jobs.stop if settings.role == "door" else worker.stop)
         yield door
 
 
@@ -100,6 +104,7 @@ def _train(
     cancel: threading.Event,
 ) -> None:
     """Trains on the part of the data that a replay will not show."""
+    del checkpoint_dir  # this trainer begins anew
     if settings.threads:
         torch.set_num_threads(settings.threads)
     trainer.train(

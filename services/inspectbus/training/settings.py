@@ -47,4 +47,8 @@ class TrainingSettings(ServiceSettings):
     threads: NonNegativeInt = Field(default=0, le=1024)
     """Processor threads torch may use for training; 0 leaves the choice to torch."""
     lease_s: float = Field(default=30.0, ge=0.1, le=3600, allow_inf_nan=False)
-    """A running job whose worker gave no sign of life for this long is taken for dead and marked failed."""
+    """A running job whose worker gave no sign of life for this long is taken from it and begun again by another."""
+    max_attempts: PositiveInt = Field(default=3, le=100)
+    """How often a job is begun whose process dies; then it has failed."""
+    role: Literal["all", "door", "worker"] = "all"
+    """"door" answers calls and leaves jobs to workers elsewhere; "worker" takes jobs, its port tells health alone."""

@@ -48,6 +48,8 @@ jobs = Table(
     # The worker that runs the job and until when it is believed alive without a new sign of life.
     Column("worker", String(200), nullable=False),
     Column("lease_until", BigInteger),
+    # How often it was begun.
+    Column("attempts", Integer, nullable=False),
     # Why production does not name the version that came of it.
     Column("not_promoted", Text, nullable=False),
     Index("training_jobs_by_state", "state", "number"),

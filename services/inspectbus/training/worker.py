@@ -4,7 +4,8 @@ claim ─> train (progress to the row, curves to the tracker) ─> publish bytes
       ─> one transaction: version, alias where it is not worse, success
 
 Two threads: one trains, one job at a time; the keeper renews that job's lease, hears of cancellations asked elsewhere,
-and buries jobs whose process has died.
+and takes jobs back whose process has died. Their work folder stays, so that a worker on the same machine goes on from
+the checkpoint in it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import structlog
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
+from inspectbus.bus import Delivery
 from inspectbus.domain.model_version import ModelCard
 from inspectbus.errors import InspectBusError, StorageAway, StorageFull
 from inspectbus.stores.database import writing
@@ -78,6 +80,8 @@ class Worker:
         self._name = f"{socket.gethostname()}, process {os.getpid()}, {uuid.uuid4().hex[:8]}"
         self._lock = threading.Lock()
         self._running: _Running | None = None
+        self._wake: Delivery | None = None
+        """The message that woke us, until we have looked at the rows."""
         self._stopping = threading.Event()
         self._drained = threading.Event()
         # Daemons, because a training that does not heed its cancel event must not keep the process alive.
@@ -85,7 +89,8 @@ class Worker:
         self._keeper = threading.Thread(target=self._keep, name="training-keeper", daemon=True)
 
     def __enter__(self) -> Worker:
-        self._bury()
+        self._sweep()
+        self._take_back()
         self._trainer.start()
         self._keeper.start()
         return self
@@ -106,12 +111,27 @@ class Worker:
                 self._running.cancel(f"cancelled by {by}")
         return job
 
+    def wake(self, delivery: Delivery) -> None:
+        """A job was asked for. The message is let go once we have taken a job, or found that there is none.
+
+        A worker with its hands full lets it go at once: it looks at the rows when they are free, and others at every
+        beat of theirs. Held until then, the broker would take this worker for dead.
+        """
+        with self._lock:
+            if self._running is None and not self._stopping.is_set():
+                self._wake, delivery_before = delivery, self._wake
+            else:
+                delivery_before = delivery
+        if delivery_before is not None:
+            delivery_before.done()
+        self._jobs.announce()
+
     def stop(self) -> None:
-        """Takes no more jobs and tells the running one to stop; does not wait."""
+        """Takes no more jobs and tells the running one to stop, for another worker to go on; does not wait."""
         with self._lock:
             self._stopping.set()
             if self._running is not None:
-                self._running.cancel("the service was stopped before the training was done; start it again")
+                self._running.stop()
         self._jobs.stop()
 
     # --- the thread that trains
@@ -120,23 +140,34 @@ class Worker:
         while not self._stopping.is_set():
             seen = self._jobs.changes
             try:
-                if (job := self._jobs.claim(self._name)) is not None:
+                job = self._jobs.claim(self._name)
+                self._looked()
+                if job is not None:
                     self._run(_Running(job))
                     continue
             except Exception:
                 # Broad, because without this thread every job would wait for ever. A job that could not be ended in its
-                # row stays running there; once its lease is over, whoever can write buries it.
+                # row stays running there; once its lease is over, whoever can write takes it back.
                 log.exception("cannot take up or end a training job, will try again")
             if not self._stopping.is_set():
-                # This process's jobs wake us at once; those that another process wrote down are met at the next beat.
+                # This process's jobs wake us at once, another's by a message; if that is lost, they are met at a beat.
                 self._jobs.wait(self._beat_s, seen)
+        self._looked()
+
+    def _looked(self) -> None:
+        with self._lock:
+            delivery, self._wake = self._wake, None
+        if delivery is not None:
+            delivery.done()
 
     def _run(self, running: _Running) -> None:
         job = running.job
         with self._lock:
             self._running = running
             if self._stopping.is_set():
-                running.cancel("the service was stopped before the training began; start it again")
+                running.stop()
+        # One that came between the claim and now must not wait until this job has ended.
+        self._looked()
         log.info("training", job=job.job_id, data=job.plan.data, model=job.plan.model)
         record = self._tracker.begin(
             job.plan.model,
@@ -154,8 +185,12 @@ class Worker:
             log.error("this job was taken for dead while it ran; its outcome is dropped", job=job.job_id)
         except Cancelled:
             record.end("KILLED")
-            log.info("training cancelled", job=job.job_id, why=running.why)
-            self._end(job, JobState.CANCELLED, running.why)
+            if running.why:
+                log.info("training cancelled", job=job.job_id, why=running.why)
+                self._end(job, JobState.CANCELLED, running.why)
+            else:
+                log.info("this worker stops; another goes on with the training", job=job.job_id)
+                self._settle(job, partial(self._jobs.give_back, job.job_id, self._name))
         except Exception as error:
             # Broad, because whatever a training raises is how this job ended, and the next one must run.
             record.end("FAILED")
@@ -170,7 +205,8 @@ class Worker:
         job = running.job
         stopwatch = Stopwatch(self._metrics)
         folder = self._scratch / job.job_id
-        out_dir = folder / "version"
+        # One that was taken for dead may still write into its own.
+        out_dir = folder / f"version-{job.attempts}-{uuid.uuid4().hex[:8]}"
 
         def on_progress(progress: Progress) -> None:
             stopwatch.see(progress)
@@ -181,8 +217,6 @@ class Worker:
         try:
             if running.cancelled.is_set():
                 raise Cancelled
-            # What a worker left that was killed while it wrote belongs to no version; its checkpoint does.
-            shutil.rmtree(out_dir, ignore_errors=True)
             out_dir.mkdir(parents=True)
             self._train(job.plan, out_dir, folder / "checkpoint", on_progress, running.cancelled)
             card = self._registry.publish(out_dir)
@@ -190,7 +224,8 @@ class Worker:
             self._jobs.announce()
         finally:
             stopwatch.stop()
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(out_dir, ignore_errors=True)
+            self._sweep()
         record.log({f"final_{name}": value for name, value in card.validation_scores.items()})
         record.log({"threshold": card.threshold})
         record.attach("model.json", card.model_dump_json(indent=2))
@@ -239,10 +274,24 @@ class Worker:
             log.warning("cannot write down the progress", job=running.job.job_id, error=str(error))
 
     def _end(self, job: Job, state: JobState, why: str) -> None:
+        self._settle(job, partial(self._jobs.end, job.job_id, self._name, state, why))
+        self._sweep()
+
+    def _settle(self, job: Job, write: Callable[[], None]) -> None:
         try:
-            self._patiently(partial(self._jobs.end, job.job_id, self._name, state, why))
+            self._patiently(write)
         except LeaseLost:
             log.error("this job was taken for dead before its end could be written down", job=job.job_id)
+
+    def _sweep(self) -> None:
+        """Removes the work folders of jobs that have ended, here or elsewhere."""
+        try:
+            ended = self._jobs.ended([folder.name for folder in self._scratch.glob("*")])
+        except InspectBusError as error:
+            log.warning("cannot tidy up after trainings, will try again after the next", error=error.message)
+            return
+        for job_id in ended:
+            shutil.rmtree(self._scratch / job_id, ignore_errors=True)
 
     # --- the keeper's thread
 
@@ -253,7 +302,7 @@ class Worker:
             try:
                 if running is not None:
                     self._renew(running)
-                self._bury()
+                self._take_back()
             except Exception as error:
                 # Broad, because a keeper that died would let the running job be taken for dead.
                 log.warning("cannot renew the lease of the training, will try again", error=str(error))
@@ -266,10 +315,9 @@ class Worker:
             # The trainer's thread finds the same when it writes, and says so; no need to train until then.
             running.cancel("taken for dead")
 
-    def _bury(self) -> None:
-        for job_id in self._jobs.bury():
-            log.warning("the process of a training had died; marked it failed", job=job_id)
-            shutil.rmtree(self._scratch / job_id, ignore_errors=True)
+    def _take_back(self) -> None:
+        for job in self._jobs.take_back():
+            log.warning("the process of a training had died", job=job.job_id, state=job.state, attempts=job.attempts)
 
 
 class _Running:
@@ -285,6 +333,10 @@ class _Running:
     def cancel(self, why: str) -> None:
         """The first reason is the one that is told."""
         self.why = self.why or why
+        self.cancelled.set()
+
+    def stop(self) -> None:
+        """Ends it here, for another worker to go on: without a reason it is not cancelled."""
         self.cancelled.set()
 
 

@@ -235,8 +235,9 @@ def test_a_database_that_fails_for_a_while_does_not_end_the_worker(
         training.fail(ValueError("no"))
         assert asked.wait(PATIENCE_S)
 
-    # then it is buried once its lease is over, and the next one runs
-    assert "ended without a word" in service.outcome(job.job_id).error
+    # then it is begun again once its lease is over, and the next one runs
+    training.succeed()
+    assert service.outcome(job.job_id).attempts == 2
     training.succeed()
     assert service.outcome(service.start().job_id).state == pb.JOB_STATE_SUCCEEDED
 
@@ -254,14 +255,16 @@ def test_more_waiting_jobs_than_allowed_are_refused(open_one: Open, training: Sc
         assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-def test_a_service_that_stops_ends_its_training_and_tells_the_watcher(
-    open_one: Open, training: ScriptedTraining
+def test_a_service_that_stops_gives_its_training_back_and_tells_the_watcher(
+    folder: Path, open_one: Open, training: ScriptedTraining
 ) -> None:
-    # given a job that runs, with a watcher, and one that waits
+    # given a job that runs, with a watcher and something kept in its work folder, and one that waits
     with ExitStack() as outer:
         with open_one(training) as service:
-            job, waiting = service.start(), service.start()
+            job, waiting = service.start(model="first"), service.start(model="second")
             training.begun.get(timeout=PATIENCE_S)
+            assert training.checkpoint_dir is not None
+            training.checkpoint_dir.mkdir()
             channel = outer.enter_context(grpc.insecure_channel(service.door.address))
             stub = training_pb2_grpc.TrainingServiceStub(channel)
             told = stub.WatchJob(pb.WatchJobRequest(job_id=job.job_id), timeout=PATIENCE_S)
@@ -269,14 +272,18 @@ def test_a_service_that_stops_ends_its_training_and_tells_the_watcher(
 
         # when the service has gone, then the watcher had been told
         *_, last = (answer.job for answer in told)
-    assert last.state == pb.JOB_STATE_CANCELLED
-    assert "service was stopped" in last.error
+    assert (last.state, last.error) == (pb.JOB_STATE_QUEUED, "")
 
-    # And the job that waited runs when the service opens again.
+    # And both run when the service opens again, the one that was begun first, in its folder; no attempt was lost.
+    assert training.checkpoint_dir.exists()
+    training.succeed()
     training.succeed()
     with open_one(training) as again:
-        assert again.outcome(waiting.job_id).state == pb.JOB_STATE_SUCCEEDED
-        assert again.get(job.job_id).state == pb.JOB_STATE_CANCELLED
+        done = again.outcome(waiting.job_id)
+        first = again.get(job.job_id)
+        assert (done.state, first.state) == (pb.JOB_STATE_SUCCEEDED,) * 2
+        assert (first.attempts, first.ended_at.ToMicroseconds() < done.started_at.ToMicroseconds()) == (1, True)
+        assert not (folder / "state/training" / job.job_id).exists()
 
 
 def test_a_service_that_stops_lets_go_of_those_who_watch_a_job_that_waits(

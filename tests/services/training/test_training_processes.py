@@ -20,21 +20,34 @@ from sqlalchemy import Engine, select, update
 
 from inspectbus.api.v1 import training_pb2 as pb
 from inspectbus.stores.database import open_database, reading, writing
-from inspectbus.training.jobs import Job, Jobs, JobState, LeaseLost
+from inspectbus.training.jobs import Jobs, JobState, LeaseLost
 from inspectbus.training.plan import Plan, Progress
 from inspectbus.training.tables import jobs as table
-from inspectbus.training.tables import metadata, now_us
+from inspectbus.training.tables import metadata
 from tests.doubles.scripted_training import ScriptedTraining
 from tests.doubles.training_service import PATIENCE_S, Open
 
-CLAIM_AND_HANG = """
+WORK_AND_HANG = """
 import sys, threading
-from inspectbus.stores.database import open_database
-from inspectbus.training.jobs import Jobs
-engine = open_database(sys.argv[1], "training")
-job = Jobs(engine, max_queued=9, lease_s=0.5).claim("the one that dies")
-print(job.job_id, flush=True)
-threading.Event().wait(120)
+from pathlib import Path
+from inspectbus.bus import connect
+from inspectbus.runtime import logs
+from inspectbus.training.service import open_service
+from inspectbus.training.settings import TrainingSettings
+
+def train(plan, out_dir, checkpoint_dir, on_progress, cancel):
+    checkpoint_dir.mkdir(parents=True)
+    (checkpoint_dir / "epoch").write_text("3")
+    (out_dir / "litter").write_text("half a version")
+    print(checkpoint_dir.parent.name, flush=True)
+    threading.Event().wait(120)
+
+logs.configure("warning", "text")
+settings = TrainingSettings(
+    database_url=sys.argv[1], state_dir=Path(sys.argv[2]), port=0, metrics_port=0, lease_s=1.0, role="worker"
+)
+with connect(f"embedded://{sys.argv[1]}") as bus, open_service(settings, bus, train=train):
+    threading.Event().wait(120)
 """
 OPEN = """
 import sys
@@ -55,45 +68,92 @@ def engine(database_url: str) -> Iterator[Engine]:
 
 @pytest.fixture
 def jobs(engine: Engine) -> Jobs:
-    return Jobs(engine, max_queued=9, lease_s=30)
+    return Jobs(engine, max_queued=9, lease_s=30, max_attempts=2)
 
 
-def test_a_job_whose_process_was_killed_is_marked_failed_at_the_next_start(
+@pytest.fixture
+def brief(engine: Engine) -> Jobs:
+    """The same table, with leases that are over at once."""
+    return Jobs(engine, max_queued=9, lease_s=0, max_attempts=2)
+
+
+def test_the_job_of_a_killed_worker_is_taken_over_in_its_work_folder(
     folder: Path, database_url: str, open_one: Open, engine: Engine, jobs: Jobs, training: ScriptedTraining
 ) -> None:
-    # given a job that another process runs, until it is killed
+    # given a job that a worker in another process has begun, until it is killed
     job = jobs.enqueue(PLAN, "somebody")
-    with _python(CLAIM_AND_HANG, database_url) as other:
+    with _python(WORK_AND_HANG, database_url, str(folder / "state")) as other:
         assert other.stdout is not None
         assert other.stdout.readline().strip() == job.job_id
         other.send_signal(signal.SIGKILL)
     assert jobs.get(job.job_id).state is JobState.RUNNING
-    _until(lambda: _lease_is_over(engine, job))
-    litter = folder / "state/training" / job.job_id
-    litter.mkdir(parents=True)
 
     # when
-    with open_one(training) as service:
-        # then
-        left = service.get(job.job_id)
-        assert left.state == pb.JOB_STATE_FAILED
-        assert "ended without a word (the one that dies)" in left.error
-        assert "start the training again" in left.error
-        assert not litter.exists()
-        # and it did not begin again by itself
+    with open_one(training, lease_s=1.0) as service:
+        assert training.begun.get(timeout=PATIENCE_S) == PLAN
+
+        # then it goes on where the other one was, with a folder of its own for the version
+        assert training.checkpoint_dir is not None
+        assert (training.checkpoint_dir / "epoch").read_text() == "3"
         training.succeed()
-        assert service.outcome(service.start(model="next").job_id).state == pb.JOB_STATE_SUCCEEDED
-        assert training.begun.get_nowait().model == "next"
+        done = service.outcome(job.job_id)
+        assert (done.state, done.attempts) == (pb.JOB_STATE_SUCCEEDED, 2)
+        assert service.model("parts", alias="production").version == done.model_version
+        # And what both left behind is gone when the next one runs.
+        service.start()
+        training.begun.get(timeout=PATIENCE_S)
+        assert not (folder / "state/training" / job.job_id).exists()
 
 
-def test_a_job_that_dies_while_we_run_is_found_without_a_restart(
-    open_one: Open, jobs: Jobs, engine: Engine, training: ScriptedTraining
+def test_a_job_that_dies_while_we_run_is_taken_over_without_a_restart(
+    open_one: Open, jobs: Jobs, brief: Jobs, training: ScriptedTraining
 ) -> None:
     job = jobs.enqueue(PLAN, "somebody")
-    held = Jobs(engine, max_queued=9, lease_s=0.5).claim("one that stops renewing")
-    assert held is not None
+    assert brief.claim("one that stops renewing") is not None
     with open_one(training, lease_s=0.3) as service:
-        assert service.outcome(job.job_id).state == pb.JOB_STATE_FAILED
+        training.succeed()
+        assert service.outcome(job.job_id).state == pb.JOB_STATE_SUCCEEDED
+
+
+def test_a_job_whose_process_dies_again_and_again_has_failed(jobs: Jobs, brief: Jobs) -> None:
+    job = jobs.enqueue(PLAN, "somebody")
+    brief.claim("the first")
+    brief.report(job.job_id, "the first", Progress(stage="training", done=3))
+
+    (waiting,) = jobs.take_back()
+    assert (waiting.state, waiting.attempts, waiting.progress) == (JobState.QUEUED, 1, Progress())
+    begun = jobs.get(job.job_id).started_at
+    brief.claim("the second")
+    (failed,) = jobs.take_back()
+
+    assert (failed.state, failed.attempts, failed.started_at) == (JobState.FAILED, 2, begun)
+    assert "begun 2 times, and each time its process ended without a word, at last that of the second" in failed.error
+    assert jobs.claim("the third") is None
+
+
+def test_a_job_that_was_cancelled_and_whose_process_died_is_cancelled(jobs: Jobs, brief: Jobs) -> None:
+    job = jobs.enqueue(PLAN, "somebody")
+    brief.claim("one that dies")
+    jobs.cancel(job.job_id, "an engineer")
+
+    (cancelled,) = jobs.take_back()
+
+    assert (cancelled.state, cancelled.error) == (JobState.CANCELLED, "cancelled by an engineer")
+
+
+def test_a_job_that_is_given_back_waits_again_unless_it_was_cancelled(jobs: Jobs) -> None:
+    kept, cancelled = jobs.enqueue(PLAN, "somebody"), jobs.enqueue(PLAN, "somebody")
+    jobs.claim("mine")
+    jobs.claim("mine")
+    jobs.cancel(cancelled.job_id, "an engineer")
+
+    for job in (kept, cancelled):
+        jobs.give_back(job.job_id, "mine")
+
+    assert (jobs.get(kept.job_id).state, jobs.get(kept.job_id).attempts) == (JobState.QUEUED, 0)
+    assert jobs.get(cancelled.job_id).error == "cancelled by an engineer"
+    with pytest.raises(LeaseLost):
+        jobs.give_back(kept.job_id, "mine")
 
 
 def test_a_training_longer_than_its_lease_is_not_taken_for_dead(
@@ -138,6 +198,7 @@ def test_every_write_of_a_worker_without_its_lease_is_refused(jobs: Jobs) -> Non
         lambda: jobs.renew(job.job_id, "other"),
         lambda: jobs.report(job.job_id, "other", Progress(stage="training")),
         lambda: jobs.end(job.job_id, "other", JobState.FAILED, "no"),
+        lambda: jobs.give_back(job.job_id, "other"),
     ):
         with pytest.raises(LeaseLost):
             write()
@@ -232,10 +293,6 @@ def _python(code: str, *arguments: str) -> subprocess.Popen[str]:
 def _lease(engine: Engine, job_id: str) -> int | None:
     with reading(engine) as connection:
         return connection.scalar(select(table.c.lease_until).where(table.c.job_id == job_id))
-
-
-def _lease_is_over(engine: Engine, job: Job) -> bool:
-    return (_lease(engine, job.job_id) or 0) < now_us()
 
 
 def _until(condition: Callable[[], bool]) -> None:

@@ -260,6 +260,7 @@ class Job(_message.Message):
     STARTED_AT_FIELD_NUMBER: _builtins.int
     ENDED_AT_FIELD_NUMBER: _builtins.int
     NOT_PROMOTED_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     state: Global___JobState.ValueType
     error: _builtins.str
@@ -269,6 +270,8 @@ class Job(_message.Message):
     model_version: _builtins.str
     not_promoted: _builtins.str
     """Of a job that succeeded: why "production" stays with the version it named; empty when it names the new one."""
+    attempts: _builtins.int
+    """How often it was begun: one whose worker died is begun again by another, a few times at most."""
     @_builtins.property
     def plan(self) -> Global___TrainingPlan: ...
     @_builtins.property
@@ -293,14 +296,36 @@ class Job(_message.Message):
         started_at: _timestamp_pb2.Timestamp | None = ...,
         ended_at: _timestamp_pb2.Timestamp | None = ...,
         not_promoted: _builtins.str = ...,
+        attempts: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "ended_at", b"ended_at", "plan", b"plan", "progress", b"progress", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "ended_at", b"ended_at", "error", b"error", "job_id", b"job_id", "model", b"model", "model_version", b"model_version", "not_promoted", b"not_promoted", "plan", b"plan", "progress", b"progress", "started_at", b"started_at", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "created_at", b"created_at", "ended_at", b"ended_at", "error", b"error", "job_id", b"job_id", "model", b"model", "model_version", b"model_version", "not_promoted", b"not_promoted", "plan", b"plan", "progress", b"progress", "started_at", b"started_at", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Job: _TypeAlias = Job  # noqa: Y015
+
+@_typing.final
+class JobRequested(_message.Message):
+    """Wakes a training worker, which takes the oldest job that waits; this one may have gone to another by then."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobRequested: _TypeAlias = JobRequested  # noqa: Y015
 
 @_typing.final
 class StartTrainingRequest(_message.Message):

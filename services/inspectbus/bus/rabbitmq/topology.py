@@ -35,7 +35,7 @@ from inspectbus.bus.contract import Lane
 from inspectbus.bus.rabbitmq import naming
 from inspectbus.bus.rabbitmq.addresses import Addresses
 from inspectbus.bus.rabbitmq.wire import STATION_USER
-from inspectbus.bus.topics import ALL, DEAD, DECISIONS, FRAMES, GATES, PREPARED, Topic
+from inspectbus.bus.topics import ALL, DEAD, DECISIONS, EVENTS, FRAMES, GATES, PREPARED, TRAINING, Topic
 from inspectbus.errors import BusAway, NotAllowed, NotFound, NotPossibleNow
 
 DELIVERY_LIMIT = 20
@@ -66,6 +66,7 @@ POLICIES = (
     Policy("inspectbus-live", r"^inspectbus\..*\.live$", 10_000, 2 * 1024**3, 1),
     Policy("inspectbus-backlog", r"^inspectbus\..*\.backlog$", 200_000, 8 * 1024**3, 1),
     Policy("inspectbus-record", r"^inspectbus\.(results|outcomes)$", 100_000, 1024**3, 1),
+    Policy("inspectbus-training", r"^inspectbus\.training$", 10_000, 64 * 1024**2, 1),
     Policy("inspectbus-aside", r"^inspectbus\..*\.(retry|quarantine)$", 10_000, 2 * 1024**3, 2),
     Policy("inspectbus-dead", r"^inspectbus\.dead$", 100_000, 8 * 1024**3, 1),
 )
@@ -104,7 +105,7 @@ def users(stations: Iterable[tuple[str, str]] = ()) -> list[User]:
     taken.append(
         User("inspectbus-results", write=_any(DEFAULT_EXCHANGE, _name(DECISIONS), _name(DEAD)), read=_any(results))
     )
-    taken.append(User("inspectbus-training"))
+    taken.append(_worker("training", TRAINING, (TRAINING, EVENTS)))
     taken.append(
         User(
             "inspectbus-acquisition",
@@ -115,7 +116,10 @@ def users(stations: Iterable[tuple[str, str]] = ()) -> list[User]:
     )
     taken.append(
         User(
-            "inspectbus-reader", configure=_any(news), write=_any(news), read=_any(_name(DECISIONS), _name(GATES), news)
+            "inspectbus-reader",
+            configure=_any(news),
+            write=_any(news),
+            read=_any(_name(DECISIONS), _name(GATES), _name(EVENTS), news),
         )
     )
     everything = r"inspectbus\..*"
