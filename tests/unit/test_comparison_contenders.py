@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 from inspectbus.training.comparison import backpropagation
 from inspectbus.training.comparison.contenders import ALL_DEFECTIVE, BASELINES, KNN, LIGHT, SVM, Contender
-from inspectbus.training.comparison.inputs import fitted_projection, principal_components
+from inspectbus.training.comparison.inputs import Components, fitted_projection
 from inspectbus.training.comparison.learning import Entrant, Learning, Part
 from inspectbus.training.comparison.searches import candidates, search
 from inspectbus.training.threshold import Floats
@@ -184,7 +184,7 @@ def test_projections_are_fitted_on_the_train_part_alone() -> None:
 def test_principal_components_are_those_of_scikit_learn_up_to_one_scale() -> None:
     inputs = np.random.default_rng(0).normal(size=(50, 12)).astype(np.float32)
 
-    found = principal_components(inputs, 3, 0)(inputs)
+    found = Components.of(inputs, 3, 0).project(inputs)
 
     expected = PCA(3, random_state=0).fit_transform(StandardScaler().fit_transform(inputs))
     assert np.allclose(found / expected, (found / expected)[0, 0], atol=1e-3)

@@ -10,4 +10,8 @@ held-out part, met here for the first time ────────────�
 | contenders, backpropagation, searches | SVM, KNN, BPN, MLP and the floors, and how their settings are chosen |
 | network | our CNN as an entrant, by way of a version folder |
 | measures, bootstrap | figures with their intervals, alone and against the CNN |
+| subsets, dimensions, suspects | scores by kind of defect or part; over growing width; doubtful labels |
+| spoiling, preprocessing | spoiled images, corrected or not |
+| terms, conductor | what a comparison is told; the whole experiment in order |
+| record | the result as JSON |
 """

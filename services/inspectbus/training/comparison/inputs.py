@@ -8,7 +8,8 @@ mean grey, spread ───> each to mean 0 and spread 1                the floo
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, Self
 
 import numpy as np
 from sklearn.decomposition import PCA
@@ -28,21 +29,32 @@ COMPONENTS = 64
 def fitted_projection(form: Form, train: Inputs, seed: int) -> Projection:
     """What brings inputs of the form, (N, D), to those a contender is given; it has seen `train` and nothing else."""
     if form == "raw":
-        return principal_components(train, COMPONENTS, seed)
+        return Components.of(train, COMPONENTS, seed).project
     scaler = StandardScaler().fit(train)
     return lambda inputs: np.asarray(scaler.transform(inputs), np.float32)
 
 
-def principal_components(train: Inputs, count: int, seed: int) -> Projection:
-    """The first `count` principal components of standardised inputs, brought to unit size by one common scale.
+@dataclass(frozen=True)
+class Components:
+    """The first principal components of standardised inputs, brought to unit size by one common scale.
 
-    One scale, because whitening would make the last component, mostly noise, as loud as the first. Fewer components
-    where the images or the inputs are fewer.
+    One scale, because whitening would make the last component, mostly noise, as loud as the first.
     """
-    scaler = StandardScaler().fit(train)
-    components = PCA(min(count, *train.shape), random_state=seed).fit(scaler.transform(train))
-    size = max(float(np.sqrt(components.explained_variance_.mean())), 1e-6)
-    return lambda inputs: np.asarray(components.transform(scaler.transform(inputs)) / size, np.float32)
+
+    scaler: StandardScaler
+    components: PCA
+    size: float
+
+    @classmethod
+    def of(cls, train: Inputs, count: int, seed: int) -> Self:
+        """Of inputs (N, D); fewer than `count` where images or inputs are fewer."""
+        scaler = StandardScaler().fit(train)
+        components = PCA(min(count, *train.shape), random_state=seed).fit(scaler.transform(train))
+        return cls(scaler, components, max(float(np.sqrt(components.explained_variance_.mean())), 1e-6))
+
+    def project(self, inputs: Inputs) -> Inputs:
+        """(N, count)."""
+        return np.asarray(self.components.transform(self.scaler.transform(inputs)) / self.size, np.float32)
 
 
 def frozen_features(
