@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from inspectbus.cli import (
     bus,
+    compare,
     dead,
     decisions,
     doctor,
@@ -114,6 +115,7 @@ app.command("serve", epilog=serve.EXAMPLES)(serve.serve)
 app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
 app.command("train", epilog=train.TRAIN_EXAMPLES)(train.train)
 app.command("evaluate", epilog=train.EVALUATE_EXAMPLES)(train.evaluate)
+app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
 app.command("models", epilog=models.EXAMPLES)(models.models)
 app.command("scores", epilog=scores.EXAMPLES)(scores.scores)
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)

@@ -13,5 +13,5 @@ held-out part, met here for the first time ────────────�
 | subsets, dimensions, suspects | scores by kind of defect or part; over growing width; doubtful labels |
 | spoiling, preprocessing | spoiled images, corrected or not |
 | terms, conductor | what a comparison is told; the whole experiment in order |
-| record | the result as JSON |
+| record, pictures, report | report.json, figures as PNG, and report.html, which needs nothing beside it |
 """

@@ -98,8 +98,8 @@ class Comparison:
     subsets: Subsets
     points: Sequence[Point]
     preprocessing: Sequence[Row]
-    preprocessed: int
-    """Images the preprocessing table is made of."""
+    preprocessed: Sequence[Item]
+    """The held-out images the preprocessing table is made of."""
     suspicion: Suspicion | None
     code_revision: str
     took_s: float
@@ -395,7 +395,7 @@ def _network_answers(networks: Sequence[TrainedNetwork], epochs: int, exam: Imag
     )
 
 
-def _preprocessing(terms: Terms, lessons: Lessons, exam: Images, way: _Way) -> tuple[list[Row], int]:
+def _preprocessing(terms: Terms, lessons: Lessons, exam: Images, way: _Way) -> tuple[list[Row], Sequence[Item]]:
     items: Sequence[Item] = exam.items
     if len(items) > terms.spoiled:
         _, items, _ = cut(exam.items, terms.spoiled / len(exam.items), seed=0)
@@ -410,4 +410,4 @@ def _preprocessing(terms: Terms, lessons: Lessons, exam: Images, way: _Way) -> t
         cnn = Network(lessons.networks[0].network(), card.calibration, card.threshold)
     way.stage("preprocessing", len(CONDITIONS) * len(STEPS))
     rows = preprocessing_table(items, lessons.cut, lessons.preparation, entrants, cnn, way.step)
-    return rows, len(items)
+    return rows, items

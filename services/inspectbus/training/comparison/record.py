@@ -24,8 +24,11 @@ from inspectbus.training.comparison.conductor import (
     Key,
 )
 from inspectbus.training.comparison.contenders import BASELINES
+from inspectbus.training.comparison.inputs import Form
 from inspectbus.training.comparison.measures import FIXED_OVERKILL, MEASURES, calibration_error, figures
 from inspectbus.training.comparison.suspects import SUSPICIOUS
+from inspectbus.training.evaluation import labels_of
+from inspectbus.training.threshold import Labels
 
 SUBSET_MEASURES = ("precision", "recall", "f1")
 NAMED_SUSPECTS = 50
@@ -51,7 +54,8 @@ def as_record(found: Comparison) -> dict[str, Any]:
         "floors": {"light": _model(found, LIGHT_KEY), "all_defective": _model(found, ALL_KEY)},
         "dimensions": [asdict(point) for point in found.points],
         "preprocessing": [asdict(row) for row in found.preprocessing],
-        "preprocessing_images": found.preprocessed,
+        "preprocessing_images": len(found.preprocessed),
+        "preprocessing_floor": _floor(labels_of(found.preprocessed)),
         "subsets": subset_figures(found),
         "suspects": suspects(found),
         "fixed_overkill": FIXED_OVERKILL,
@@ -62,10 +66,18 @@ def as_record(found: Comparison) -> dict[str, Any]:
     }
 
 
+def ordered(found: Comparison) -> list[Key]:
+    """The CNN, the frozen form of the others, their raw form, the floors: the order of every table and figure."""
+    forms: tuple[Form, ...] = ("frozen", "raw")
+    order = [CNN_KEY, *(Key(contender.name, form) for form in forms for contender in BASELINES), LIGHT_KEY, ALL_KEY]
+    return [key for key in order if key in found.figures]
+
+
 def subset_figures(found: Comparison) -> dict[str, Any]:
     """Precision, recall and F1 of each model on each subset and, last, their plain average."""
     rows = []
-    for key, each in found.figures.items():
+    for key in ordered(found):
+        each = found.figures[key]
         by_subset = {
             name: {
                 measure: float(
@@ -109,6 +121,12 @@ def suspects(found: Comparison) -> dict[str, Any] | None:
             for row in rows[:NAMED_SUSPECTS]
         ],
     }
+
+
+def _floor(labels: Labels) -> dict[str, float]:
+    """Of calling everything defective."""
+    everything = figures(labels, np.ones(len(labels)), 0.5)
+    return {name: everything[name] for name in ("accuracy", "f1", "average_precision")}
 
 
 def _model(found: Comparison, key: Key) -> dict[str, Any]:
