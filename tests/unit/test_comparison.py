@@ -309,6 +309,16 @@ def test_images_asked_for_are_taken_of_both_parts_in_proportion(bench: CompareBe
     assert "of train" in found.words
 
 
+@pytest.mark.parametrize("images", [62, 78])
+def test_a_set_hardly_larger_than_asked_for_keeps_nearly_all_of_it_groups_or_not(tmp_path: Path, images: int) -> None:
+    larger = CompareBench(tmp_path / "larger")
+    grouped = tuple(replace(item, group=str(row // 2)) for row, item in enumerate(larger.data.items))
+
+    for data in (larger.data, replace(larger.data, items=grouped)):
+        found = larger.compare(data, models=("knn",), images=images)
+        assert len(found.train.items) + len(found.exam.items) == pytest.approx(images, abs=2)
+
+
 def test_quick_terms_are_shorter_in_every_respect(bench: CompareBench) -> None:
     full, quick = (form(bench.terms(epochs=7).plan) for form in (Terms.full, Terms.quick))
 

@@ -40,6 +40,7 @@ from inspectbus.training.comparison.searches import search
 from inspectbus.training.comparison.subsets import Subsets, find_subsets
 from inspectbus.training.comparison.suspects import Suspicion, suspect
 from inspectbus.training.comparison.terms import CNN, Terms, known_models
+from inspectbus.training.evaluation import labels_of
 from inspectbus.training.features import EXTRACT_BATCH, Cut, FeatureCache, cut_network
 from inspectbus.training.plan import Cancelled, Progress
 from inspectbus.training.threshold import Floats, Labels
@@ -185,9 +186,24 @@ def _fewer(parts: Split, images: int) -> Split:
         return parts
     sides = []
     for side in (parts.train, parts.held_out):
-        _, kept, _ = cut(side.items, images / whole, seed=0)
-        sides.append(replace(side, items=tuple(kept), words=f"{len(kept)} of {side.words}"))
+        kept = _thinned(side.items, images / whole)
+        sides.append(replace(side, items=kept, words=f"{len(kept)} of {side.words}"))
     return Split(*sides)
+
+
+def _thinned(items: Sequence[Item], share: float) -> tuple[Item, ...]:
+    """About `share` of each class, drawn with a fixed seed, in their order.
+
+    Not `cut`, which keeps groups together and so knows halves, thirds, quarters: here both sides of the split are
+    apart already, and images of many parts say more than many of few.
+    """
+    labels = labels_of(items)
+    rng = np.random.default_rng(0)
+    kept: list[int] = []
+    for label in (0, 1):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        kept += [int(row) for row in rows[: max(1, round(share * len(rows)))]]
+    return tuple(items[row] for row in sorted(kept))
 
 
 # --- learning
@@ -398,7 +414,7 @@ def _network_answers(networks: Sequence[TrainedNetwork], epochs: int, exam: Imag
 def _preprocessing(terms: Terms, lessons: Lessons, exam: Images, way: _Way) -> tuple[list[Row], Sequence[Item]]:
     items: Sequence[Item] = exam.items
     if len(items) > terms.spoiled:
-        _, items, _ = cut(exam.items, terms.spoiled / len(exam.items), seed=0)
+        items = _thinned(exam.items, terms.spoiled / len(exam.items))
     entrants = {
         name: lessons.entrants[Key(name, "frozen")][0]
         for name in ("svm", "knn")

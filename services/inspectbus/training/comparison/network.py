@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from inspectbus.domain.model_version import ModelCard
+from inspectbus.errors import BadField
 from inspectbus.networks.classifier import Classifier
 from inspectbus.networks.trained import load_trained
 from inspectbus.stores.datasets import Dataset, Item
@@ -36,9 +37,11 @@ class TrainedNetwork:
         return load_trained(self.folder, self.card.architecture, self.card.normalisation)
 
     def scores(self, items: Sequence[Item], tell: Callable[[int], None]) -> Floats:
-        """(N,), 0 to 1, by the pixels, weights and calibration of the version; NaN for an image that is none."""
+        """(N,), 0 to 1, by the pixels, weights and calibration of the version. Raises BadField for no image."""
         logits = np.full(len(items), np.nan)
         for row, logit in judged(self.network(), self.card.preparation, items):
+            if np.isnan(logit):
+                raise BadField(f"{items[row].path} became unreadable while the comparison ran", field=items[row].name)
             logits[row] = logit
             tell(1)
         return scored(logits, self.card.calibration)

@@ -3,7 +3,8 @@
 Comparison ─> {"data", "split", "models", "raw_models", "floors", "dimensions", "preprocessing", ...}
 
 A model's measures are {"mean", "low", "high", "spread"}: the mean over seeds, its 95 % bootstrap interval over the
-examined images, and the standard deviation over seeds, 0 for one. `fit_s` are seconds, `predict_ms` milliseconds an
+examined images, and the standard deviation over seeds, 0 for one. `floor` is mean grey and its spread; it and calling
+everything defective stand under `floors` too. `fit_s` are seconds, `predict_ms` milliseconds an
 image.
 """
 

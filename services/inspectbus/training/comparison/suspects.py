@@ -23,7 +23,9 @@ from inspectbus.training.threshold import Floats, Labels
 
 FOLDS = 5
 STRENGTH = 0.003
-"""C of the logistic regression: weak enough that it cannot learn a wrong label among a thousand features by heart."""
+"""C of the logistic regression: weak enough that it cannot learn a wrong label among a thousand features by heart. With
+5 % of the labels of 1,968 solar cells turned, 56 to 74 % of those are among the suspects; 0.0003 to 0.01 do about the
+same."""
 SUSPICIOUS = 0.1
 """Share of the images that counts as most suspicious."""
 
