@@ -14,13 +14,16 @@ from sklearn.metrics import average_precision_score, f1_score
 
 from inspectbus.errors import BadField
 from inspectbus.stores.datasets import Item, Label, cut, split
+from inspectbus.stores.models import read_card
 from inspectbus.training import features
 from inspectbus.training.comparison.conductor import CNN_KEY, Comparison, Key
+from inspectbus.training.comparison.network import TrainedNetwork
 from inspectbus.training.comparison.record import as_record
 from inspectbus.training.comparison.terms import MODELS, Terms, known_models
 from inspectbus.training.plan import Cancelled, Progress
 from inspectbus.training.trainer import VALIDATION_SHARE
 from tests.doubles.compared import CompareBench
+from tests.doubles.tiny_model import tiny_version
 
 BASELINES = ("svm", "knn", "bpn", "mlp")
 
@@ -328,3 +331,12 @@ def test_quick_terms_are_shorter_in_every_respect(bench: CompareBench) -> None:
     assert quick.plan.epochs < full.plan.epochs
     assert quick.images > 0
     assert Terms.quick(bench.terms().plan, images=90).images == 90
+
+
+def test_an_image_that_became_unreadable_under_way_is_no_score(tmp_path: Path) -> None:
+    folder = tiny_version(tmp_path)
+    (tmp_path / "gone.png").write_bytes(b"no picture")
+    trained = TrainedNetwork(folder, read_card(folder), fit_s=0.0)
+
+    with pytest.raises(BadField, match=r"gone\.png became unreadable"):
+        trained.scores([Item("gone.png", tmp_path / "gone.png", Label.GOOD)], lambda done: None)
