@@ -13,6 +13,9 @@ FRAMES ?= 400
 FPS ?=
 DATA ?=
 RUN_ARGS ?=
+OUT ?= .inspectbus/report
+SEEDS ?= 1
+COMPARE_ARGS ?=
 
 .PHONY: help
 help: ## List the chores
@@ -21,6 +24,10 @@ help: ## List the chores
 .PHONY: run
 run: $(VENV)/.run ## Train once, then inspect a replayed test part on four stations (FRAMES=, FPS=, DATA=)
 	$(BIN)/inspectbus run --frames $(FRAMES) $(if $(FPS),--fps $(FPS)) $(if $(DATA),--data "$(DATA)") $(RUN_ARGS)
+
+.PHONY: compare
+compare: $(VENV)/.run ## Every model on solar cells, or on DATA=, as a report in OUT= (SEEDS=, COMPARE_ARGS=--quick)
+	$(BIN)/inspectbus compare "$(or $(DATA),elpv)" --out "$(OUT)" --seeds $(SEEDS) $(COMPARE_ARGS)
 
 .PHONY: test
 test: $(VENV)/.test servers ## Lint, types, contracts and every test

@@ -76,6 +76,21 @@ def test_the_cut_lies_at_a_sixteenth_of_the_side(tiny: Pretrained) -> None:
     assert cut_network(tiny, Preparation(width=224, height=160)).shape[1:] == (10, 14)
 
 
+def test_the_whole_network_gives_the_pooled_features_of_its_backbone(
+    tiny: Pretrained, items: list[tuple[Item, str]], tmp_path: Path
+) -> None:
+    whole = cut_network(tiny, PREPARATION, whole=True)
+
+    found = extract(items, 1, whole, PREPARATION, FeatureCache(tmp_path / "cache"), nobody).batch(np.arange(5))
+
+    images = torch.from_numpy(np.stack([prepare(decode(item.read()), PREPARATION) for item, _ in items]))
+    with torch.inference_mode():
+        expected = tiny.network.backbone(tiny.network.normalise(images))
+    torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)
+    assert whole.upper == []
+    assert whole.key != cut_network(tiny, PREPARATION).key
+
+
 def test_a_backbone_that_is_no_chain_is_taken_whole(tmp_path: Path) -> None:
     import torchvision  # only after inspectbus.networks
 

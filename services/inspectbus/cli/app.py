@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from inspectbus.cli import (
     advise,
     bus,
+    compare,
     data,
     dead,
     decisions,
@@ -116,6 +117,7 @@ app.command("serve", epilog=serve.EXAMPLES)(serve.serve)
 app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
 app.command("train", epilog=train.TRAIN_EXAMPLES)(train.train)
 app.command("evaluate", epilog=train.EVALUATE_EXAMPLES)(train.evaluate)
+app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
 app.command("advise", epilog=advise.EXAMPLES)(advise.advise)
 app.command("scores", epilog=scores.EXAMPLES)(scores.scores)
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)

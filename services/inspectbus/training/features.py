@@ -67,8 +67,11 @@ class Cut:
     """Names backbone, weights and place of the cut."""
 
 
-def cut_network(pretrained: Pretrained, preparation: Preparation) -> Cut:
-    """Cut at the stride, for images of the preparation's size; above everything when the backbone is no plain chain."""
+def cut_network(pretrained: Pretrained, preparation: Preparation, *, whole: bool = False) -> Cut:
+    """Cut at the stride, for images of the preparation's size; above everything when the backbone is no plain chain.
+
+    `whole` cuts above everything in any case: the maps are then the backbone's pooled features, (F,) for each image.
+    """
     network = pretrained.network
     try:
         links = network.chain()
@@ -80,7 +83,7 @@ def cut_network(pretrained: Pretrained, preparation: Preparation) -> Cut:
         while below < len(links):
             maps = links[below][1](maps)
             below += 1
-            if maps.ndim == 4 and maps.shape[2] * STRIDE <= preparation.height + STRIDE - 1:
+            if not whole and maps.ndim == 4 and maps.shape[2] * STRIDE <= preparation.height + STRIDE - 1:
                 break
     lower = _Lower(network, [module for _, module in links[:below]])
     words = (

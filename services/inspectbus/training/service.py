@@ -104,7 +104,6 @@ def _train(
     cancel: threading.Event,
 ) -> None:
     """Trains on the part of the data that a replay will not show."""
-    del checkpoint_dir  # this trainer begins anew
     if settings.threads:
         torch.set_num_threads(settings.threads)
     trainer.train(

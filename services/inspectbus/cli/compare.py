@@ -1,0 +1,151 @@
+"""`inspectbus compare`: every model of the literature beside our CNN, on one data set, as a report.
+
+DATA ─> conductor.compare, a bar for each stage ─> report folder ─> a table of the scores
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from inspectbus.cli.printing import AsJson, json_line, print_line, table
+from inspectbus.errors import BadField, NotPossibleNow
+
+if TYPE_CHECKING:
+    from inspectbus.training.comparison.terms import Terms
+    from inspectbus.training.plan import Progress
+    from inspectbus.training.settings import TrainingSettings
+
+EXAMPLES = """Examples:
+
+  inspectbus compare elpv --out report --seeds 3
+
+  inspectbus compare ./parts --out report --quick          minutes, on some of the images
+
+  inspectbus compare ./parts --out report --models cnn,svm --json > figures.json
+
+DATA as for `inspectbus train`. The held-out part is opened when everything is learnt. DIR gets report.html, which needs
+nothing else, the figures as PNG, and report.json. Features of images seen before are found again by their content."""
+
+
+def compare(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="'elpv', or a folder of labelled images.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the report; new, or empty.")],
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="Each cuts its own validation part.")] = 1,
+    models: Annotated[str, typer.Option(metavar="NAMES", help="Of cnn,svm,knn,bpn,mlp; by default all.")] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer images, epochs and candidates: minutes.")] = False,
+    images: Annotated[int, typer.Option(min=0, help="Take so many of the images; 0 is the default.")] = 0,
+    backbone: Annotated[str, typer.Option(help="A timm or torchvision architecture.")] = "",
+    epochs: Annotated[int, typer.Option(min=0, help="Of the CNN; 0 is the default.")] = 0,
+    input_size: Annotated[int, typer.Option(min=0, help="Side of the input, pixels; 0 is the default.")] = 0,
+    state: Annotated[Path, typer.Option(help="Folder where features are kept.")] = Path(".inspectbus"),
+    as_json: AsJson = False,
+) -> None:
+    """Compare SVM, KNN, BPN, MLP and the CNN on one data set, and write a report."""
+    from rich.console import Console
+
+    from inspectbus.cli.live import stage_bar
+    from inspectbus.runtime.signals import stop_on_signals
+    from inspectbus.stores.datasets import open_dataset
+    from inspectbus.training.comparison.conductor import compare as compared
+    from inspectbus.training.comparison.report import PAGE, write_report
+    from inspectbus.training.plan import Cancelled
+    from inspectbus.training.settings import TrainingSettings
+
+    settings = TrainingSettings.load(state_dir=state)
+    terms = _terms(
+        settings,
+        quick,
+        {"data": data, "backbone": backbone, "epochs": epochs, "input_size": input_size},
+        {"seeds": seeds, "models": _names(models), "images": images},
+    )
+    dataset = open_dataset(data)
+    if settings.threads:
+        import torch
+
+        torch.set_num_threads(settings.threads)
+    with stop_on_signals() as stop, stage_bar(Console(stderr=True)) as show:
+
+        def told(progress: Progress) -> None:
+            figures = "  ".join(f"{name} {value:.3g}" for name, value in progress.figures.items())
+            show(progress.stage, progress.done, progress.total, figures)
+
+        try:
+            found = compared(
+                terms,
+                dataset,
+                out,
+                on_progress=told,
+                cancel=stop,
+                cache_dir=settings.state_dir / "features",
+                weights=settings.weights,
+            )
+        except Cancelled:
+            raise NotPossibleNow("the comparison was interrupted; nothing was written") from None
+        record = write_report(found, out)
+    if as_json:
+        json_line(record)
+        return
+    _show(record)
+    print_line(f"{out / PAGE}: {record['split']['words']}; {record['took_s']:.0f} s")
+
+
+def _terms(settings: TrainingSettings, quick: bool, plan: dict[str, Any], asked: dict[str, Any]) -> Terms:
+    """What was asked for; what was left at zero or empty is the service's default. Raises BadField naming an option."""
+    from pydantic import ValidationError
+
+    from inspectbus.training.comparison.terms import Terms
+    from inspectbus.training.plan import Plan
+
+    defaults = {"backbone": settings.backbone, "epochs": settings.epochs, "input_size": settings.input_size}
+    form = Terms.quick if quick else Terms.full
+    try:
+        whole = Plan.model_validate({"model": "compared", "seed": 0, **defaults, **_told(plan)})
+        return form(whole, **_told(asked))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        raise BadField(f"--{name.replace('_', '-')}: {first['msg']}", field=name) from None
+
+
+def _told(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value}
+
+
+def _names(models: str) -> tuple[str, ...]:
+    from inspectbus.training.comparison.terms import known_models
+
+    return known_models([name.strip() for name in models.split(",") if name.strip()])
+
+
+def _show(record: dict[str, Any]) -> None:
+    parts = (("frozen features", record["models"]), ("raw pixels", record["raw_models"]))
+    rows = [
+        (name, "the picture" if name == "cnn" else form, *_figures(each))
+        for form, models in parts
+        for name, each in models.items()
+        if name != "floor"
+    ]
+    rows += [(name.replace("_", " "), "floor", *_figures(each)) for name, each in record["floors"].items()]
+    table(
+        ("model", "sees", "precision", "recall", "f1", "95 %", "AP", "95 %", "AUROC", "accuracy", "fit s", "ms/image"),
+        rows,
+    )
+
+
+def _figures(each: dict[str, Any]) -> list[object]:
+    f1, ap = each["f1"], each["average_precision"]
+    return [
+        each["precision"]["mean"],
+        each["recall"]["mean"],
+        f1["mean"],
+        f"{f1['low']:.2f}-{f1['high']:.2f}",
+        ap["mean"],
+        f"{ap['low']:.2f}-{ap['high']:.2f}",
+        each["auroc"]["mean"],
+        each["accuracy"]["mean"],
+        each["fit_s"],
+        each["predict_ms"],
+    ]

@@ -1,0 +1,86 @@
+"""`inspectbus compare`, whole, on rendered parts with a tiny network; and its refusals, one line each."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.doubles.parts import TINY_BACKBONE, write_set, write_tiny_weights
+from tests.services.cli.conftest import Inspectbus
+
+
+@pytest.fixture
+def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    torch.set_num_threads(1)
+    monkeypatch.setenv(
+        "INSPECTBUS_TRAINING_WEIGHTS", str(write_tiny_weights(tmp_path / f"{TINY_BACKBONE}.safetensors"))
+    )
+    monkeypatch.chdir(tmp_path)
+    return write_set(tmp_path / "plates", good=40, defective=24)
+
+
+TINY = ("--backbone", TINY_BACKBONE, "--input-size", "64", "--quick")
+
+
+def test_a_quick_comparison_writes_the_report_and_shows_the_scores(
+    inspectbus: Inspectbus, parts: Path, tmp_path: Path
+) -> None:
+    result = inspectbus("compare", parts, "--out", tmp_path / "report", "--models", "cnn,svm", *TINY)
+
+    assert result.exit_code == 0, result.stderr
+    assert {"report.html", "report.json"} <= {file.name for file in (tmp_path / "report").iterdir()}
+    rows = [line.split()[:2] for line in result.stdout.splitlines()]
+    assert ["cnn", "the"] in rows
+    assert rows.count(["svm", "frozen"]) == rows.count(["svm", "raw"]) == 1
+    assert any(row[:2] == ["all", "defective"] for row in rows)
+    assert "report.html" in result.stdout
+
+
+def test_the_figures_as_json_are_those_of_the_report(inspectbus: Inspectbus, parts: Path, tmp_path: Path) -> None:
+    result = inspectbus("compare", parts, "--out", tmp_path / "report", "--models", "knn", *TINY, "--json")
+
+    record = json.loads(result.stdout)
+    assert record == json.loads((tmp_path / "report/report.json").read_text())
+    assert set(record["models"]) == {"knn", "floor"}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--models", "cnn,resnet"), "no model is called 'resnet'"),
+        (("--input-size", "5"), "--input-size"),
+        (("--backbone", "efficientnet_of_my_dreams"), "no timm or torchvision backbone"),
+        (("--images", "4"), "images"),
+    ],
+)
+def test_a_wish_that_cannot_be_met_is_one_line_and_exit_code_2(
+    inspectbus: Inspectbus, parts: Path, tmp_path: Path, options: tuple[str, str], words: str
+) -> None:
+    result = inspectbus("compare", parts, "--out", tmp_path / "report", *TINY, *options)
+
+    assert result.exit_code == 2
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert words in errors[0]
+    assert not (tmp_path / "report/report.json").exists()
+
+
+def test_a_report_is_never_written_over_another(inspectbus: Inspectbus, parts: Path, tmp_path: Path) -> None:
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report/report.html").write_text("an older one")
+
+    result = inspectbus("compare", parts, "--out", tmp_path / "report", *TINY)
+
+    assert result.exit_code == 2
+    assert "is not empty" in result.stderr
+    assert (tmp_path / "report/report.html").read_text() == "an older one"
+
+
+def test_data_that_is_none_is_named(inspectbus: Inspectbus, tmp_path: Path) -> None:
+    result = inspectbus("compare", tmp_path / "nowhere", "--out", tmp_path / "report")
+
+    assert result.exit_code == 2
+    assert "nowhere" in result.stderr
