@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from inspectbus.domain.preparation import Preparation
+from inspectbus.errors import Internal
 from inspectbus.networks.pretrained import Pretrained, load_pretrained
 from inspectbus.training.augmentation import Augmentation
 from inspectbus.training.checkpoint import Checkpoint
@@ -204,6 +205,11 @@ def test_the_seed_decides(bench: Bench) -> None:
 
     assert same(first, again)
     assert not same(first, other)
+
+
+def test_a_network_that_runs_away_ends_the_fitting_in_words(whole: Bench) -> None:
+    with pytest.raises(Internal, match="after epoch 1 the network gives scores that are no numbers"):
+        whole.fit(method=replace(WHOLE, batch=8, rate=1e30, head_rate=1e30))
 
 
 def test_each_step_is_told_within_its_epoch(bench: Bench) -> None:

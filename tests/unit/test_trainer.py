@@ -280,12 +280,14 @@ def test_auto_measures_for_the_whole_network_alone(bench: Bench, monkeypatch: py
 
 def test_a_checkpoint_of_another_plan_is_refused_by_the_fields_that_differ(bench: Bench, tmp_path: Path) -> None:
     bench.train(**WHOLE, epochs=1, checkpoint=tmp_path / "checkpoint")
+    bench.told.clear()
 
     with pytest.raises(BadField) as refused:
         bench.train(**WHOLE, epochs=2, seed=1, checkpoint=tmp_path / "checkpoint")
 
     assert refused.value.field == "checkpoint"
     assert "plan.epochs is 2 here and 1 there; plan.seed is 1 here and 0 there" in refused.value.message
+    assert bench.told == [], "before an image is read"
 
 
 def test_parts_that_have_an_up_are_only_mirrored_at_either_depth(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

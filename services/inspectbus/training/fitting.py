@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
+from inspectbus.errors import Internal
 from inspectbus.networks.classifier import Classifier
 from inspectbus.training.checkpoint import Checkpoint
 from inspectbus.training.precision import Precision, computing_in, fastest
@@ -58,6 +59,8 @@ class Method:
     third of the time and helps little."""
 
 
+MEASURED = 16
+"""Images of the batch that precision is measured on: some seconds at 300 pixels."""
 METHOD = Method()
 WHOLE = replace(METHOD, depthwise=True)
 """From the pixels up, edges and textures are learnt by depthwise kernels as much as by any."""
@@ -137,7 +140,7 @@ def fit(
 
     `after_step` hears of each batch of the epoch, and how many there are; `after_epoch` of each epoch, those before the
     checkpoint included. They may raise to end it all. Draws from torch's generator, which the caller has seeded. Raises
-    what `Checkpoint.load` raises.
+    what `Checkpoint.load` raises, and Internal when the scores are no numbers any more.
     """
     work = _Fitting(upper, train, targets, validation, validation_labels, epochs, seed, method)
     saved = checkpoint.load() if checkpoint is not None else None
@@ -149,7 +152,7 @@ def fit(
     elif precision != "auto":
         work.precision = precision
     else:
-        work.precision = fastest(upper, next(iter(train.batches())))
+        work.precision = fastest(upper, next(iter(train.batches()))[:MEASURED])
     while not work.over:
         epoch = work.epoch(after_step)
         if checkpoint is not None:
@@ -206,6 +209,11 @@ class _Fitting:
         """Learns from every training image once, and judges the average on the validation part."""
         loss_sum, factor = self._learn(after_step)
         logits = self._average.over(self._validation)
+        if not np.isfinite(logits).all():
+            raise Internal(
+                f"after epoch {len(self.told) + 1} the network gives scores that are no numbers; train with another "
+                "seed, backbone or precision"
+            )
         ap = float(average_precision_score(self._validation_labels, logits))
         self._worse += 1
         if ap > self._best_ap:

@@ -106,10 +106,10 @@ def train(
     pretrained = load_pretrained(plan.backbone, weights, plan.dropout, plan.views)
     way.step()
     preparation = Preparation(illumination=ILLUMINATION, width=plan.input_size, height=plan.input_size)
+    checkpoint = _checkpoint(checkpoint_dir, plan, pretrained, data) if checkpoint_dir is not None else None
     readable, lost = _readable(data, way)
     with freed_memory_kept():
         parts = _cut(readable, lost, plan.seed)
-        checkpoint = _checkpoint(checkpoint_dir, plan, pretrained, data) if checkpoint_dir is not None else None
         _fit(plan, pretrained, preparation, parts, FeatureCache(cache_dir), checkpoint, way)
         return _finish(plan, pretrained, preparation, data, parts, out_dir, way)
 
@@ -185,7 +185,7 @@ def _cut(readable: Sequence[tuple[Item, str]], lost: Sequence[Item], seed: int) 
 def _checkpoint(folder: Path, plan: Plan, pretrained: Pretrained, data: Dataset) -> Checkpoint:
     """Belongs to this plan, data and code alone: with any other, the end would not be the same."""
     words = {f"plan.{name}": json.dumps(value) for name, value in plan.model_dump().items()}
-    return Checkpoint(
+    checkpoint = Checkpoint(
         folder,
         {
             **words,
@@ -195,6 +195,9 @@ def _checkpoint(folder: Path, plan: Plan, pretrained: Pretrained, data: Dataset)
             "torch": torch.__version__,
         },
     )
+    # Looked at now: one that will be refused must not cost the minutes until it is needed.
+    checkpoint.load()
+    return checkpoint
 
 
 def _fit(
