@@ -26,16 +26,18 @@ class Jobs:
         epochs: int = 0,
         seed: int | None = None,
         input_size: int = 0,
+        join: bool = False,
         timeout_s: float | None = None,
     ) -> Job:
         """Starts a training and answers at once; `watch_job` follows it. Zero and empty take the service's defaults.
 
-        Not tried again by itself: a job whose answer was lost may be running.
+        With `join`, one of the very same plan that has not ended is the answer instead. Not tried again by itself: a
+        job whose answer was lost may be running.
         """
         plan = training_pb2.TrainingPlan(
             data=data, model=model, backbone=backbone, epochs=epochs, seed=seed, input_size=input_size
         )
-        request = training_pb2.StartTrainingRequest(plan=plan)
+        request = training_pb2.StartTrainingRequest(plan=plan, join=join)
         answer = self._wire.ask("training", self._training.StartTraining, request, timeout_s=timeout_s)
         return read(Job, answer.job)
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from inspectbus.api.v1.prepared_frame_pb2 import QualityReport
 from inspectbus.cli.live import follow_stations
 from inspectbus.cli.report import Tally, print_report, report
-from inspectbus.cli.training import train_and_watch
+from inspectbus.cli.training import train_and_watch, training_door
 from inspectbus.domain.model_version import PRODUCTION
 from inspectbus.domain.names import name_from
 from inspectbus.domain.recipe import Recipe
@@ -81,7 +81,7 @@ def replay(console: Console, wish: Wish, stop: threading.Event) -> dict[str, Any
     with sole_owner(wish.state):
         material = _material(wish.data)
         root = Path() if wish.data == ELPV else Path(wish.data).resolve()
-        with open_records(wish.state, root) as records:
+        with open_records(wish.state, root, takes_jobs=False) as records:
             with Client.connect(records) as client:
                 model = _model_for(console, client, material, wish, stop)
             with (
@@ -135,9 +135,11 @@ def _model_for(console: Console, client: Client, material: Material, wish: Wish,
         known = next((model for model in made if PRODUCTION in model.aliases), made[0])
         console.print(f"model {known.name}/{known.version} was trained on these images; nothing to train")
     else:
-        known = train_and_watch(
-            console, client, data=material.spec, model=name, epochs=wish.epochs, seed=wish.seed, stop=stop
-        )
+        # The worker ends with the training: what else waits for one must not compete with the line.
+        with training_door(wish.state, material.spec) as trainer:
+            known = train_and_watch(
+                console, trainer, data=material.spec, model=name, epochs=wish.epochs, seed=wish.seed, stop=stop
+            )
     live = client.model(name, alias=PRODUCTION)
     if live.version != known.version:
         console.print(f"what judges is {live.name}/{live.version}, which is in production")

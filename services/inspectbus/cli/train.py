@@ -61,6 +61,8 @@ def train(
             epochs=epochs,
             seed=seed,
             input_size=input_size,
+            # A plant's training may be somebody else's, who would not have it end with this command.
+            join=not address,
             stop=stop,
         )
 

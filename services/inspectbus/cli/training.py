@@ -26,14 +26,17 @@ def train_and_watch(
     epochs: int = 0,
     seed: int | None = None,
     input_size: int = 0,
+    join: bool = True,
     stop: threading.Event,
 ) -> Model:
-    """Starts a training job, shows its way, and gives the version it made; tells when that is not in production.
+    """Starts a training job, or with `join` goes on with one of the same plan that was killed; shows its way, and gives
+    the version it made. Tells when that is not in production. Setting `stop` cancels the job.
 
     Raises NotPossibleNow with the job's own words when it failed, or when `stop` cancelled it.
     """
-    job = client.train(data=data, model=model, backbone=backbone, epochs=epochs, seed=seed, input_size=input_size)
-    console.print(f"training {job.plan.model} on {data} (job {job.job_id})")
+    job = client.train(data, model=model, backbone=backbone, epochs=epochs, seed=seed, input_size=input_size, join=join)
+    word = "going on with the training of" if job.attempts else "training"
+    console.print(f"{word} {job.plan.model} on {data} (job {job.job_id})")
     with client.watch_job(job.job_id) as watch, ended_by(stop, watch), stage_bar(console) as show:
         for seen in watch:
             job, progress = seen, seen.progress
