@@ -32,12 +32,14 @@ class Jobs:
         views: int = 0,
         dropout: float | None = None,
         augmentation: Augmentation | None = None,
+        join: bool = False,
         timeout_s: float | None = None,
     ) -> Job:
         """Starts a training and answers at once; `watch_job` follows it. Zero, empty and None take the service's
         defaults. `depth` is "upper" (minutes) or "whole" (longer, better).
 
-        Not tried again by itself: a job whose answer was lost may be running.
+        With `join`, one of the very same plan that has not ended is the answer instead. Not tried again by itself: a
+        job whose answer was lost may be running.
         """
         plan = training_pb2.TrainingPlan(
             data=data,
@@ -53,7 +55,7 @@ class Jobs:
             dropout=dropout,
             augmentation=training_pb2.Augmentation(**vars(augmentation)) if augmentation is not None else None,
         )
-        request = training_pb2.StartTrainingRequest(plan=plan)
+        request = training_pb2.StartTrainingRequest(plan=plan, join=join)
         answer = self._wire.ask("training", self._training.StartTraining, request, timeout_s=timeout_s)
         return read(Job, answer.job)
 

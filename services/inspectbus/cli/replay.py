@@ -22,7 +22,7 @@ from rich.console import Console
 from inspectbus.api.v1.prepared_frame_pb2 import QualityReport
 from inspectbus.cli.live import follow_stations
 from inspectbus.cli.report import Tally, print_report, report
-from inspectbus.cli.training import watched
+from inspectbus.cli.training import training_door, watched
 from inspectbus.domain.model_version import PRODUCTION
 from inspectbus.domain.names import name_from
 from inspectbus.domain.recipe import Recipe
@@ -81,7 +81,7 @@ def replay(console: Console, wish: Wish, stop: threading.Event) -> dict[str, Any
     with sole_owner(wish.state):
         material = _material(wish.data)
         root = Path() if wish.data == ELPV else Path(wish.data).resolve()
-        with open_records(wish.state, root) as records:
+        with open_records(wish.state, root, takes_jobs=False) as records:
             with Client.connect(records) as client:
                 model = _model_for(console, client, material, wish, stop)
             with (
@@ -135,8 +135,10 @@ def _model_for(console: Console, client: Client, material: Material, wish: Wish,
         known = next((model for model in made if PRODUCTION in model.aliases), made[0])
         console.print(f"model {known.name}/{known.version} was trained on these images; nothing to train")
     else:
-        job = client.train(material.spec, model=name, epochs=wish.epochs, seed=wish.seed)
-        known = watched(console, client, job, stop)
+        # The worker ends with the training: what else waits for one must not compete with the line.
+        with training_door(wish.state, material.spec) as trainer:
+            job = trainer.train(material.spec, model=name, epochs=wish.epochs, seed=wish.seed, join=True)
+            known = watched(console, trainer, job, stop)
     live = client.model(name, alias=PRODUCTION)
     if live.version != known.version:
         console.print(f"what judges is {live.name}/{live.version}, which is in production")

@@ -98,6 +98,8 @@ def train(
             views=views,
             dropout=dropout,
             augmentation=Augmentation(flips, turns, light, blur, noise, perspective),
+            # A plant's training may be somebody else's, who would not have it end with this command.
+            join=not address,
         )
         watched(console, client, job, stop)
 

@@ -17,11 +17,13 @@ from inspectbus_client import Client, Job, JobState, Model
 
 
 def watched(console: Console, client: Client, job: Job, stop: threading.Event) -> Model:
-    """Shows the way of a training job, and gives the version it made; tells when that is not in production.
+    """Shows the way of a training job, one that was joined too, and gives the version it made; tells when that is not
+    in production. Setting `stop` cancels the job.
 
     Raises NotPossibleNow with the job's own words when it failed, or when `stop` cancelled it.
     """
-    console.print(f"training {job.plan.model} on {job.plan.data} (job {job.job_id})")
+    word = "going on with the training of" if job.attempts else "training"
+    console.print(f"{word} {job.plan.model} on {job.plan.data} (job {job.job_id})")
     with client.watch_job(job.job_id) as watch, ended_by(stop, watch), stage_bar(console) as show:
         for seen in watch:
             job, progress = seen, seen.progress

@@ -86,11 +86,16 @@ class Jobs:
 
     # --- for the door
 
-    def enqueue(self, plan: Plan, requested_by: str) -> Job:
-        """Writes a job down. Raises QueueFull when as many wait as may."""
+    def enqueue(self, plan: Plan, requested_by: str, *, join: bool = False) -> Job:
+        """Writes a job down, or with `join` gives one of this very plan that has not ended.
+
+        Raises QueueFull when as many wait as may.
+        """
         job_id = str(uuid.uuid4())
         with writing(self._engine) as connection:
             take_turn(connection, "training queue")
+            if join and (job := _unfinished(connection, plan)) is not None:
+                return job
             waiting = connection.scalar(select(func.count()).where(table.c.state == JobState.QUEUED)) or 0
             if waiting >= self._max_queued:
                 raise QueueFull(f"{waiting} trainings are waiting already, which is as many as may; try again later")
@@ -329,6 +334,13 @@ def _row(connection: Connection, job_id: str, *, hold: bool = False) -> Row[Any]
     if row is None:
         raise NotFound(f"no training job {job_id[:80]!r}", field="job_id")
     return row
+
+
+def _unfinished(connection: Connection, plan: Plan) -> Job | None:
+    going = [state for state in JobState if not state.ended]
+    same = select(table).where(table.c.plan == plan.model_dump_json(), table.c.state.in_(going))
+    row = connection.execute(same.order_by(table.c.number).limit(1)).first()
+    return None if row is None else _job(row)
 
 
 def _job(row: Row[Any]) -> Job:

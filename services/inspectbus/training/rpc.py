@@ -54,7 +54,7 @@ class TrainingRpc(training_pb2_grpc.TrainingServiceServicer):
         self, request: training_pb2.StartTrainingRequest, context: grpc.ServicerContext
     ) -> training_pb2.StartTrainingResponse:
         plan = to_plan(request.plan, self._settings)
-        job = self._jobs.enqueue(plan, caller.get().name)
+        job = self._jobs.enqueue(plan, caller.get().name, join=request.join)
         self._on_start(job)
         return training_pb2.StartTrainingResponse(job=_job(job))
 

@@ -104,6 +104,27 @@ def test_a_watcher_that_goes_frees_its_place(open_one: Open, training: ScriptedT
         assert _until_answered(service, job.job_id).job_id == job.job_id
 
 
+def test_a_training_of_the_same_plan_is_joined_until_it_has_ended(service: Service, training: ScriptedTraining) -> None:
+    def start(join: bool, **fields: int) -> str:
+        plan = pb.TrainingPlan(data="parts", backbone="test_efficientnet", **fields)  # type: ignore[arg-type]
+        request = pb.StartTrainingRequest(plan=plan, join=join)
+        return service.trainings.StartTraining(request, timeout=PATIENCE_S).job.job_id
+
+    first = start(join=False)
+    training.begun.get(timeout=PATIENCE_S)
+
+    # What the plan leaves open counts with what it was filled in with.
+    assert start(join=True, seed=service.settings.seed) == first
+    other = start(join=True, seed=service.settings.seed + 1)
+    assert other != first
+    again = start(join=False)
+    assert again not in (first, other)
+    for _ in range(3):
+        training.succeed()
+    service.outcome(again)
+    assert start(join=True) not in (first, other, again)
+
+
 def test_jobs_run_one_at_a_time_in_the_order_of_their_asking(service: Service, training: ScriptedTraining) -> None:
     jobs = [service.start(model=name) for name in ("first", "second", "third")]
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n inspectbus/api/v1/training.proto\x12\x11inspectbus.api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x96\x02\n\x0cTrainingPlan\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x10\n\x08\x62\x61\x63kbone\x18\x03 \x01(\t\x12\x0e\n\x06\x65pochs\x18\x04 \x01(\r\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12\x12\n\ninput_size\x18\x06 \x01(\r\x12\r\n\x05\x64\x65pth\x18\x07 \x01(\t\x12\r\n\x05\x62\x61tch\x18\x08 \x01(\r\x12\x11\n\tprecision\x18\t \x01(\t\x12\r\n\x05views\x18\n \x01(\r\x12\x14\n\x07\x64ropout\x18\x0b \x01(\x01H\x01\x88\x01\x01\x12\x35\n\x0c\x61ugmentation\x18\x0c \x01(\x0b\x32\x1f.inspectbus.api.v1.AugmentationB\x07\n\x05_seedB\n\n\x08_dropout\"\xcc\x01\n\x0c\x41ugmentation\x12\x12\n\x05\x66lips\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12\x12\n\x05turns\x18\x02 \x01(\x08H\x01\x88\x01\x01\x12\x12\n\x05light\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x11\n\x04\x62lur\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x12\n\x05noise\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x18\n\x0bperspective\x18\x06 \x01(\x01H\x05\x88\x01\x01\x42\x08\n\x06_flipsB\x08\n\x06_turnsB\x08\n\x06_lightB\x07\n\x05_blurB\x08\n\x06_noiseB\x0e\n\x0c_perspective\"\xbe\x01\n\x08Progress\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0c\n\x04\x64one\x18\x02 \x01(\r\x12\r\n\x05total\x18\x03 \x01(\r\x12\x39\n\x07\x66igures\x18\x04 \x03(\x0b\x32(.inspectbus.api.v1.Progress.FiguresEntry\x12\x0c\n\x04step\x18\x05 \x01(\r\x12\r\n\x05steps\x18\x06 \x01(\r\x1a.\n\x0c\x46iguresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x8a\x03\n\x03Job\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12*\n\x05state\x18\x02 \x01(\x0e\x32\x1b.inspectbus.api.v1.JobState\x12-\n\x04plan\x18\x03 \x01(\x0b\x32\x1f.inspectbus.api.v1.TrainingPlan\x12-\n\x08progress\x18\x04 \x01(\x0b\x32\x1b.inspectbus.api.v1.Progress\x12\r\n\x05\x65rror\x18\x05 \x01(\t\x12\r\n\x05model\x18\x06 \x01(\t\x12\x15\n\rmodel_version\x18\x07 \x01(\t\x12.\n\ncreated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstarted_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nded_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cnot_promoted\x18\x0b \x01(\t\x12\x10\n\x08\x61ttempts\x18\x0c \x01(\r\"\x1e\n\x0cJobRequested\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"E\n\x14StartTrainingRequest\x12-\n\x04plan\x18\x01 \x01(\x0b\x32\x1f.inspectbus.api.v1.TrainingPlan\"<\n\x15StartTrainingResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.inspectbus.api.v1.Job\"\x1f\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"5\n\x0eGetJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.inspectbus.api.v1.Job\"8\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"Q\n\x10ListJobsResponse\x12$\n\x04jobs\x18\x01 \x03(\x0b\x32\x16.inspectbus.api.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"!\n\x0fWatchJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"7\n\x10WatchJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.inspectbus.api.v1.Job\"\"\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"8\n\x11\x43\x61ncelJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.inspectbus.api.v1.Job*\x9a\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x05\x32\xc8\x03\n\x0fTrainingService\x12\x62\n\rStartTraining\x12\'.inspectbus.api.v1.StartTrainingRequest\x1a(.inspectbus.api.v1.StartTrainingResponse\x12M\n\x06GetJob\x12 .inspectbus.api.v1.GetJobRequest\x1a!.inspectbus.api.v1.GetJobResponse\x12S\n\x08ListJobs\x12\".inspectbus.api.v1.ListJobsRequest\x1a#.inspectbus.api.v1.ListJobsResponse\x12U\n\x08WatchJob\x12\".inspectbus.api.v1.WatchJobRequest\x1a#.inspectbus.api.v1.WatchJobResponse0\x01\x12V\n\tCancelJob\x12#.inspectbus.api.v1.CancelJobRequest\x1a$.inspectbus.api.v1.CancelJobResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n inspectbus/api/v1/training.proto\x12\x11inspectbus.api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x96\x02\n\x0cTrainingPlan\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x10\n\x08\x62\x61\x63kbone\x18\x03 \x01(\t\x12\x0e\n\x06\x65pochs\x18\x04 \x01(\r\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12\x12\n\ninput_size\x18\x06 \x01(\r\x12\r\n\x05\x64\x65pth\x18\x07 \x01(\t\x12\r\n\x05\x62\x61tch\x18\x08 \x01(\r\x12\x11\n\tprecision\x18\t \x01(\t\x12\r\n\x05views\x18\n \x01(\r\x12\x14\n\x07\x64ropout\x18\x0b \x01(\x01H\x01\x88\x01\x01\x12\x35\n\x0c\x61ugmentation\x18\x0c \x01(\x0b\x32\x1f.inspectbus.api.v1.AugmentationB\x07\n\x05_seedB\n\n\x08_dropout\"\xcc\x01\n\x0c\x41ugmentation\x12\x12\n\x05\x66lips\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12\x12\n\x05turns\x18\x02 \x01(\x08H\x01\x88\x01\x01\x12\x12\n\x05light\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x11\n\x04\x62lur\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x12\n\x05noise\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x18\n\x0bperspective\x18\x06 \x01(\x01H\x05\x88\x01\x01\x42\x08\n\x06_flipsB\x08\n\x06_turnsB\x08\n\x06_lightB\x07\n\x05_blurB\x08\n\x06_noiseB\x0e\n\x0c_perspective\"\xbe\x01\n\x08Progress\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0c\n\x04\x64one\x18\x02 \x01(\r\x12\r\n\x05total\x18\x03 \x01(\r\x12\x39\n\x07\x66igures\x18\x04 \x03(\x0b\x32(.inspectbus.api.v1.Progress.FiguresEntry\x12\x0c\n\x04step\x18\x05 \x01(\r\x12\r\n\x05steps\x18\x06 \x01(\r\x1a.\n\x0c\x46iguresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x8a\x03\n\x03Job\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12*\n\x05state\x18\x02 \x01(\x0e\x32\x1b.inspectbus.api.v1.JobState\x12-\n\x04plan\x18\x03 \x01(\x0b\x32\x1f.inspectbus.api.v1.TrainingPlan\x12-\n\x08progress\x18\x04 \x01(\x0b\x32\x1b.inspectbus.api.v1.Progress\x12\r\n\x05\x65rror\x18\x05 \x01(\t\x12\r\n\x05model\x18\x06 \x01(\t\x12\x15\n\rmodel_version\x18\x07 \x01(\t\x12.\n\ncreated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstarted_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nded_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cnot_promoted\x18\x0b \x01(\t\x12\x10\n\x08\x61ttempts\x18\x0c \x01(\r\"\x1e\n\x0cJobRequested\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"S\n\x14StartTrainingRequest\x12-\n\x04plan\x18\x01 \x01(\x0b\x32\x1f.inspectbus.api.v1.TrainingPlan\x12\x0c\n\x04join\x18\x02 \x01(\x08\"<\n\x15StartTrainingResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.inspectbus.api.v1.Job\"\x1f\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"5\n\x0eGetJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.inspectbus.api.v1.Job\"8\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"Q\n\x10ListJobsResponse\x12$\n\x04jobs\x18\x01 \x03(\x0b\x32\x16.inspectbus.api.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"!\n\x0fWatchJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"7\n\x10WatchJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.inspectbus.api.v1.Job\"\"\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"8\n\x11\x43\x61ncelJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.inspectbus.api.v1.Job*\x9a\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x05\x32\xc8\x03\n\x0fTrainingService\x12\x62\n\rStartTraining\x12\'.inspectbus.api.v1.StartTrainingRequest\x1a(.inspectbus.api.v1.StartTrainingResponse\x12M\n\x06GetJob\x12 .inspectbus.api.v1.GetJobRequest\x1a!.inspectbus.api.v1.GetJobResponse\x12S\n\x08ListJobs\x12\".inspectbus.api.v1.ListJobsRequest\x1a#.inspectbus.api.v1.ListJobsResponse\x12U\n\x08WatchJob\x12\".inspectbus.api.v1.WatchJobRequest\x1a#.inspectbus.api.v1.WatchJobResponse0\x01\x12V\n\tCancelJob\x12#.inspectbus.api.v1.CancelJobRequest\x1a$.inspectbus.api.v1.CancelJobResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,8 +34,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PROGRESS_FIGURESENTRY']._loaded_options = None
   _globals['_PROGRESS_FIGURESENTRY']._serialized_options = b'8\001'
-  _globals['_JOBSTATE']._serialized_start=1747
-  _globals['_JOBSTATE']._serialized_end=1901
+  _globals['_JOBSTATE']._serialized_start=1761
+  _globals['_JOBSTATE']._serialized_end=1915
   _globals['_TRAININGPLAN']._serialized_start=89
   _globals['_TRAININGPLAN']._serialized_end=367
   _globals['_AUGMENTATION']._serialized_start=370
@@ -49,25 +49,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOBREQUESTED']._serialized_start=1166
   _globals['_JOBREQUESTED']._serialized_end=1196
   _globals['_STARTTRAININGREQUEST']._serialized_start=1198
-  _globals['_STARTTRAININGREQUEST']._serialized_end=1267
-  _globals['_STARTTRAININGRESPONSE']._serialized_start=1269
-  _globals['_STARTTRAININGRESPONSE']._serialized_end=1329
-  _globals['_GETJOBREQUEST']._serialized_start=1331
-  _globals['_GETJOBREQUEST']._serialized_end=1362
-  _globals['_GETJOBRESPONSE']._serialized_start=1364
-  _globals['_GETJOBRESPONSE']._serialized_end=1417
-  _globals['_LISTJOBSREQUEST']._serialized_start=1419
-  _globals['_LISTJOBSREQUEST']._serialized_end=1475
-  _globals['_LISTJOBSRESPONSE']._serialized_start=1477
-  _globals['_LISTJOBSRESPONSE']._serialized_end=1558
-  _globals['_WATCHJOBREQUEST']._serialized_start=1560
-  _globals['_WATCHJOBREQUEST']._serialized_end=1593
-  _globals['_WATCHJOBRESPONSE']._serialized_start=1595
-  _globals['_WATCHJOBRESPONSE']._serialized_end=1650
-  _globals['_CANCELJOBREQUEST']._serialized_start=1652
-  _globals['_CANCELJOBREQUEST']._serialized_end=1686
-  _globals['_CANCELJOBRESPONSE']._serialized_start=1688
-  _globals['_CANCELJOBRESPONSE']._serialized_end=1744
-  _globals['_TRAININGSERVICE']._serialized_start=1904
-  _globals['_TRAININGSERVICE']._serialized_end=2360
+  _globals['_STARTTRAININGREQUEST']._serialized_end=1281
+  _globals['_STARTTRAININGRESPONSE']._serialized_start=1283
+  _globals['_STARTTRAININGRESPONSE']._serialized_end=1343
+  _globals['_GETJOBREQUEST']._serialized_start=1345
+  _globals['_GETJOBREQUEST']._serialized_end=1376
+  _globals['_GETJOBRESPONSE']._serialized_start=1378
+  _globals['_GETJOBRESPONSE']._serialized_end=1431
+  _globals['_LISTJOBSREQUEST']._serialized_start=1433
+  _globals['_LISTJOBSREQUEST']._serialized_end=1489
+  _globals['_LISTJOBSRESPONSE']._serialized_start=1491
+  _globals['_LISTJOBSRESPONSE']._serialized_end=1572
+  _globals['_WATCHJOBREQUEST']._serialized_start=1574
+  _globals['_WATCHJOBREQUEST']._serialized_end=1607
+  _globals['_WATCHJOBRESPONSE']._serialized_start=1609
+  _globals['_WATCHJOBRESPONSE']._serialized_end=1664
+  _globals['_CANCELJOBREQUEST']._serialized_start=1666
+  _globals['_CANCELJOBREQUEST']._serialized_end=1700
+  _globals['_CANCELJOBRESPONSE']._serialized_start=1702
+  _globals['_CANCELJOBRESPONSE']._serialized_end=1758
+  _globals['_TRAININGSERVICE']._serialized_start=1918
+  _globals['_TRAININGSERVICE']._serialized_end=2374
 # @@protoc_insertion_point(module_scope)
