@@ -90,7 +90,9 @@ def evaluate(
     confusion = result.confusion
     if as_json:
         facts = {"model": result.model, "version": result.version, "threshold": result.threshold, **result.scores}
-        json_line({**facts, "confusion": vars(confusion), "unreadable": result.unreadable, "images": held_out.words})
+        export = vars(result.export) if result.export is not None else None
+        counts = {"confusion": vars(confusion), "unreadable": result.unreadable, "images": held_out.words}
+        json_line({**facts, **counts, "export": export})
         return
     table(("score", "value"), list(result.scores.items()))
     print_line(
@@ -98,3 +100,9 @@ def evaluate(
         f"FP {confusion.false_positives}, TN {confusion.true_negatives}, FN {confusion.false_negatives}; "
         f"{held_out.words}"
     )
+    if result.export is not None:
+        same = "every verdict the same" if not result.export.differing else f"{result.export.differing} verdicts differ"
+        print_line(
+            f"model.onnx on the same {result.export.images} images: scores differ by at most "
+            f"{result.export.largest:.1g}, {same}"
+        )

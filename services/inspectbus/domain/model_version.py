@@ -2,6 +2,7 @@
 
 <store>/<name>/<version>/model.json            this card
                          weights.safetensors
+                         model.onnx            the same network for other engines
                          pinned/<n>.png        prepared images with the scores they must get
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from inspectbus.domain.names import Name
 from inspectbus.domain.preparation import Preparation
@@ -18,6 +19,7 @@ from inspectbus.domain.preparation import Preparation
 PRODUCTION = "production"
 CARD_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
+EXPORT_FILE = "model.onnx"
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Unit = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -73,6 +75,21 @@ class PinnedImage(_Part):
     score: Unit
 
 
+class Export(_Part):
+    """What model.onnx gives, and how near it is to the network it was made of.
+
+    uint8 (N, H, W, 3) `images` in; out `score`, float32 (N,), calibrated, and perhaps `heatmap`, float32 (N, h, w).
+    """
+
+    opset: int = Field(ge=1)
+    heatmap: tuple[PositiveInt, PositiveInt] | None
+    """h and w. None: the backbone does not end in a mean over places and a linear layer, so no map would be true."""
+    images: PositiveInt
+    """Of the validation part; each got the same verdict from both."""
+    deviation: Unit
+    """The largest difference of two scores of one image."""
+
+
 class ModelCard(_Part):
     """model.json."""
 
@@ -97,6 +114,8 @@ class ModelCard(_Part):
     pinned: tuple[PinnedImage, ...] = Field(min_length=1)
     pinned_tolerance: Unit = 0.02
     """How far a pinned image's score may lie from the recorded one; other processors round differently."""
+    export: Annotated[Export | None, Field(exclude_if=lambda value: value is None)] = None
+    """None on a version made before there were exports, whose card is spelt without it and keeps its hash."""
 
     @property
     def version(self) -> str:

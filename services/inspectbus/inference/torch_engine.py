@@ -1,6 +1,6 @@
 """PyTorch as an engine: on the processor or on CUDA, weights from safetensors only.
 
-images (N, H, W, 3) uint8 ─> device ─> Classifier (channels-last, autocast on CUDA) ─> logit ─> calibration ─> score
+images (N, H, W, 3) uint8 ─> device ─> Scorer (channels-last, autocast on CUDA) ─> scores
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from inspectbus.domain.model_version import ModelCard
 from inspectbus.errors import NotPossibleNow
 from inspectbus.inference.engine import Images, Scores
+from inspectbus.networks.scorer import Scorer
 from inspectbus.networks.trained import load_trained
 
 
@@ -22,8 +23,8 @@ class TorchEngine:
         if threads:
             # For the whole process; each thread looks once, before its first computation.
             torch.set_num_threads(threads)
-        self._network = load_trained(folder, card.architecture, card.normalisation).to(self._device)
-        self._calibration = card.calibration
+        network = load_trained(folder, card.architecture, card.normalisation)
+        self._scorer = Scorer(network, card.calibration).eval().to(self._device)
 
     @property
     def name(self) -> str:
@@ -36,9 +37,8 @@ class TorchEngine:
     def infer(self, images: Images) -> Scores:
         on_cuda = self._device.type == "cuda"
         with torch.inference_mode(), torch.autocast(self._device.type, enabled=on_cuda):
-            logits = self._network(torch.from_numpy(images).to(self._device))
-        # Outside autocast: half precision is for the network, not for the score that meets a threshold.
-        scores: Scores = torch.sigmoid(logits / self._calibration.temperature + self._calibration.bias).cpu().numpy()
+            found = self._scorer(torch.from_numpy(images).to(self._device))
+        scores: Scores = found[0].cpu().numpy()
         return scores
 
 

@@ -2,7 +2,7 @@
 
 items ─> read and checked ─> validation part cut off ─> features.extract, lower part frozen, cached ─> fitting.fit
       ─> weights written, read back ─> validation images judged from their pixels ─> calibration, threshold
-      ─> pinned images, card ─> a version folder
+      ─> exported, and proven on the same images ─> pinned images, card ─> a version folder
 
 It is given the training part only, so nothing can be chosen by the held-out part.
 """
@@ -27,9 +27,11 @@ from safetensors.torch import save_file
 from sklearn.metrics import average_precision_score
 
 from inspectbus.domain.model_version import (
+    EXPORT_FILE,
     WEIGHTS_FILE,
     Calibration,
     DataFingerprint,
+    Export,
     ModelCard,
     PinnedImage,
 )
@@ -43,7 +45,8 @@ from inspectbus.networks.trained import load_trained
 from inspectbus.stores.datasets import Dataset, Item, cut, fingerprint
 from inspectbus.stores.models import read_card, write_card
 from inspectbus.training.allocator import freed_memory_kept
-from inspectbus.training.evaluation import confusion_of, judged, labels_of, logits_of
+from inspectbus.training.evaluation import confusion_of, judged, judged_by, labels_of, logits_of
+from inspectbus.training.export import OPSET, check_export, deviation, export, open_export
 from inspectbus.training.features import FeatureCache, cut_network, extract
 from inspectbus.training.fitting import METHOD, Epoch, Upper, fit
 from inspectbus.training.plan import Cancelled, Plan, Progress
@@ -228,6 +231,16 @@ def _finish(
     threshold = stable_threshold(labels, scores, plan.seed)
     confusion = confusion_of(labels, scores, threshold)
 
+    way.stage("exporting", len(items))
+    backbone, file = pretrained.architecture.backbone, out_dir / EXPORT_FILE
+    heatmap = export(network, backbone, calibration, preparation, file)
+    exported = []
+    for _, score in judged_by(open_export(file), preparation, items):
+        exported.append(score)
+        way.step(1)
+    proof = deviation(scores, np.array(exported), [threshold])
+    check_export(proof, backbone)
+
     way.stage("registering", PINNED)
     pinned = []
     for number, row in enumerate(_spread(scores, PINNED)):
@@ -265,6 +278,7 @@ def _finish(
             if file.is_file()
         },
         pinned=tuple(pinned),
+        export=Export(opset=OPSET, heatmap=heatmap, images=proof.images, deviation=proof.largest),
     )
     write_card(out_dir, card)
     return read_card(out_dir, card.version)

@@ -116,7 +116,7 @@ class Progress(_message.Message):
     TOTAL_FIELD_NUMBER: _builtins.int
     FIGURES_FIELD_NUMBER: _builtins.int
     stage: _builtins.str
-    """"reading", "features", "training", "threshold", "registering"."""
+    """"reading", "features", "training", "threshold", "exporting", "registering"."""
     done: _builtins.int
     """Steps done and to do in this stage."""
     total: _builtins.int
