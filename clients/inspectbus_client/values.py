@@ -112,6 +112,7 @@ class Timings:
 class Evidence:
     original_key: str
     prepared_key: str
+    heatmap_key: str
 
 
 @dataclass(frozen=True)

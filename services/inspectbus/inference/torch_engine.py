@@ -1,6 +1,6 @@
 """PyTorch as an engine: on the processor or on CUDA, weights from safetensors only.
 
-images (N, H, W, 3) uint8 ─> device ─> Scorer (channels-last, autocast on CUDA) ─> scores
+images (N, H, W, 3) uint8 ─> device ─> Scorer (channels-last, autocast on CUDA) ─> scores and heatmaps
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 
 from inspectbus.domain.model_version import ModelCard
 from inspectbus.errors import NotPossibleNow
-from inspectbus.inference.engine import Images, Scores
+from inspectbus.inference.engine import Images, Output
 from inspectbus.networks.scorer import Scorer
 from inspectbus.networks.trained import load_trained
 
@@ -34,12 +34,11 @@ class TorchEngine:
     def device(self) -> str:
         return f"cuda: {torch.cuda.get_device_name(self._device)}" if self._device.type == "cuda" else "cpu"
 
-    def infer(self, images: Images) -> Scores:
+    def infer(self, images: Images) -> Output:
         on_cuda = self._device.type == "cuda"
         with torch.inference_mode(), torch.autocast(self._device.type, enabled=on_cuda):
             found = self._scorer(torch.from_numpy(images).to(self._device))
-        scores: Scores = found[0].cpu().numpy()
-        return scores
+        return Output(*(each.cpu().numpy() for each in found))
 
 
 def chosen_device(device: Literal["auto", "cpu", "cuda"]) -> torch.device:
