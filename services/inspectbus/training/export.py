@@ -24,7 +24,8 @@ from inspectbus.domain.preparation import Preparation
 from inspectbus.errors import BadField, Internal
 from inspectbus.networks.classifier import Classifier
 from inspectbus.networks.scorer import HEATMAP, IMAGES, SCORE, Scorer
-from inspectbus.training.threshold import Floats
+
+Floats = NDArray[np.float64]
 
 OPSET = 18
 """What the exporter writes natively, and every engine of the last years reads."""
