@@ -113,6 +113,7 @@ class Timings:
 class Evidence:
     original_key: str
     prepared_key: str
+    heatmap_key: str
 
 
 @dataclass(frozen=True)

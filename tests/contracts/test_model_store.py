@@ -54,6 +54,18 @@ def test_a_written_card_is_read_back_and_its_version_is_the_hash_of_the_file(fol
     assert card.version == folder.name
 
 
+def test_a_card_from_before_there_were_exports_keeps_its_spelling_and_its_hash(folder: Path) -> None:
+    written = (folder / CARD_FILE).read_text()
+    assert "export" not in json.loads(written)
+    assert read_card(folder, folder.name).export is None
+
+
+def test_a_card_that_tells_of_an_export_must_name_its_file(folder: Path) -> None:
+    rewrite(folder, export={"opset": 18, "heatmap": None, "images": 10, "deviation": 0.25})
+    with pytest.raises(CorruptModel, match=r"no sha256 for model\.onnx"):
+        read_card(folder)
+
+
 @pytest.mark.parametrize("file", [CARD_FILE, WEIGHTS_FILE, "pinned/0.png", "pinned/1.png"])
 @pytest.mark.parametrize("where", [0.0, 0.3, 0.6, 0.999])
 def test_one_changed_byte_anywhere_is_refused_by_the_files_name(folder: Path, file: str, where: float) -> None:

@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 
-from inspectbus.inference.engine import Images, Scores
+from inspectbus.inference.engine import Images, Output
 
 PATIENCE_S = 10.0
 """No test waits longer for anything."""
@@ -38,11 +38,11 @@ class BrightnessEngine:
     def wait_entered(self) -> None:
         assert self.entered.acquire(timeout=PATIENCE_S), "the engine was not called"
 
-    def infer(self, images: Images) -> Scores:
+    def infer(self, images: Images) -> Output:
         levels = [int(image[0, 0, 0]) for image in images]
         self.batches.append(levels)
         self.entered.release()
         assert self._gate.wait(PATIENCE_S), "the test never released the engine"
         if self.poison.intersection(levels):
             raise RuntimeError("this image cannot be computed")
-        return np.array([level / 255 for level in levels], np.float32)
+        return Output(np.array([level / 255 for level in levels], np.float32))

@@ -21,7 +21,7 @@ from inspectbus.api.v1.inference_pb2_grpc import InferenceServiceStub
 from inspectbus.api.v1.prepared_frame_pb2 import PreparedFrame
 from inspectbus.bus import Bus, Delivery, Lane, connect, topics
 from inspectbus.bus.messages import prepared_message
-from inspectbus.inference.engine import Engine, Images, Scores
+from inspectbus.inference.engine import Engine, Images, Output
 from inspectbus.inference.service import open_service
 from inspectbus.inference.settings import InferenceSettings
 from inspectbus.runtime.rpc_server import Door
@@ -106,13 +106,16 @@ class TouchyEngine:
         self.gate = threading.Event()
         self.gate.set()
 
-    def infer(self, images: Images) -> Scores:
+    def infer(self, images: Images) -> Output:
         levels = images[:, 0, 0, 0].tolist()
         self.seen += levels
         self.entered.release()
         assert self.gate.wait(PATIENCE_S)
         if self.poison.intersection(levels):
             raise RuntimeError("out of memory, or so")
-        scores = self._real.infer(images)
-        scores[[level in self.nonsense for level in levels]] = np.nan
-        return scores
+        output = self._real.infer(images)
+        spoilt = [level in self.nonsense for level in levels]
+        output.scores[spoilt] = np.nan
+        if output.heatmaps is not None:
+            output.heatmaps[spoilt] = np.nan
+        return output

@@ -21,7 +21,7 @@ from inspectbus.domain.model_version import (
     PinnedImage,
 )
 from inspectbus.domain.preparation import Preparation
-from inspectbus.inference.engine import Images, Scores
+from inspectbus.inference.engine import Images, Output, Scores
 from inspectbus.stores.models import write_card
 from tests.doubles.marked_parts import BRIGHT, DARK, fault_of_pixels, suffer
 
@@ -79,10 +79,10 @@ class StubEngine:
         self._batch_s = batch_ms / 1000
         self._pace = threading.Event()
 
-    def infer(self, images: Images) -> Scores:
+    def infer(self, images: Images) -> Output:
         if self._batch_s:
             self._pace.wait(self._batch_s)
         for image in images:
             suffer(fault_of_pixels(image))
         scores: Scores = (images.reshape(len(images), -1).mean(axis=1) / 255).astype(np.float32)
-        return scores
+        return Output(scores)

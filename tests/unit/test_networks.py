@@ -66,6 +66,86 @@ def test_the_chain_is_the_networks_own_and_looking_at_it_changes_no_mode() -> No
     assert dict(network.chain())["conv1"] is network.backbone.get_submodule("conv1")
 
 
+@pytest.mark.parametrize(
+    ("backbone", "side", "places"),
+    [
+        ("tf_efficientnet_lite0", 96, (3, 3)),
+        ("test_efficientnet", 64, (2, 2)),
+        ("timm/test_resnet", 64, (2, 2)),
+        ("torchvision/resnet18", 96, (3, 3)),
+        ("torchvision/efficientnet_b0", 64, (2, 2)),
+    ],
+)
+def test_the_heatmaps_mean_and_the_heads_bias_are_the_logit(backbone: str, side: int, places: tuple[int, int]) -> None:
+    network = build(Architecture(backbone=backbone), NORMALISATION).eval()
+    images = pictures(3, side)
+    with torch.inference_mode():
+        logits, heatmaps = network.explained(images)
+        expected = network(images)
+    assert network.explains
+    assert heatmaps is not None
+    assert (heatmaps.shape, heatmaps.dtype) == ((3, *places), torch.float32)
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(heatmaps.mean((1, 2)) + network.head.bias, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("views", [1, 2, 4])
+def test_the_heatmap_of_several_views_is_the_mean_of_theirs_turned_back(views: Views) -> None:
+    # Given a network of one view and the same of several, and images that no flip leaves as they are
+    one = build(Architecture(backbone="test_efficientnet"), NORMALISATION).eval()
+    several = build(Architecture(backbone="test_efficientnet", views=views), NORMALISATION).eval()
+    several.load_state_dict(one.state_dict())
+    images = torch.cat([pictures(3, 96), pictures(3, 96)], dim=2)
+    axes = [(), (2,), (1,), (1, 2)][:views]
+
+    # When it explains itself
+    with torch.inference_mode():
+        logits, heatmaps = several.explained(images)
+        expected = several(images)
+        flipped = [one.explained(images.flip(flip))[1] for flip in axes]
+
+    # Then places are those of the image, and what they say still adds up to the logit
+    assert heatmaps is not None
+    assert (heatmaps.shape, heatmaps.dtype) == ((3, 3, 6), torch.float32)
+    back = [view.flip(flip) for view, flip in zip(flipped, axes, strict=True) if view is not None]
+    torch.testing.assert_close(heatmaps, torch.stack(back).mean(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(heatmaps.mean((1, 2)) + several.head.bias, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_heatmap_is_what_the_gradient_says_each_place_adds() -> None:
+    # Given the last feature map of a network, and how the logit changes with it
+    network = build(Architecture(backbone="tf_efficientnet_lite0"), NORMALISATION).eval()
+    kept: list[torch.Tensor] = []
+    network.backbone.get_submodule("bn2").register_forward_hook(lambda _module, _inputs, output: kept.append(output))
+    logit = network(pictures(1, 96))
+    (gradient,) = torch.autograd.grad(logit.sum(), kept[0])
+    # When each place's share of the logit is taken from there: for a linear end, gradient times value
+    share = (gradient * kept[0]).sum(1)
+    # Then the heatmap says the same, on the scale of a logit
+    with torch.inference_mode():
+        _, heatmap = network.explained(pictures(1, 96))
+    assert heatmap is not None
+    torch.testing.assert_close(heatmap, share.detach() * share[0].numel(), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "side"),
+    [
+        ("torchvision/mobilenet_v3_small", 64),  # a layer of its own behind the pooling
+        ("test_convnext", 64),  # a norm behind the pooling
+        ("test_vit", 160),  # no chain of modules at all
+    ],
+)
+def test_a_backbone_whose_end_is_not_a_mean_has_no_heatmap_and_the_same_logits(backbone: str, side: int) -> None:
+    network = build(Architecture(backbone=backbone), NORMALISATION).eval()
+    with torch.inference_mode():
+        logits, heatmaps = network.explained(pictures(2, side))
+        assert torch.equal(logits, network(pictures(2, side)))
+    assert heatmaps is None
+    assert not network.explains
+
+
 def test_a_backbone_that_is_no_chain_says_so() -> None:
     with pytest.raises(BadField, match="cannot be cut"):
         build(Architecture(backbone="test_vit"), NORMALISATION).chain()

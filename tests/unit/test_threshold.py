@@ -33,6 +33,12 @@ def test_the_threshold_of_a_clean_sample_lies_in_the_middle_of_the_gap() -> None
     assert 0.3 < stable_threshold(labels, scores, seed=0) < 0.8
 
 
+def test_a_threshold_below_every_score_is_none_of_them() -> None:
+    labels, scores = np.array([1, 0, 1, 1]), np.array([0.4, 0.5, 0.7, 0.9])
+
+    assert best_f1_threshold(labels, scores) == pytest.approx(0.2)
+
+
 def test_the_stable_threshold_moves_less_between_samples_than_the_best_one() -> None:
     samples = [sample(200, 1.5, seed) for seed in range(15)]
 

@@ -12,26 +12,29 @@ from typing import Any, get_type_hints
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support
 
 from inspectbus.domain.calibration import scored
-from inspectbus.domain.model_version import WEIGHTS_FILE, ModelCard
+from inspectbus.domain.model_version import EXPORT_FILE, WEIGHTS_FILE, ModelCard
 from inspectbus.domain.scores import Confusion
 from inspectbus.domain.thresholds import Thresholds
-from inspectbus.errors import BadField, CorruptModel
+from inspectbus.errors import BadField, CorruptModel, Internal
 from inspectbus.imaging.decoding import decode
 from inspectbus.networks.trained import load_trained
 from inspectbus.stores.datasets import Dataset, Item, Label, cut, fingerprint, open_dataset, split
 from inspectbus.stores.models import read_card, write_card
-from inspectbus.training import features, fitting, trainer
-from inspectbus.training.calibration import expected_calibration_error
-from inspectbus.training.evaluation import evaluate, judged, labels_of, logits_of
+from inspectbus.training import evaluation, features, fitting, trainer
+from inspectbus.training.calibration import Floats, expected_calibration_error
+from inspectbus.training.evaluation import evaluate, judged, judged_by, labels_of, logits_of
+from inspectbus.training.export import MAX_DEVIATION, ScoreBatch, open_export
 from inspectbus.training.plan import Cancelled, Plan, Progress
 from inspectbus.training.trainer import train
 from inspectbus.training.validation import VALIDATION_FILE, f1_scores, read_validation
 from tests.doubles.parts import TINY_BACKBONE, write_plates, write_set, write_tiny_weights
+from tests.doubles.tiny_model import tiny_version
 
-STAGES = ["reading", "features", "training", "threshold", "registering"]
+STAGES = ["reading", "features", "training", "threshold", "exporting", "registering"]
 
 
 class Bench:
@@ -99,7 +102,7 @@ def test_the_version_is_whole_and_its_pinned_images_give_their_scores(trained: t
     _, folder, card = trained
 
     assert read_card(folder, card.version) == card
-    assert set(card.files) == {WEIGHTS_FILE, VALIDATION_FILE, *(image.file for image in card.pinned)}
+    assert set(card.files) == {WEIGHTS_FILE, EXPORT_FILE, VALIDATION_FILE, *(image.file for image in card.pinned)}
     network = load_trained(folder, card.architecture, card.normalisation)
     for image in card.pinned:
         pixels = decode((folder / image.file).read_bytes())
@@ -173,6 +176,65 @@ def test_progress_goes_through_every_stage_to_its_end(trained: tuple[Bench, Path
     assert epochs[-1]["learning_rate"] < epochs[0]["learning_rate"]
 
 
+# --- the export
+
+
+def test_the_export_in_the_version_was_proven_on_the_validation_part_and_the_card_says_so(
+    trained: tuple[Bench, Path, ModelCard],
+) -> None:
+    bench, folder, card = trained
+    _, validation, _ = cut(bench.parts.train.items, trainer.VALIDATION_SHARE, card.seed)
+
+    network = load_trained(folder, card.architecture, card.normalisation)
+    ours = scored(np.array([logit for _, logit in judged(network, card.preparation, validation)]), card.calibration)
+    theirs = np.array(
+        [score for _, score in judged_by(open_export(folder / EXPORT_FILE), card.preparation, validation)]
+    )
+
+    assert card.export is not None
+    assert (card.export.images, card.export.heatmap) == (len(validation), (2, 2))
+    assert 0 < card.export.deviation == pytest.approx(np.abs(ours - theirs).max(), rel=0.01)
+    assert card.export.deviation < 1e-5
+    assert ((ours >= card.threshold) == (theirs >= card.threshold)).all()
+
+
+def test_the_pinned_images_get_their_scores_from_the_export_too(trained: tuple[Bench, Path, ModelCard]) -> None:
+    _, folder, card = trained
+    pixels = np.stack([decode((folder / image.file).read_bytes()) for image in card.pinned])
+
+    assert open_export(folder / EXPORT_FILE)(pixels) == pytest.approx([image.score for image in card.pinned], abs=1e-5)
+
+
+def test_an_export_that_judges_otherwise_fails_the_training_and_nothing_is_finished(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def open_spoilt(file: Path) -> ScoreBatch:
+        score = open_export(file)
+
+        def spoilt(images: NDArray[np.uint8]) -> Floats:
+            scores: Floats = np.abs(score(images) - 2 * MAX_DEVIATION)
+            return scores
+
+        return spoilt
+
+    monkeypatch.setattr(trainer, "open_export", open_spoilt)
+
+    with pytest.raises(Internal, match=rf"backbone {TINY_BACKBONE} does not say what the network says"):
+        bench.train(epochs=1)
+
+    assert not (bench.folder / "version-1/model.json").exists()
+
+
+def test_a_truncated_export_is_refused_by_its_name(trained: tuple[Bench, Path, ModelCard], tmp_path: Path) -> None:
+    _, folder, card = trained
+    copy = Path(shutil.copytree(folder, tmp_path / card.version))
+    (copy / EXPORT_FILE).write_bytes((folder / EXPORT_FILE).read_bytes()[:-1000])
+
+    with pytest.raises(CorruptModel, match=r"model\.onnx") as refused:
+        evaluate(copy, trained[0].parts.held_out.items)
+    assert refused.value.field == EXPORT_FILE
+
+
 # --- the same again
 
 
@@ -224,11 +286,13 @@ def test_the_whole_network_learns_from_pixels_and_tells_parts_apart(tmp_path: Pa
         "preparing",
         "training",
         "threshold",
+        "exporting",
         "registering",
     ]
     found = evaluate(folder, bench.parts.held_out.items)
     assert (found.scores["average_precision"] or 0) > 0.9
-    assert card.architecture.views == 4
+    assert found.export is not None
+    assert (found.export.differing, card.architecture.views) == (0, 4)
     # As every engine would: with the network of the card.
     network = load_trained(folder, card.architecture, card.normalisation)
     for image in card.pinned:
@@ -504,6 +568,32 @@ def test_an_evaluation_needs_labels_and_heeds_its_cancel_event(trained: tuple[Be
         evaluate(folder, [nameless])
     with pytest.raises(Cancelled):
         evaluate(folder, bench.parts.held_out.items, cancel=stop)
+
+
+def test_an_evaluation_lets_the_export_judge_the_same_images(
+    trained: tuple[Bench, Path, ModelCard], tmp_path: Path
+) -> None:
+    bench, folder, _ = trained
+    items = bench.parts.held_out.items
+    (tmp_path / "text.png").write_text("no picture")
+
+    found = evaluate(folder, [*items[:3], Item("text.png", tmp_path / "text.png", Label.GOOD), *items[3:]]).export
+
+    assert found is not None
+    assert (found.images, found.differing) == (len(items), 0)
+    assert 0 < found.largest < 1e-5
+
+
+def test_an_evaluation_goes_without_an_export_where_there_is_none_or_nothing_to_run_it(
+    trained: tuple[Bench, Path, ModelCard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, folder, card = trained
+    items = bench.parts.held_out.items[:4]
+
+    assert evaluate(tiny_version(tmp_path, preparation=card.preparation), items).export is None
+
+    monkeypatch.setattr(evaluation, "runtime_installed", lambda: False)
+    assert evaluate(folder, items).export is None
 
 
 def test_an_average_precision_of_one_class_is_none(trained: tuple[Bench, Path, ModelCard]) -> None:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from inspectbus.cli import keeping
 from inspectbus.cli.brokers import EMBEDDED, IS_EMBEDDED, BusUrl, addresses_of
 from inspectbus.cli.printing import AsJson, json_line, plain, table
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message as ProtoMessage
 
-    from inspectbus.api.v1.frame_pb2 import Claim
     from inspectbus.bus.rabbitmq.dead import DeadLetters
     from inspectbus.bus.rabbitmq.letter import Letter
     from inspectbus.errors import NotPossibleNow
@@ -78,9 +78,7 @@ def list_letters(
 def show_letter(
     id: Annotated[str, typer.Argument(metavar="ID", help="A letter's id, or its frame's.")],
     save: Annotated[Path | None, typer.Option(help="Write the original image here.")] = None,
-    config: Annotated[
-        Path | None, typer.Option(envvar="INSPECTBUS_PLANT", help="plant.yaml: where the frame store is.")
-    ] = None,
+    config: keeping.Config = None,
     bus_url: BusUrl = EMBEDDED,
     as_json: AsJson = False,
 ) -> None:
@@ -94,7 +92,7 @@ def show_letter(
     (letter,) = found
     facts = {**_facts(letter), "key": ".".join(letter.key), "message": _readable(letter)}
     if save is not None:
-        _save(save, _original(letter, config))
+        keeping.save(save, _original(letter, config))
     if as_json:
         json_line(facts)
         return
@@ -237,16 +235,6 @@ def _tell_long_bytes(message: ProtoMessage, told: dict[str, Any]) -> None:
             _tell_long_bytes(value, told[field.name])
 
 
-def _save(file: Path, image: bytes) -> None:
-    """Raises BadField naming the file."""
-    from inspectbus.errors import BadField
-
-    try:
-        file.write_bytes(image)
-    except OSError as error:
-        raise BadField(f"{plain(str(file))} cannot be written: {error.strerror or error}", field="save") from None
-
-
 def _original(letter: Letter, config: Path | None) -> bytes:
     """The image file as the camera gave it. Raises NotFound, CorruptObject, NotPossibleNow."""
     from inspectbus.bus.rabbitmq.letter import image_of
@@ -257,12 +245,4 @@ def _original(letter: Letter, config: Path | None) -> bytes:
         raise NotPossibleNow(f"dead letter {letter.id} carries no image", field="save")
     if not frame.HasField("claim"):
         return frame.image
-    return _fetched(frame.claim, config)
-
-
-def _fetched(claim: Claim, config: Path | None) -> bytes:
-    from inspectbus.line import read_plant, settings_class
-    from inspectbus.stores.frames import FrameStore, default_url
-
-    settings: Any = settings_class("inference").load(read_plant(config).get("inference", {}) if config else {})
-    return FrameStore(settings.frame_store_url or default_url(settings.state_dir)).fetch(claim)
+    return keeping.open_frame_store(config).fetch(frame.claim)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from inspectbus.cli import keeping
 from inspectbus.cli.doors import ResultsAddress, client_of
 from inspectbus.cli.printing import AsJson, console, json_line, plain, table, time_of_day
 
@@ -20,7 +22,7 @@ EXAMPLES = """Examples:
 
   inspectbus decisions list --part 4711 --json
 
-  inspectbus decisions show 9c0f8a3e-6f0e-5c43-8a52-1c2f9a7f4d11
+  inspectbus decisions show 9c0f8a3e-6f0e-5c43-8a52-1c2f9a7f4d11 --save evidence/
 
   inspectbus decisions watch --line line-1"""
 
@@ -72,12 +74,21 @@ def list_decisions(
 @app.command("show", epilog="Example: inspectbus decisions show 9c0f8a3e-6f0e-5c43-8a52-1c2f9a7f4d11 --json")
 def show_decision(
     frame_id: Annotated[str, typer.Argument(metavar="FRAME_ID")],
+    save: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write original, prepared image and heatmap into this folder.")
+    ] = None,
+    config: keeping.Config = None,
     as_json: AsJson = False,
     address: ResultsAddress = None,
 ) -> None:
-    """Show everything recorded about one frame."""
+    """Show everything recorded about one frame.
+
+    A heatmap is the prepared image with what speaks for DEFECTIVE painted over it, red the strongest.
+    """
     with client_of("results", address) as client:
         record = client.decision(frame_id)
+    if save is not None:
+        _save_evidence(record.decision, save, config)
     if as_json:
         json_line(record)
         return
@@ -103,7 +114,7 @@ def show_decision(
         "latency ms": decision.latency_s * 1000 if decision.latency_s is not None else None,
         "gate": _gate(record),
         "truth": str(record.truth or ""),
-        "evidence": ", ".join(filter(None, (decision.evidence.original_key, decision.evidence.prepared_key))),
+        "evidence": ", ".join(_evidence_keys(decision)),
         "came again": f"{record.duplicates} the same, {record.conflicts} differing",
         **{f"revision {each.revision}": _revision(each) for each in record.revisions},
     }
@@ -201,6 +212,25 @@ def _gate(record: Record) -> str:
     if record.gate is None:
         return ""
     return f"{record.gate.action or '-'}{' late' if record.late else ''}"
+
+
+def _evidence_keys(decision: Decision) -> list[str]:
+    return [key for key in vars(decision.evidence).values() if key]
+
+
+def _save_evidence(decision: Decision, folder: Path, config: Path | None) -> None:
+    """Raises NotPossibleNow when nothing was kept, NotFound for what is not in the store, BadField for the folder."""
+    from inspectbus.errors import BadField, NotPossibleNow
+
+    if not (keys := _evidence_keys(decision)):
+        raise NotPossibleNow(f"no images were kept of frame {decision.frame_id}, {decision.verdict}", field="save")
+    store = keeping.open_frame_store(config)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadField(f"{plain(str(folder))} is no folder: {error.strerror or error}", field="save") from None
+    for key in keys:
+        keeping.save(folder / key.rpartition("/")[2], store.get(key))
 
 
 def _revision(decision: Decision) -> str:

@@ -136,16 +136,11 @@ def evaluate(
             "version": result.version,
             "threshold": thresholds.defective_from,
             "qualified_below": thresholds.qualified_below,
+            **result.scores,
         }
-        json_line(
-            {
-                **facts,
-                **result.scores,
-                "confusion": vars(confusion),
-                "unreadable": result.unreadable,
-                "images": held_out.words,
-            }
-        )
+        export = vars(result.export) if result.export is not None else None
+        counts = {"confusion": vars(confusion), "unreadable": result.unreadable, "images": held_out.words}
+        json_line({**facts, **counts, "export": export})
         return
     table(("score", "value"), list(result.scores.items()))
     print_line(
@@ -154,3 +149,9 @@ def evaluate(
         f"held {confusion.held_defective + confusion.held_good}; "
         f"{held_out.words}"
     )
+    if result.export is not None:
+        same = "every verdict the same" if not result.export.differing else f"{result.export.differing} verdicts differ"
+        print_line(
+            f"model.onnx on the same {result.export.images} images: scores differ by at most "
+            f"{result.export.largest:.1g}, {same}"
+        )

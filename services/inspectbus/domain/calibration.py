@@ -1,6 +1,8 @@
-"""From a network's logit to the score that a threshold divides: one arithmetic for training and every engine.
+"""From a network's logit to the score that a threshold divides: the arithmetic of training.
 
 logit ─> / temperature + bias ─> sigmoid ─> (straight lines between the knots, where the card has any) ─> score
+
+Engines compute the same in float32, by networks/scorer.py, and tests hold one against the other.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 <store>/<name>/<version>/model.json            this card
                          weights.safetensors
+                         model.onnx            the same network for other engines
                          pinned/<n>.png        prepared images with the scores they must get
                          validation.csv        what it said of each validation image; for comparing versions
 """
@@ -12,7 +13,7 @@ import hashlib
 from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationInfo, field_validator, model_validator
 
 from inspectbus.domain.names import Name
 from inspectbus.domain.preparation import Preparation
@@ -21,6 +22,7 @@ from inspectbus.domain.thresholds import Thresholds
 PRODUCTION = "production"
 CARD_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
+EXPORT_FILE = "model.onnx"
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Unit = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -98,6 +100,21 @@ class PinnedImage(_Part):
     score: Unit
 
 
+class Export(_Part):
+    """What model.onnx gives, and how near it is to the network it was made of.
+
+    uint8 (N, H, W, 3) `images` in; out `score`, float32 (N,), calibrated, and perhaps `heatmap`, float32 (N, h, w).
+    """
+
+    opset: int = Field(ge=1)
+    heatmap: tuple[PositiveInt, PositiveInt] | None
+    """h and w. None: the backbone does not end in a mean over places and a linear layer, so no map would be true."""
+    images: PositiveInt
+    """Of the validation part; each got the same verdict from both."""
+    deviation: Unit
+    """The largest difference of two scores of one image."""
+
+
 class ModelCard(_Part):
     """model.json."""
 
@@ -125,6 +142,8 @@ class ModelCard(_Part):
     pinned: tuple[PinnedImage, ...] = Field(min_length=1)
     pinned_tolerance: Unit = 0.02
     """How far a pinned image's score may lie from the recorded one; other processors round differently."""
+    export: Annotated[Export | None, Field(exclude_if=lambda value: value is None)] = None
+    """None on a version made before there were exports, whose card is spelt without it and keeps its hash."""
 
     @field_validator("qualified_below")
     @classmethod

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -25,7 +26,7 @@ from inspectbus.bus import Lane
 from inspectbus.bus.lanes import Lanes
 from inspectbus.errors import BadField, Internal, ModelNotReady, QueueFull, TooLate
 from inspectbus.imaging import Image
-from inspectbus.inference.engine import Engine
+from inspectbus.inference.engine import Engine, Heatmap, Output
 from inspectbus.runtime.watchdog import Watchdog
 
 log = structlog.get_logger(__name__)
@@ -42,6 +43,7 @@ class Scored:
     """As the engine gave it; whoever makes a verdict of it checks that it is a number."""
     queued_at_s: float
     inferred_at_s: float
+    heatmap: Heatmap | None = field(default=None, compare=False)
 
 
 class BatcherMetrics:
@@ -232,9 +234,8 @@ class Batcher:
         begun = time.perf_counter()
         try:
             with self._watchdog.watching(f"a pass of {len(batch)} images through the network"):
-                scores = self._engine.infer(self._slot[: len(batch)])
-            if scores.shape != (len(batch),):
-                raise Internal(f"the engine gave scores of shape {scores.shape} for {len(batch)} images")
+                output = self._engine.infer(self._slot[: len(batch)])
+            heatmaps = _checked(output, len(batch))
         except Exception as error:  # an engine may raise anything; it concerns these images and never the next
             self._metrics.engine_errors.inc()
             if len(batch) > 1:
@@ -249,8 +250,20 @@ class Batcher:
         self._metrics.batch_size.observe(len(batch))
         self._metrics.sizes[len(batch)] += 1
         now = time.time()
-        for item, score in zip(batch, scores.tolist(), strict=True):
-            item.future.set_result(Scored(score, item.queued_at_s, now))
+        for item, score, heatmap in zip(batch, output.scores.tolist(), heatmaps, strict=True):
+            item.future.set_result(Scored(score, item.queued_at_s, now, heatmap))
+
+
+def _checked(output: Output, count: int) -> Sequence[Heatmap | None]:
+    """The heatmap of each image. Raises Internal when there are not as many scores, or heatmaps, as images."""
+    scores, heatmaps = output
+    if scores.shape != (count,):
+        raise Internal(f"the engine gave scores of shape {scores.shape} for {count} images")
+    if heatmaps is None:
+        return [None] * count
+    if heatmaps.ndim != 3 or len(heatmaps) != count:
+        raise Internal(f"the engine gave heatmaps of shape {heatmaps.shape} for {count} images")
+    return list(heatmaps)
 
 
 def _fail(items: list[_Item], error: Exception) -> None:

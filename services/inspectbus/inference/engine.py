@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,18 @@ Images = NDArray[np.uint8]
 """(N, H, W, 3) uint8 RGB, prepared."""
 Scores = NDArray[np.float32]
 """(N,) float32 in [0, 1]: calibrated score of being defective."""
+Heatmap = NDArray[np.float32]
+"""(h, w) float32: what each place of the image adds to the logit, which is the mean plus a constant of the network."""
+Heatmaps = NDArray[np.float32]
+"""(N, h, w)."""
+
+
+class Output(NamedTuple):
+    """Of one forward pass."""
+
+    scores: Scores
+    heatmaps: Heatmaps | None = None
+    """None where the network has none; see `Classifier.explains`."""
 
 
 class Engine(Protocol):
@@ -27,8 +39,8 @@ class Engine(Protocol):
     def device(self) -> str:
         """Where: "cpu", "cuda: NVIDIA H100"."""
 
-    def infer(self, images: Images) -> Scores:
-        """One score per image, in order. Keeps no reference to `images`. May raise anything."""
+    def infer(self, images: Images) -> Output:
+        """One score and heatmap per image, in order. Keeps no reference to `images`. May raise anything."""
 
 
 def open_engine(folder: Path, card: ModelCard, device: Literal["auto", "cpu", "cuda"], threads: int) -> Engine:

@@ -46,6 +46,7 @@ from inspectbus.errors import (
 )
 from inspectbus.imaging.pixels import from_pixels
 from inspectbus.inference.batcher import Scored
+from inspectbus.inference.engine import Heatmap
 from inspectbus.inference.evidence import EvidenceKeeper
 from inspectbus.inference.loader import Loader, Serving
 from inspectbus.inference.settings import InferenceSettings
@@ -213,9 +214,9 @@ class _Door:
         decision.model_version = card.version
         decision.timings.queued_at.FromNanoseconds(int(scored.queued_at_s * 1e9))
         decision.timings.inferred_at.FromNanoseconds(int(scored.inferred_at_s * 1e9))
-        return self._publish(prepared, decision)
+        return self._publish(prepared, decision, scored.heatmap)
 
-    def _publish(self, prepared: PreparedFrame, decision: Decision) -> Future[None]:
+    def _publish(self, prepared: PreparedFrame, decision: Decision, heatmap: Heatmap | None = None) -> Future[None]:
         """Adds what the prepared frame knows, keeps the evidence, and only then tells the decision."""
         decision.model = decision.model or prepared.model
         decision.recipe = prepared.recipe
@@ -228,7 +229,7 @@ class _Door:
             decision.timings.preparing_at.CopyFrom(prepared.received_at)
         if prepared.HasField("prepared_at"):
             decision.timings.prepared_at.CopyFrom(prepared.prepared_at)
-        decision.evidence.CopyFrom(self._evidence.keep(prepared, decision))
+        decision.evidence.CopyFrom(self._evidence.keep(prepared, decision, heatmap))
         published = self._bus.publish(topics.DECISIONS, decision_message(decision, SOURCE))
         verdict = Verdict.Name(decision.verdict).removeprefix("VERDICT_").lower()
         reason = HoldReason.Name(decision.hold.reason).removeprefix("HOLD_REASON_").lower()

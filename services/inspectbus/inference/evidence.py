@@ -1,6 +1,9 @@
 """Evidence: the images behind a decision, kept in the frame store before the decision is told.
 
-What travelled by claim rests there already: its evidence is the claim's own key, and no second copy.
+original, prepared image, heatmap ─> frame store ─> their keys in the decision
+
+What travelled by claim rests there already: its evidence is the claim's own key, and no second copy. The heatmap came
+with the score, and is painted for the frames that leave evidence and for no other.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from inspectbus.api.v1.decision_pb2 import VERDICT_QUALIFIED, Decision, Evidence
 from inspectbus.api.v1.prepared_frame_pb2 import PreparedFrame
 from inspectbus.errors import BadField, StorageAway, StorageFull
 from inspectbus.imaging.pixels import from_pixels
+from inspectbus.inference.engine import Heatmap
+from inspectbus.inference.explanation import painted
 from inspectbus.stores.frames import FrameStore, checked_claim, evidence_key, original_key
 
 log = structlog.get_logger(__name__)
@@ -34,7 +39,7 @@ class EvidenceKeeper:
             "inspectbus_inference_evidence_failures", "Frames whose images could not be kept.", registry=registry
         )
 
-    def keep(self, prepared: PreparedFrame, decision: Decision) -> Evidence:
+    def keep(self, prepared: PreparedFrame, decision: Decision, heatmap: Heatmap | None) -> Evidence:
         """The keys of what was kept; empty ones where nothing was.
 
         A store that fails costs the evidence, never the decision: the line needs that in time. It is counted.
@@ -56,6 +61,11 @@ class EvidenceKeeper:
                 key = evidence_key(frame.line, frame.station, frame.frame_id, "prepared", "png")
                 self._store.put(key, _png(prepared))
                 evidence.prepared_key = key
+            # A network that gave no number has nothing to show either.
+            if heatmap is not None and np.isfinite(heatmap).all():
+                key = evidence_key(frame.line, frame.station, frame.frame_id, "heatmap", "png")
+                self._store.put(key, painted(from_pixels(prepared.pixels), heatmap))
+                evidence.heatmap_key = key
         except (StorageFull, StorageAway, BadField, cv2.error) as error:
             self._failures.inc()
             log.error("evidence could not be kept", frame_id=frame.frame_id, error=repr(error))

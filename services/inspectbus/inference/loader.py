@@ -14,15 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-import numpy as np
 import prometheus_client as prometheus
 import structlog
 
 from inspectbus.domain.model_version import ModelCard
-from inspectbus.errors import CorruptModel, InspectBusError, NotPossibleNow, UnreadableImage
-from inspectbus.imaging.decoding import decode
+from inspectbus.errors import InspectBusError, NotPossibleNow
 from inspectbus.inference.batcher import Batcher, BatcherMetrics
-from inspectbus.inference.engine import Engine, Images, Scores, open_engine
+from inspectbus.inference.engine import Engine, open_engine
+from inspectbus.inference.pinned import check_pinned
 from inspectbus.inference.settings import InferenceSettings
 from inspectbus.runtime.watchdog import Watchdog
 from inspectbus.stores.model_directory import ModelDirectory
@@ -155,7 +154,7 @@ class Loader:
     def _open(self, folder: Path, card: ModelCard, alias: str) -> Serving:
         settings = self._settings
         engine = open_engine(folder, card, settings.device, settings.threads)
-        check_pinned(engine, folder, card, settings.max_batch_size)
+        check_pinned(lambda images: engine.infer(images).scores, folder, card, settings.max_batch_size)
         batcher = Batcher(
             engine,
             card.preparation.height,
@@ -186,39 +185,3 @@ class Loader:
         if detail != self._detail:  # once per reason: an hour without a model is not a thousand lines
             log.warning("no model yet", reason=type(error).__name__, detail=detail)
         self._detail = detail
-
-
-def check_pinned(engine: Engine, folder: Path, card: ModelCard, batch_size: int) -> None:
-    """What was tested is what runs: each pinned image must get its recorded score here. Warms the engine up too.
-
-    Raises CorruptModel naming the image.
-    """
-    images = np.stack([_pinned(folder, image.file, card) for image in card.pinned])
-    scores = np.concatenate([_scores(engine, images[at : at + batch_size]) for at in range(0, len(images), batch_size)])
-    for image, score in zip(card.pinned, scores.tolist(), strict=True):
-        # Written so that NaN fails: no comparison with it is true.
-        if not abs(score - image.score) <= card.pinned_tolerance:
-            raise CorruptModel(
-                f"pinned image {image.file} scores {score:.4f} here, and {image.score:.4f} when the version was made; "
-                f"{card.pinned_tolerance} apart is allowed",
-                field=image.file,
-            )
-    _scores(engine, np.zeros((batch_size, *images.shape[1:]), np.uint8))
-
-
-def _scores(engine: Engine, images: Images) -> Scores:
-    scores = engine.infer(images)
-    if scores.shape != (len(images),):
-        raise CorruptModel(f"the network gives scores of shape {scores.shape} for {len(images)} images", field="model")
-    return scores
-
-
-def _pinned(folder: Path, file: str, card: ModelCard) -> Images:
-    try:
-        image = decode((folder / file).read_bytes())
-    except UnreadableImage as error:
-        raise CorruptModel(f"pinned image {file}: {error.message}", field=file) from error
-    expected = (card.preparation.height, card.preparation.width, 3)
-    if image.shape != expected:
-        raise CorruptModel(f"pinned image {file} is {image.shape}, and the model takes {expected}", field=file)
-    return image

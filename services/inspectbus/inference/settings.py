@@ -58,7 +58,7 @@ class InferenceSettings(ServiceSettings):
     frame_store_url: str = ""
     """Where evidence and claimed images rest (file://, s3://); empty: the folder `frames` in state_dir."""
     keep_evidence: bool = True
-    """Keep original and prepared image of every DEFECTIVE and HOLD frame."""
+    """Keep original, prepared image and heatmap of every DEFECTIVE and HOLD frame."""
     evidence_share: Share = 0.0
     """Share of QUALIFIED frames whose images are kept too, chosen by frame id."""
 

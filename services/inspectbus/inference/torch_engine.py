@@ -1,6 +1,6 @@
 """PyTorch as an engine: on the processor or on CUDA, weights from safetensors only.
 
-images (N, H, W, 3) uint8 ─> device ─> Classifier (channels-last, autocast on CUDA) ─> logit ─> calibration ─> score
+images (N, H, W, 3) uint8 ─> device ─> Scorer (channels-last, autocast on CUDA) ─> scores and heatmaps
 """
 
 from __future__ import annotations
@@ -8,13 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 
-from inspectbus.domain.calibration import scored
 from inspectbus.domain.model_version import ModelCard
 from inspectbus.errors import NotPossibleNow
-from inspectbus.inference.engine import Images, Scores
+from inspectbus.inference.engine import Images, Output
+from inspectbus.networks.scorer import Scorer
 from inspectbus.networks.trained import load_trained
 
 
@@ -24,8 +23,8 @@ class TorchEngine:
         if threads:
             # For the whole process; each thread looks once, before its first computation.
             torch.set_num_threads(threads)
-        self._network = load_trained(folder, card.architecture, card.normalisation).to(self._device)
-        self._calibration = card.calibration
+        network = load_trained(folder, card.architecture, card.normalisation)
+        self._scorer = Scorer(network, card.calibration).eval().to(self._device)
 
     @property
     def name(self) -> str:
@@ -35,12 +34,11 @@ class TorchEngine:
     def device(self) -> str:
         return f"cuda: {torch.cuda.get_device_name(self._device)}" if self._device.type == "cuda" else "cpu"
 
-    def infer(self, images: Images) -> Scores:
+    def infer(self, images: Images) -> Output:
         on_cuda = self._device.type == "cuda"
         with torch.inference_mode(), torch.autocast(self._device.type, enabled=on_cuda):
-            logits = self._network(torch.from_numpy(images).to(self._device))
-        # Outside autocast: half precision is for the network, not for the score that meets a threshold.
-        return scored(logits.float().cpu().numpy(), self._calibration).astype(np.float32)
+            found = self._scorer(torch.from_numpy(images).to(self._device))
+        return Output(*(each.cpu().numpy() for each in found))
 
 
 def chosen_device(device: Literal["auto", "cpu", "cuda"]) -> torch.device:

@@ -1,6 +1,7 @@
 """The network: prepared pixels in, one logit per image out. Normalisation is inside, so nobody can forget it.
 
 uint8 (N, H, W, 3) RGB ─> normalise ─> backbone (timm or torchvision, pooled) ─> dropout ─> linear ─> logit (N,)
+                                          └ last feature map ─> the linear layer at each place ─> heatmap (N, h, w)
 
 A network of several views judges an image and its flips, and gives the mean of their logits: whatever runs it, PyTorch
 or a graph made of it, does so too.
@@ -8,6 +9,9 @@ or a graph made of it, does so too.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
 from typing import cast
 
 import timm
@@ -57,6 +61,55 @@ class Classifier(nn.Module):
         """Logits (views * N,) of `seen` pixels to the images' own, (N,)."""
         return logits if self.views == 1 else logits.view(self.views, -1).mean(0)
 
+    def explained(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits (N,) as `forward` gives them and, from the same pass, the heatmap: float32 (N, h, w), in logits.
+
+        It is the class activation map: the head's weights over the last feature map (Zhou et al., Learning Deep
+        Features for Discriminative Localization, CVPR 2016, equation 2). Pooling is a mean and the head is linear, so
+        its mean plus the head's bias is the logit: nothing that made the score is left out, and nothing is added. Of
+        several views it is the mean of their maps, each turned back. None where `explains` is false.
+        """
+        if (stages := self._stages) is None:
+            return self(images), None
+        maps = self.seen(self.normalise(images))
+        for stage in stages:
+            maps = stage(maps)
+        heatmaps = nn.functional.conv2d(maps, self.head.weight[:, :, None, None]).squeeze(1)
+        return self.together(self.judge(maps.mean((2, 3)))), self._back(heatmaps.float())
+
+    def _back(self, heatmaps: Tensor) -> Tensor:
+        """Maps (views * N, h, w) of `seen` pixels, each turned back, to the images' own, (N, h, w)."""
+        if self.views == 1:
+            return heatmaps
+        each = heatmaps.view(self.views, -1, *heatmaps.shape[1:]).unbind()
+        # A map has no axis of channels, so its height and width lie one nearer.
+        turned = [
+            view.flip([axis - 1 for axis in axes]) if axes else view for view, axes in zip(each, FLIPS, strict=False)
+        ]
+        return torch.stack(turned).mean(0)
+
+    @property
+    def explains(self) -> bool:
+        """Whether there is a heatmap: the backbone's last step must be a mean over the places of a feature map."""
+        return self._stages is not None
+
+    @cached_property
+    def _stages(self) -> list[nn.Module] | None:
+        """The backbone's parts up to its last feature map. None when the features are no mean over the map's places."""
+        try:
+            links = self.chain()
+        except BadField:
+            return None
+        with self._looking():
+            maps = probe = self._probe()
+            features, last = self.backbone(probe), 0
+            for number, (_, link) in enumerate(links, 1):
+                maps = link(maps)
+                # One place alone would be its own mean, its maximum and everything else.
+                if maps.ndim == 4 and maps.shape[:2] == features.shape and maps.shape[2:].numel() > 1:
+                    last = number if torch.allclose(maps.mean((2, 3)), features, rtol=1e-4, atol=1e-5) else 0
+        return [link for _, link in links[:last]] or None
+
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 (N, H, W, 3) to float32 (N, 3, H, W) in channels-last memory: the same order of bytes, no copy."""
         return normalised(images, self.mean, self.std)
@@ -88,18 +141,27 @@ class Classifier(nn.Module):
         )
 
     def _same(self, links: list[tuple[str, nn.Module]]) -> bool:
-        modes = [(module, module.training) for module in self.backbone.modules()]
-        probe = torch.linspace(-1, 1, 3 * 64 * 64, device=self.mean.device).view(1, 3, 64, 64)
-        try:
-            self.backbone.eval()
-            with torch.inference_mode():
-                chained = probe
+        with self._looking():
+            try:
+                chained = probe = self._probe()
                 for _, link in links:
                     chained = link(chained)
                 return torch.equal(chained, self.backbone(probe))
-        except (RuntimeError, TypeError, ValueError, NotImplementedError, AssertionError):
-            # Each backbone has its own way of saying that shapes or arguments do not fit.
-            return False
+            except (RuntimeError, TypeError, ValueError, NotImplementedError, AssertionError):
+                # Each backbone has its own way of saying that shapes or arguments do not fit.
+                return False
+
+    def _probe(self) -> Tensor:
+        return torch.linspace(-1, 1, 3 * 64 * 64, device=self.mean.device).view(1, 3, 64, 64)
+
+    @contextmanager
+    def _looking(self) -> Iterator[None]:
+        """The backbone in evaluation mode for a while, each of its modules in its own again afterwards."""
+        modes = [(module, module.training) for module in self.backbone.modules()]
+        self.backbone.eval()
+        try:
+            with torch.inference_mode():
+                yield
         finally:
             for module, training in modes:
                 module.training = training

@@ -73,7 +73,8 @@ def forget_claims(connection: Connection, keys: Sequence[str], until_us: int) ->
 def _pins(decision: Decision, key: str) -> bool:
     # The message behind a HOLD(ERROR) may rest among the dead letters, and its replay will need the object.
     in_error = decision.hold.reason == HOLD_REASON_ERROR
-    return in_error or key in (decision.evidence.original_key, decision.evidence.prepared_key)
+    evidence = decision.evidence
+    return in_error or key in (evidence.original_key, evidence.prepared_key, evidence.heatmap_key)
 
 
 def _may_go(until_us: int) -> Any:

@@ -100,7 +100,7 @@ class FrameStore:
 
 
 def evidence_key(line: str, station: str, frame_id: str, part: str, suffix: str) -> str:
-    """`part` is 'original' or 'prepared': line-1/top/3f/3f2a…-original.png. Two hex digits keep folders small."""
+    """line-1/top/3f/3f2a…-original.png; or 'prepared', or 'heatmap'. Two hex digits keep folders small."""
     return f"{_prefix(line, station, frame_id)}{part}.{suffix}"
 
 

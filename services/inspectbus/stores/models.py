@@ -21,7 +21,7 @@ from pathlib import Path
 import fsspec
 from pydantic import ValidationError
 
-from inspectbus.domain.model_version import CARD_FILE, WEIGHTS_FILE, ModelCard
+from inspectbus.domain.model_version import CARD_FILE, EXPORT_FILE, WEIGHTS_FILE, ModelCard
 from inspectbus.domain.names import checked_name
 from inspectbus.errors import BadField, CorruptModel, InspectBusError, ModelNotReady, NotFound
 
@@ -215,7 +215,8 @@ def _parsed(data: bytes, version: str | None) -> ModelCard:
         raise _corrupt(CARD_FILE, "has been rewritten: it is not spelt the way cards are written")
     if version is not None and card.version != version:
         raise _corrupt(CARD_FILE, f"is the card of version {card.version}, not of {version}")
-    for needed in (WEIGHTS_FILE, *(image.file for image in card.pinned)):
+    exported = (EXPORT_FILE,) if card.export is not None else ()
+    for needed in (WEIGHTS_FILE, *exported, *(image.file for image in card.pinned)):
         if needed not in card.files:
             raise _corrupt(CARD_FILE, f"gives no sha256 for {needed}")
     return card

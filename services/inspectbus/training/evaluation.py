@@ -1,7 +1,7 @@
 """How good a model version is on labelled images, with the pixels, weights, calibration and threshold of the line.
 
-version folder ─> network ─┐
-items ─> decoded, prepared ┴> scores ─> Evaluation
+version folder ─> network, export ─┐
+items ─> decoded, prepared ────────┴> scores ─> Evaluation
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
 from inspectbus.domain.calibration import scored
-from inspectbus.domain.model_version import ModelCard
+from inspectbus.domain.model_version import EXPORT_FILE, ModelCard
 from inspectbus.domain.preparation import Preparation
 from inspectbus.domain.scores import Confusion
 from inspectbus.domain.thresholds import Thresholds
@@ -30,6 +31,7 @@ from inspectbus.networks.trained import load_trained
 from inspectbus.stores.datasets import Item, Label
 from inspectbus.stores.models import read_card
 from inspectbus.training.calibration import Floats, Labels, expected_calibration_error
+from inspectbus.training.export import Deviation, ScoreBatch, deviation, open_export, runtime_installed
 from inspectbus.training.plan import Cancelled
 
 log = structlog.get_logger(__name__)
@@ -50,6 +52,8 @@ class Evaluation:
     expected_calibration_error: float
     unreadable: int
     """Images that could not be judged; they enter no score."""
+    export: Deviation | None
+    """What the version's ONNX export says of the same images; None where it has none, or ONNX Runtime is missing."""
 
     @property
     def scores(self) -> dict[str, float | None]:
@@ -82,8 +86,16 @@ def evaluate(
     labels = labels_of(items)
     card = read_card(folder)
     network = load_trained(folder, card.architecture, card.normalisation)
+    exported = open_export(folder / EXPORT_FILE) if card.export is not None and runtime_installed() else None
+    theirs: list[Floats] = []
+
+    def both(images: NDArray[np.uint8]) -> Floats:
+        if exported is not None:
+            theirs.append(exported(images))
+        return logits_of(network, images)
+
     logits = np.full(len(items), np.nan)
-    for done, (row, logit) in enumerate(judged(network, card.preparation, items), 1):
+    for done, (row, logit) in enumerate(judged_by(both, card.preparation, items), 1):
         logits[row] = logit
         on_progress(done, len(items))
         if cancel is not None and cancel.is_set():
@@ -91,17 +103,25 @@ def evaluate(
     readable = ~np.isnan(logits)
     if not readable.any():
         raise BadField(f"none of {len(items)} images can be read", field="data")
-    return _evaluation(card, labels[readable], scored(logits[readable], card.calibration), int((~readable).sum()))
+    scores = scored(logits[readable], card.calibration)
+    divides = [card.thresholds.qualified_below, card.thresholds.defective_from]
+    proof = deviation(scores, np.concatenate(theirs), divides) if theirs else None
+    return _evaluation(card, labels[readable], scores, int((~readable).sum()), proof)
 
 
 def judged(network: Classifier, preparation: Preparation, items: Sequence[Item]) -> Iterator[tuple[int, float]]:
     """(row, logit) of each item, in order; the logit is NaN where the image cannot be read."""
+    return judged_by(partial(logits_of, network), preparation, items)
+
+
+def judged_by(judge: ScoreBatch, preparation: Preparation, items: Sequence[Item]) -> Iterator[tuple[int, float]]:
+    """(row, score) of each item, in order, whatever `judge` calls a score; NaN where the image cannot be read."""
     for start in range(0, len(items), BATCH):
         pictures = [_picture(item, preparation) for item in items[start : start + BATCH]]
         readable = [picture for picture in pictures if picture is not None]
-        logits = iter(logits_of(network, np.stack(readable)) if readable else ())
+        scores = iter(judge(np.stack(readable)) if readable else ())
         for row, picture in enumerate(pictures, start):
-            yield row, float("nan") if picture is None else float(next(logits))
+            yield row, float("nan") if picture is None else float(next(scores))
 
 
 def logits_of(network: Classifier, images: NDArray[np.uint8]) -> Floats:
@@ -132,7 +152,9 @@ def confusion_of(labels: Labels, scores: Floats, thresholds: Thresholds) -> Conf
     )
 
 
-def _evaluation(card: ModelCard, labels: Labels, scores: Floats, unreadable: int) -> Evaluation:
+def _evaluation(
+    card: ModelCard, labels: Labels, scores: Floats, unreadable: int, export: Deviation | None
+) -> Evaluation:
     both = 0 < labels.sum() < len(labels)
     return Evaluation(
         model=card.name,
@@ -142,6 +164,7 @@ def _evaluation(card: ModelCard, labels: Labels, scores: Floats, unreadable: int
         average_precision=float(average_precision_score(labels, scores)) if both else None,
         expected_calibration_error=expected_calibration_error(labels, scores),
         unreadable=unreadable,
+        export=export,
     )
 
 

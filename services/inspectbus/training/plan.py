@@ -51,7 +51,8 @@ class Progress(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     stage: str = ""
-    """"reading", "features" or "preparing", "training", "threshold", "registering"; empty before the first."""
+    """"reading", "features" or "preparing", "training", "threshold", "exporting", "registering"; empty before the
+    first."""
     done: int = 0
     total: int = 0
     """Steps of this stage; in "training" a step is an epoch."""

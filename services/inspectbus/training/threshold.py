@@ -17,7 +17,8 @@ def best_f1_threshold(labels: Labels, scores: Floats) -> float:
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
     at = divides[int(f1[: len(divides)].argmax())]
     below = scores[scores < at]
-    return float((at + below.max()) / 2) if len(below) else float(at)
+    # Below the lowest score lies 0. A threshold that is a score itself would change its verdict with any rounding.
+    return float((at + (below.max() if len(below) else 0.0)) / 2)
 
 
 def stable_threshold(labels: Labels, scores: Floats, seed: int, rounds: int = BOOTSTRAPS) -> float:

@@ -3,6 +3,7 @@
 items ─> read and checked ─> validation part cut off
       ─> features.extract, lower part frozen, cached (upper), or pixels.load (whole) ─> fitting.fit
       ─> weights written, read back ─> validation images judged from their pixels ─> calibration, threshold
+      ─> exported, and proven on the same images
       ─> validation scores, pinned images, card ─> a version folder
 
 It is given the training part only, so nothing can be chosen by the held-out part.
@@ -30,9 +31,11 @@ from sklearn.metrics import average_precision_score
 
 from inspectbus.domain.calibration import scored
 from inspectbus.domain.model_version import (
+    EXPORT_FILE,
     WEIGHTS_FILE,
     Calibration,
     DataFingerprint,
+    Export,
     ModelCard,
     PinnedImage,
 )
@@ -49,7 +52,8 @@ from inspectbus.stores.models import read_card, write_card
 from inspectbus.training.allocator import freed_memory_kept
 from inspectbus.training.calibration import Floats, calibrate
 from inspectbus.training.checkpoint import Checkpoint
-from inspectbus.training.evaluation import confusion_of, judged, labels_of, logits_of
+from inspectbus.training.evaluation import confusion_of, judged, judged_by, labels_of, logits_of
+from inspectbus.training.export import OPSET, check_export, deviation, export, open_export
 from inspectbus.training.features import FeatureCache, cut_network, extract
 from inspectbus.training.fitting import METHOD, WHOLE, Epoch, Source, Upper, fit
 from inspectbus.training.pixels import from_pixels, load
@@ -303,7 +307,18 @@ def _finish(
     calibration = calibrate(labels, logits, plan.seed)
     scores = scored(logits, calibration)
     threshold = stable_threshold(labels, scores, plan.seed)
-    confusion = confusion_of(labels, scores, Thresholds(threshold, threshold))
+    thresholds = Thresholds(threshold, threshold)
+    confusion = confusion_of(labels, scores, thresholds)
+
+    way.stage("exporting", len(items))
+    backbone, file = pretrained.architecture.backbone, out_dir / EXPORT_FILE
+    heatmap = export(network, backbone, calibration, preparation, file)
+    exported = []
+    for _, score in judged_by(open_export(file), preparation, items):
+        exported.append(score)
+        way.step(1)
+    proof = deviation(scores, np.array(exported), [thresholds.qualified_below, thresholds.defective_from])
+    check_export(proof, backbone)
 
     way.stage("registering", PINNED)
     pinned = []
@@ -343,6 +358,7 @@ def _finish(
             if file.is_file()
         },
         pinned=tuple(pinned),
+        export=Export(opset=OPSET, heatmap=heatmap, images=proof.images, deviation=proof.largest),
     )
     write_card(out_dir, card)
     return read_card(out_dir, card.version)

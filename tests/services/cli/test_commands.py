@@ -19,6 +19,7 @@ from inspectbus.api.v1.decision_pb2 import VERDICT_QUALIFIED
 from inspectbus.api.v1.gate_pb2 import GATE_ACTION_REJECT, GATE_REASON_DEADLINE, GateOutcome
 from inspectbus.cli.recipes import EXAMPLE_RECIPE
 from inspectbus.errors import WorseModel
+from inspectbus.stores.frames import FrameStore, evidence_key
 from tests.doubles.plant import Plant, open_plant
 
 Inspectbus = Callable[..., Result]
@@ -168,6 +169,37 @@ def test_decisions_are_listed_by_filter_and_shown_whole(inspectbus: Inspectbus, 
     shown = inspectbus("decisions", "show", held, *door).stdout
     assert "UNUSABLE_IMAGE: too dark" in shown
     assert inspectbus("decisions", "list", "--since", "2030-01-01", "--json", *door).stdout == ""
+
+
+def test_the_images_behind_a_decision_are_named_and_saved(
+    inspectbus: Inspectbus, plant: Plant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INSPECTBUS_FRAME_STORE_URL", f"file://{tmp_path}/frames")
+    (tmp_path / "frames").mkdir()
+    store = FrameStore(f"file://{tmp_path}/frames")
+    bare, kept = decide(plant, "good"), decide(plant, "scratched")
+    evidence = plant.records[1].decision.evidence
+    for part in ("original", "prepared", "heatmap"):
+        key = evidence_key("line-1", "top", kept, part, "png")
+        store.put(key, part.encode())
+        setattr(evidence, f"{part}_key", key)
+    door = ("--address", plant.addresses["results"])
+
+    shown = inspectbus("decisions", "show", kept, "--save", tmp_path / "a/part", *door)
+    none = inspectbus("decisions", "show", bare, "--save", tmp_path / "b", *door)
+    store.delete(evidence.heatmap_key)
+    missing = inspectbus("decisions", "show", kept, "--save", tmp_path / "c", *door)
+    (tmp_path / "file").write_text("")
+    nowhere = inspectbus("decisions", "show", kept, "--save", tmp_path / "file", *door)
+
+    assert shown.exit_code == 0
+    assert f"{kept}-heatmap.png" in "".join(shown.stdout.split())
+    saved = {file.name: file.read_bytes() for file in (tmp_path / "a/part").iterdir()}
+    assert saved == {f"{kept}-{part}.png": part.encode() for part in ("original", "prepared", "heatmap")}
+    for refused, word in ((none, "no images were kept"), (missing, "heatmap.png"), (nowhere, "is no folder")):
+        assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1), refused.output
+        assert word in refused.stderr
+    assert not (tmp_path / "b").exists()
 
 
 def test_what_the_gate_did_and_later_decisions_are_shown(inspectbus: Inspectbus, plant: Plant) -> None:

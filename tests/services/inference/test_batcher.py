@@ -20,7 +20,7 @@ from inspectbus.bus.contract import BACKLOG_SHARE
 from inspectbus.errors import BadField, Internal, ModelNotReady, QueueFull, TooLate
 from inspectbus.imaging import Image
 from inspectbus.inference.batcher import Batcher, BatcherMetrics, Scored
-from inspectbus.inference.engine import Engine, Images, Scores
+from inspectbus.inference.engine import Engine, Images, Output
 from inspectbus.runtime.watchdog import Watchdog
 from tests.doubles.engines import PATIENCE_S, BrightnessEngine
 
@@ -225,10 +225,41 @@ def test_one_image_the_engine_cannot_compute_takes_no_other_down(engine: Brightn
 
 def test_an_engine_that_forgets_a_score_is_an_error_and_no_mixed_up_answer() -> None:
     class Forgetful(BrightnessEngine):
-        def infer(self, images: Images) -> Scores:
-            return super().infer(images)[1:]
+        def infer(self, images: Images) -> Output:
+            return Output(super().infer(images).scores[1:])
 
     with make(Forgetful()) as batcher, pytest.raises(Internal, match="shape"):
+        batcher.call(image(1)).result(PATIENCE_S)
+
+
+class Explaining(BrightnessEngine):
+    """Its heatmaps show the images' first channel; `missing` of them are left out."""
+
+    missing = 0
+
+    def infer(self, images: Images) -> Output:
+        heatmaps = images[self.missing :, :, :, 0].astype(np.float32)
+        return Output(super().infer(images).scores, heatmaps)
+
+
+def test_every_image_of_a_batch_gets_its_own_heatmap_and_none_where_there_are_none() -> None:
+    engine = Explaining()
+    with make(engine) as batcher:
+        busy(batcher, engine)
+        futures = {level: batcher.call(image(level)) for level in (11, 12, 13)}
+        engine.release()
+        for level, future in futures.items():
+            heatmap = future.result(PATIENCE_S).heatmap
+            assert heatmap is not None
+            assert heatmap.tolist() == [[float(level)] * SIDE] * SIDE
+    with make(BrightnessEngine()) as batcher:
+        assert batcher.call(image(1)).result(PATIENCE_S).heatmap is None
+
+
+def test_an_engine_that_forgets_a_heatmap_is_an_error() -> None:
+    engine = Explaining()
+    engine.missing = 1
+    with make(engine) as batcher, pytest.raises(Internal, match="heatmaps of shape"):
         batcher.call(image(1)).result(PATIENCE_S)
 
 

@@ -8,15 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from inspectbus.domain.model_version import WEIGHTS_FILE, Architecture, Calibration, ModelCard, PinnedImage
+from inspectbus.domain.preparation import Preparation
 from inspectbus.errors import CorruptModel, NotPossibleNow
-from inspectbus.inference.engine import Engine, open_engine
-from inspectbus.inference.loader import check_pinned
+from inspectbus.inference.engine import Engine, Images, Scores, open_engine
+from inspectbus.inference.pinned import check_pinned
+from inspectbus.networks.trained import load_trained
 from inspectbus.stores.models import read_card
+from inspectbus.training.export import export
 from tests.doubles.tiny_model import BRIGHT, DARK, SIDE, flat_image, tiny_version
 
 Weights = dict[str, torch.Tensor]
@@ -38,6 +42,10 @@ def opened(folder: Path) -> tuple[Engine, ModelCard]:
     return open_engine(folder, card, "cpu", 0), card
 
 
+def scorer(engine: Engine) -> Callable[[Images], Scores]:
+    return lambda images: engine.infer(images).scores
+
+
 def with_weights(folder: Path, change: Callable[[Weights], None]) -> ModelCard:
     """Changes the weights and lets the card agree: what hashes alone cannot find."""
     weights = load_file(folder / WEIGHTS_FILE)
@@ -55,8 +63,8 @@ def read_card_unverified(folder: Path) -> ModelCard:
 def test_scores_are_the_calibrated_sigmoid_one_per_image_in_order(made: Path) -> None:
     engine, _ = opened(made)
     levels = [BRIGHT, DARK, 127, BRIGHT]
-    together = engine.infer(np.stack([flat_image(level) for level in levels]))
-    alone = [engine.infer(flat_image(level)[None])[0] for level in levels]
+    together = engine.infer(np.stack([flat_image(level) for level in levels])).scores
+    alone = [engine.infer(flat_image(level)[None]).scores[0] for level in levels]
     assert together.shape == (4,)
     assert together.dtype == np.float32
     assert together.tolist() == pytest.approx(alone, abs=1e-5)
@@ -67,29 +75,30 @@ def test_scores_are_the_calibrated_sigmoid_one_per_image_in_order(made: Path) ->
 def test_calibration_is_applied(tmp_path: Path) -> None:
     calibration = Calibration(temperature=2.0, bias=-0.5)
     engine, card = opened(tiny_version(tmp_path, calibration=calibration))
-    check_pinned(engine, tmp_path / card.version, card, 4)
-    assert engine.infer(flat_image(BRIGHT)[None])[0] == pytest.approx(1 / (1 + np.exp(-(4 / 2 - 0.5))), abs=1e-4)
+    check_pinned(scorer(engine), tmp_path / card.version, card, 4)
+    assert engine.infer(flat_image(BRIGHT)[None]).scores[0] == pytest.approx(1 / (1 + np.exp(-(4 / 2 - 0.5))), abs=1e-4)
 
 
 def test_the_knots_of_a_calibration_are_applied(tmp_path: Path) -> None:
     calibration = Calibration(knots=((0, 0.1), (0.5, 0.2), (1, 0.7)))
     engine, card = opened(tiny_version(tmp_path, calibration=calibration))
-    check_pinned(engine, tmp_path / card.version, card, 4)
+    check_pinned(scorer(engine), tmp_path / card.version, card, 4)
     sure = 1 / (1 + np.exp(-4))
     found = engine.infer(np.stack([flat_image(BRIGHT), flat_image(DARK)]))
-    assert found.tolist() == pytest.approx([0.2 + (sure - 0.5), 0.1 + 0.2 * (1 - sure)], abs=1e-4)
+    assert found.scores.tolist() == pytest.approx([0.2 + (sure - 0.5), 0.1 + 0.2 * (1 - sure)], abs=1e-4)
 
 
 def test_an_image_is_judged_alike_whatever_shares_its_batch(made: Path) -> None:
     engine, _ = opened(made)
     noise = np.random.default_rng(0).integers(0, 256, (8, SIDE, SIDE, 3), dtype=np.uint8)
-    assert engine.infer(noise).tolist() == pytest.approx([engine.infer(one[None])[0] for one in noise], abs=1e-5)
+    alone = [engine.infer(one[None]).scores[0] for one in noise]
+    assert engine.infer(noise).scores.tolist() == pytest.approx(alone, abs=1e-5)
 
 
 def test_a_sound_version_passes_its_pinned_images(made: Path) -> None:
     engine, card = opened(made)
-    check_pinned(engine, made, card, batch_size=1)
-    check_pinned(engine, made, card, batch_size=8)
+    check_pinned(scorer(engine), made, card, batch_size=1)
+    check_pinned(scorer(engine), made, card, batch_size=8)
 
 
 def test_a_version_whose_pinned_image_scores_otherwise_here_is_refused_by_the_images_name(made: Path) -> None:
@@ -97,19 +106,16 @@ def test_a_version_whose_pinned_image_scores_otherwise_here_is_refused_by_the_im
     first, second = card.pinned
     drifted = PinnedImage(file=second.file, score=second.score - card.pinned_tolerance * 1.5)
     with pytest.raises(CorruptModel) as refused:
-        check_pinned(engine, made, card.model_copy(update={"pinned": (first, drifted)}), 4)
+        check_pinned(scorer(engine), made, card.model_copy(update={"pinned": (first, drifted)}), 4)
     assert refused.value.field == second.file
 
 
 def test_an_engine_that_gives_no_numbers_fails_its_pinned_images(made: Path) -> None:
-    class Broken:
-        name = device = "broken"
-
-        def infer(self, images: np.ndarray) -> np.ndarray:
-            return np.full(len(images), np.nan, np.float32)
+    def broken(images: Images) -> Scores:
+        return np.full(len(images), np.nan, np.float32)
 
     with pytest.raises(CorruptModel, match="nan"):
-        check_pinned(Broken(), made, read_card(made), 4)
+        check_pinned(broken, made, read_card(made), 4)
 
 
 def test_weights_that_are_no_numbers_are_refused_by_the_tensors_name(folder: Path) -> None:
@@ -163,7 +169,31 @@ def test_a_pinned_image_that_is_none_or_of_another_size_is_refused(folder: Path,
         wide = tiny_version(folder.parent / "wide", preparation=card.preparation.model_copy(update={"width": 64}))
         shutil.copy(wide / "pinned/0.png", target)
     with pytest.raises(CorruptModel, match=r"0\.png"):
-        check_pinned(engine, folder, card, 4)
+        check_pinned(scorer(engine), folder, card, 4)
+
+
+def test_the_torch_engine_and_the_export_give_the_same_scores_and_heatmaps(tmp_path: Path) -> None:
+    # Given a version, its weights as an export too, and images that are dark on the left and bright on the right
+    preparation = Preparation(width=128, height=64)
+    calibration = Calibration(temperature=1.5, bias=0.2)
+    folder = tiny_version(tmp_path, preparation=preparation, calibration=calibration)
+    engine, card = opened(folder)
+    network = load_trained(folder, card.architecture, card.normalisation)
+    export(network, card.architecture.backbone, calibration, preparation, tmp_path / "model.onnx")
+    images = np.stack([flat_image(level, 128, 64) for level in (DARK, 90, BRIGHT)])
+    images[1, :, 64:] = BRIGHT
+    # When both judge them
+    scores, heatmaps = engine.infer(images)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    exported = session.run(["score", "heatmap"], {"images": images})
+    # Then they agree, also about the place
+    assert heatmaps is not None
+    np.testing.assert_allclose(exported[0], scores, atol=1e-6)
+    np.testing.assert_allclose(exported[1], heatmaps, rtol=1e-4, atol=1e-4)
+    assert heatmaps.shape == (3, 2, 4)
+    assert heatmaps[1, :, 3].min() > heatmaps[1, :, 0].max() + 1
+    # And the gate that every engine passes lets the export in
+    check_pinned(lambda batch: session.run(["score"], {"images": batch})[0], folder, card, 4)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")

@@ -85,11 +85,12 @@ def test_after_the_grace_objects_and_rows_of_recorded_frames_are_gone(
     assert other.get_sample_value("inspectbus_claims_swept_bytes_total") == 140
 
 
+@pytest.mark.parametrize("evidence", ["original_key", "prepared_key", "heatmap_key"])
 def test_evidence_is_kept_and_what_it_does_not_name_goes(
-    engine: Engine, ledger: Ledger, store: FrameStore, decide: Decide
+    engine: Engine, ledger: Ledger, store: FrameStore, decide: Decide, evidence: str
 ) -> None:
     decision = claimed(store, decide(verdict=DEFECTIVE))
-    decision.evidence.original_key = decision.image_key
+    setattr(decision.evidence, evidence, decision.image_key)
     ledger.record([decision])
 
     sweeper(engine, store).sweep()

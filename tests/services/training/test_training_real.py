@@ -51,6 +51,7 @@ def test_a_real_training_gives_a_version_that_is_told_stored_and_recorded(real_s
         "features",
         "training",
         "threshold",
+        "exporting",
         "registering",
     ]
     assert any("train_loss" in each.progress.figures for each in told)

@@ -155,17 +155,23 @@ class Evidence(_message.Message):
 
     ORIGINAL_KEY_FIELD_NUMBER: _builtins.int
     PREPARED_KEY_FIELD_NUMBER: _builtins.int
+    HEATMAP_KEY_FIELD_NUMBER: _builtins.int
     original_key: _builtins.str
     prepared_key: _builtins.str
+    heatmap_key: _builtins.str
+    """A PNG of the prepared image with what speaks for DEFECTIVE painted over it; its text chunk `heatmap` has the
+    numbers. Empty where the model has no heatmap, too.
+    """
     def __init__(
         self,
         *,
         original_key: _builtins.str = ...,
         prepared_key: _builtins.str = ...,
+        heatmap_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["original_key", b"original_key", "prepared_key", b"prepared_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heatmap_key", b"heatmap_key", "original_key", b"original_key", "prepared_key", b"prepared_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

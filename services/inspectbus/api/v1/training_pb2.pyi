@@ -216,7 +216,9 @@ class Progress(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
     stage: _builtins.str
-    """"reading", "features" (depth "upper") or "preparing" (depth "whole"), "training", "threshold", "registering"."""
+    """"reading", "features" (depth "upper") or "preparing" (depth "whole"), "training", "threshold", "exporting",
+    "registering".
+    """
     done: _builtins.int
     """Steps done and to do in this stage."""
     total: _builtins.int

@@ -1,0 +1,52 @@
+"""The gate of every engine: what was tested is what runs.
+
+pinned images of a version ─> the engine ─> their recorded scores, or it is refused
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from inspectbus.domain.model_version import ModelCard
+from inspectbus.errors import CorruptModel, UnreadableImage
+from inspectbus.imaging.decoding import decode
+from inspectbus.inference.engine import Images, Scores
+
+
+def check_pinned(score: Callable[[Images], Scores], folder: Path, card: ModelCard, batch_size: int) -> None:
+    """Each pinned image must get its recorded score from `score`, in batches of `batch_size`. Warms it up too.
+
+    Raises CorruptModel naming the image.
+    """
+    images = np.stack([_pinned(folder, image.file, card) for image in card.pinned])
+    scores = np.concatenate([_scores(score, images[at : at + batch_size]) for at in range(0, len(images), batch_size)])
+    for image, found in zip(card.pinned, scores.tolist(), strict=True):
+        # Written so that NaN fails: no comparison with it is true.
+        if not abs(found - image.score) <= card.pinned_tolerance:
+            raise CorruptModel(
+                f"pinned image {image.file} scores {found:.4f} here, and {image.score:.4f} when the version was made; "
+                f"{card.pinned_tolerance} apart is allowed",
+                field=image.file,
+            )
+    _scores(score, np.zeros((batch_size, *images.shape[1:]), np.uint8))
+
+
+def _scores(score: Callable[[Images], Scores], images: Images) -> Scores:
+    scores = score(images)
+    if scores.shape != (len(images),):
+        raise CorruptModel(f"the network gives scores of shape {scores.shape} for {len(images)} images", field="model")
+    return scores
+
+
+def _pinned(folder: Path, file: str, card: ModelCard) -> Images:
+    try:
+        image = decode((folder / file).read_bytes())
+    except UnreadableImage as error:
+        raise CorruptModel(f"pinned image {file}: {error.message}", field=file) from error
+    expected = (card.preparation.height, card.preparation.width, 3)
+    if image.shape != expected:
+        raise CorruptModel(f"pinned image {file} is {image.shape}, and the model takes {expected}", field=file)
+    return image
