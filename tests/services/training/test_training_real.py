@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import save_file
+from structlog.testing import capture_logs
 
 from inspectbus.api.v1 import model_pb2
 from inspectbus.api.v1 import training_pb2 as pb
@@ -87,6 +88,33 @@ def test_a_real_training_can_be_cancelled_in_its_middle(real_service: Service) -
 
     assert done.state == pb.JOB_STATE_CANCELLED
     assert real_service.list_models() == []
+
+
+def test_a_real_training_whose_service_ends_goes_on_in_the_next_from_its_last_epoch(
+    folder: Path, weights: Path
+) -> None:
+    # given a service that ends in the middle of a training longer than any test
+    render_parts(folder / "data/plates", count=24, side=64)
+    with open_training_service(folder, None, weights=weights, threads=1) as service:
+        job = service.start("plates", backbone=BACKBONE, epochs=1000, input_size=64)
+        before = _first_epoch(service, job.job_id, at_least=3)
+
+    # when the next one opens
+    with capture_logs() as told, open_training_service(folder, None, weights=weights, threads=1) as service:
+        _first_epoch(service, job.job_id, at_least=before + 1)
+        service.cancel(job.job_id)
+
+        # then it did not begin anew
+        assert service.outcome(job.job_id).state == pb.JOB_STATE_CANCELLED
+    (resumed,) = [each for each in told if each["event"] == "going on from a checkpoint"]
+    assert resumed["epoch"] >= before
+
+
+def _first_epoch(service: Service, job_id: str, at_least: float) -> float:
+    for each in service.watch(job_id):
+        if (epoch := each.progress.figures.get("epoch", 0)) >= at_least:
+            return epoch
+    pytest.fail(f"the training ended before epoch {at_least}: {service.get(job_id)}")
 
 
 def test_a_real_training_on_too_few_images_fails_in_words(real_service: Service) -> None:
