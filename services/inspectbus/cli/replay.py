@@ -22,7 +22,7 @@ from rich.console import Console
 from inspectbus.api.v1.prepared_frame_pb2 import QualityReport
 from inspectbus.cli.live import follow_stations
 from inspectbus.cli.report import Tally, print_report, report
-from inspectbus.cli.training import training_door, watched
+from inspectbus.cli.training import training_door, watched, whole
 from inspectbus.domain.model_version import PRODUCTION
 from inspectbus.domain.names import name_from
 from inspectbus.domain.recipe import Recipe
@@ -137,7 +137,7 @@ def _model_for(console: Console, client: Client, material: Material, wish: Wish,
     else:
         # The worker ends with the training: what else waits for one must not compete with the line.
         with training_door(wish.state, material.spec) as trainer:
-            job = trainer.train(material.spec, model=name, epochs=wish.epochs, seed=wish.seed, join=True)
+            job = trainer.train(whole(material.spec), model=name, epochs=wish.epochs, seed=wish.seed, join=True)
             known = watched(console, trainer, job, stop)
     live = client.model(name, alias=PRODUCTION)
     if live.version != known.version:

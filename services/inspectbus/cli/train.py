@@ -79,14 +79,14 @@ def train(
     ] = "",
 ) -> None:
     """Train a model version, and put it into production unless the one there is better beyond doubt."""
-    from inspectbus.cli.training import training_door, watched
+    from inspectbus.cli.training import training_door, watched, whole
     from inspectbus.runtime.signals import stop_on_signals
     from inspectbus_client import Augmentation
 
     console = results_console()
     with stop_on_signals() as stop, training_door(state, data, address) as client:
         job = client.train(
-            data,
+            data if address else whole(data),
             model=model,
             backbone=backbone,
             epochs=epochs,

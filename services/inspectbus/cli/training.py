@@ -45,6 +45,12 @@ def watched(console: Console, client: Client, job: Job, stop: threading.Event) -
     return made
 
 
+def whole(data: str) -> str:
+    """'elpv', or the folder's whole path: a training service reads from its own root, and a job that is joined may have
+    been asked for from another working folder."""
+    return data if data == ELPV else str(Path(data).resolve())
+
+
 @contextmanager
 def training_door(state: Path, data: str, address: str = "", *, takes_jobs: bool = True) -> Iterator[Client]:
     """The service at the address, or one of this command's own."""

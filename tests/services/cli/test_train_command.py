@@ -18,7 +18,11 @@ def test_an_evaluation_shows_scores_and_how_far_the_export_lies_from_them(
     data, state = write_set(tmp_path / "plates"), tmp_path / "state"
     weights = write_tiny_weights(tmp_path / f"{TINY_BACKBONE}.safetensors")
     monkeypatch.setenv("INSPECTBUS_TRAINING_WEIGHTS", str(weights))
-    train = inspectbus("train", data, "--backbone", TINY_BACKBONE, "--epochs", 1, "--input-size", 64, "--state", state)
+    # By a path from the working folder, as people name folders.
+    monkeypatch.chdir(tmp_path)
+    train = inspectbus(
+        "train", "./plates", "--backbone", TINY_BACKBONE, "--epochs", 1, "--input-size", 64, "--state", state
+    )
     assert train.exit_code == 0, train.output
 
     shown = inspectbus("evaluate", data, "--state", state)
