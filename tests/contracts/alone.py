@@ -1,4 +1,4 @@
-"""A service of one handler, started by the ward's tests: `python -m tests.contracts.alone FD`."""
+"""A service of one handler for two subscriptions, started by the ward's tests: `python -m tests.contracts.alone FD`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 from concurrent.futures import Future
 
 from inspectbus.bus import Delivery, connect
-from inspectbus.bus.topics import DECISIONS, FRAMES
+from inspectbus.bus.topics import DECISIONS, FRAMES, GATES
 from inspectbus.errors import BadField, ModelNotReady
 
 
@@ -30,6 +30,7 @@ def main() -> None:
                     delivery.done(after=[output])
 
         bus.subscribe(FRAMES, "preprocessing", handle)
+        bus.subscribe(GATES, "outcomes", handle)
         threading.Event().wait()
 
 

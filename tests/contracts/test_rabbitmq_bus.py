@@ -25,8 +25,18 @@ from inspectbus.api.v1.decision_pb2 import Decision
 from inspectbus.bus import Bus, Delivery, Lane, Message, connect
 from inspectbus.bus.rabbitmq import topology, wire
 from inspectbus.bus.rabbitmq.addresses import parse
+from inspectbus.bus.rabbitmq.dead import DeadLetters
 from inspectbus.bus.topics import DEAD, DECISIONS, FRAMES, GATES, PREPARED, Topic
-from inspectbus.errors import BadField, BusAway, NotAllowed, NotPossibleNow, QueueFull, StorageAway, TooLate
+from inspectbus.errors import (
+    BadField,
+    BusAway,
+    ModelNotReady,
+    NotAllowed,
+    NotPossibleNow,
+    QueueFull,
+    StorageAway,
+    TooLate,
+)
 from tests.doubles.rabbitmq import Broker
 from tests.doubles.vhost import Vhost
 
@@ -92,7 +102,11 @@ def test_a_sender_with_little_patience_is_told_that_the_broker_is_away(breakable
         assert "broker" in bus.trouble
         breakable.start()
         bus.publish(FRAMES, message()).result(60)
-        assert "broker" not in bus.trouble
+        # The other connection comes back in its own time.
+        pause, until_s = threading.Event(), time.monotonic() + PATIENCE_S
+        while "broker" in bus.trouble:
+            assert time.monotonic() < until_s, bus.trouble
+            pause.wait(0.05)
 
 
 def test_a_window_of_unconfirmed_messages_makes_the_sender_wait(breakable: Broker) -> None:
@@ -237,6 +251,37 @@ def test_what_was_lost_twice_with_its_worker_is_worked_on_alone(rabbitmq_vhost: 
             letter.done()
 
 
+def test_a_connection_lost_while_one_is_worked_on_alone_costs_no_place(rabbitmq_vhost: Vhost) -> None:
+    url = f"{rabbitmq_vhost.url}?quarantine_s=2&reconnect_s=0.5"
+    with connect(url) as bus:
+        bus.publish(FRAMES, message(b"hang")).result(PATIENCE_S)
+        lose_with_its_worker(url, 2)
+        started = threading.Event()
+
+        def start_child(fd: int) -> subprocess.Popen[bytes]:
+            started.set()
+            return alone(fd)
+
+        with connect(url, start_child=start_child) as worker:
+            taken: Queue[Delivery] = Queue()
+            decided: Queue[Message] = Queue()
+
+            def epitaph(frame: Message, _: BaseException) -> list[Future[None]]:
+                decided.put(frame)
+                return []
+
+            worker.subscribe(FRAMES, "preprocessing", taken.put, prefetch=1, epitaph=epitaph)
+            assert started.wait(PATIENCE_S)
+            rabbitmq_vhost.broker.ctl("close_all_connections", "-p", rabbitmq_vhost.name, "a test")
+            bus.publish(FRAMES, message(b"good")).result(PATIENCE_S)
+            delivery = taken.get(timeout=PATIENCE_S)
+            assert delivery.message.body == b"good"
+            delivery.done()
+            assert decided.get(timeout=PATIENCE_S).body == b"hang"
+            bus.publish(FRAMES, message(b"another")).result(PATIENCE_S)
+            taken.get(timeout=PATIENCE_S).done()
+
+
 def sent_by_others(url: str, topic: Topic, body: bytes, properties: pika.BasicProperties, key: str) -> None:
     connection = pika.BlockingConnection(pika.URLParameters(url))
     channel = connection.channel()
@@ -268,6 +313,12 @@ def damaged(how: str) -> pika.BasicProperties:
         case "headers of a whole frame":
             headers["long"] = "x" * 130_000
             properties.content_type = "text/plain"
+        case "headers of a whole frame in other letters":
+            headers["long"] = "好" * 43_400
+            properties.content_type = "text/plain"
+        case "headers of the broker's own, malformed":
+            headers |= {"x-death": [1, 2], "x-delivery-count": "many"}
+            properties.content_type = "text/plain"
     properties.headers = headers
     return properties
 
@@ -284,6 +335,8 @@ def damaged(how: str) -> pika.BasicProperties:
         ("no user", "no user_id"),
         ("a name that is no text", "is missing"),
         ("headers of a whole frame", "text/plain"),
+        ("headers of a whole frame in other letters", "text/plain"),
+        ("headers of the broker's own, malformed", "text/plain"),
     ],
 )
 def test_a_message_we_would_not_have_sent_is_parked_with_its_reason(
@@ -299,6 +352,7 @@ def test_a_message_we_would_not_have_sent_is_parked_with_its_reason(
     assert letter.message.body == b"body"
     letter.done()
     assert not worked
+    bus.publish(FRAMES, message(b"good")).result(PATIENCE_S)  # over the same connection as ever
 
 
 def test_a_time_beyond_time_is_read_as_none() -> None:
@@ -307,6 +361,20 @@ def test_a_time_beyond_time_is_read_as_none() -> None:
     beyond = b"".join(pieces)[:-5] + b"T" + (2**62).to_bytes(8, "big")
     table = (len(beyond) - 4).to_bytes(4, "big") + beyond[4:]
     assert pika.data.decode_table(table, 0)[0] == {"when": None}
+
+
+def test_arrays_nested_without_end_are_read_as_far_as_anybody_means_it() -> None:
+    deep = b"V"
+    for _ in range(600):
+        deep = b"A" + len(deep).to_bytes(4, "big") + deep
+    body = b"\x04deep" + deep + b"\x05afterI" + (1).to_bytes(4, "big")
+    table, offset = pika.data.decode_table(len(body).to_bytes(4, "big") + body, 0)
+    assert (table["after"], offset) == (1, len(body) + 4)
+    found: Any = table["deep"]
+    depth = 0
+    while found is not None:
+        (found,), depth = found, depth + 1
+    assert depth < 40
 
 
 def test_a_body_larger_than_the_bus_takes_is_refused_at_the_sender_and_parked_when_it_comes(
@@ -429,6 +497,89 @@ def test_a_station_cannot_speak_for_another_by_an_exchange_of_its_own(
     letter = dead.get(timeout=PATIENCE_S)
     connection.close()
     assert "may not speak for live.line-1.side" in letter.message.headers["error"]
+    assert not worked
+    letter.done()
+
+
+def as_station(vhost: Vhost, topic: Topic, key: str, headers: dict[str, Any], body: bytes = b"x") -> None:
+    """Sent on the station's own key, with headers of its own invention."""
+    user = "inspectbus-station-line-1.top"
+    properties = wire.properties(topic, message(), user)
+    properties.headers = {**(properties.headers or {}), **headers}
+    url = vhost.broker.url(vhost.name, user, "station-password")
+    sent_by_others(url, topic, body, properties, key)
+
+
+@pytest.mark.parametrize(
+    "lies",
+    [
+        {"x-delivery-count": 2, wire.KEY: "live.line-1.side"},
+        {wire.KEY: "live.line-1.side", wire.ATTEMPTS: 3},
+        {"x-delivery-count": 2, "CC": ["inspectbus.results"], "BCC": ["inspectbus.results"]},
+    ],
+    ids=["lost with its workers", "failed before", "for others too"],
+)
+def test_a_stations_headers_change_neither_whose_frame_it_is_nor_where_it_goes(
+    rabbitmq_vhost: Vhost, station_bus: Bus, lies: dict[str, Any]
+) -> None:
+    worked: Queue[Delivery] = Queue()
+    decided: list[Delivery] = []
+    failed = threading.Event()
+
+    def fail_once(delivery: Delivery) -> None:
+        if not failed.is_set():
+            failed.set()
+            raise ModelNotReady("not yet")
+        worked.put(delivery)
+        delivery.done()
+
+    with connect(f"{rabbitmq_vhost.url}?retry_delay_s=0.01", start_child=alone) as bus:
+        bus.subscribe(FRAMES, "preprocessing", fail_once)
+        bus.subscribe(DECISIONS, "results", decided.append)
+        as_station(rabbitmq_vhost, FRAMES, "live.line-1.top", lies)
+        delivery = worked.get(timeout=PATIENCE_S)
+        assert delivery.message.key == ("line-1", "top")
+        assert delivery.attempts == 2
+        assert not decided, "it was taken for one that had been lost, or sent on with a service's rights"
+
+
+def test_a_dead_letter_of_a_station_is_sent_again_under_its_own_key_only(
+    rabbitmq_vhost: Vhost, bus: Bus, station_bus: Bus
+) -> None:
+    dead: Queue[Delivery] = Queue()
+    subscription = bus.subscribe(FRAMES, "preprocessing", lambda delivery: delivery.park(BadField("poison")))
+    as_station(rabbitmq_vhost, FRAMES, "live.line-1.top", {wire.KEY: "live.line-1.side"})
+    watched = bus.subscribe(DEAD, "dead", dead.put)
+    dead.get(timeout=PATIENCE_S)
+    watched.close(0)
+    subscription.close()
+    again: Queue[Delivery] = Queue()
+    bus.subscribe(FRAMES, "preprocessing", again.put)
+    with DeadLetters(parse(rabbitmq_vhost.url)) as letters:
+        letters.replay(lambda _: True, lambda letter, problem: None, unchanged=True)
+    delivery = again.get(timeout=PATIENCE_S)
+    assert delivery.message.key == ("line-1", "top")
+    delivery.done()
+
+
+def test_a_longer_key_that_ends_like_its_own_is_not_a_stations(
+    rabbitmq_vhost: Vhost, bus: Bus, station_bus: Bus
+) -> None:
+    user = "inspectbus-station-line-1.top"
+    dead: Queue[Delivery] = Queue()
+    worked: list[Delivery] = []
+    bus.subscribe(DEAD, "dead", dead.put)
+    bus.subscribe(GATES, "outcomes", worked.append)
+    connection = topology.connected(parse(rabbitmq_vhost.broker.url(rabbitmq_vhost.name, user, "station-password")))
+    channel = connection.channel()
+    channel.exchange_declare("inspectbus.news.mine", "fanout")
+    channel.exchange_bind(GATES.name, "inspectbus.news.mine", "#")
+    channel.basic_publish(
+        "inspectbus.news.mine", "line-1.side.line-1.top", b"x", wire.properties(GATES, message(), user)
+    )
+    letter = dead.get(timeout=PATIENCE_S)
+    connection.close()
+    assert "may not speak for line-1.side.line-1.top" in letter.message.headers["error"]
     assert not worked
     letter.done()
 

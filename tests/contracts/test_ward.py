@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -11,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from inspectbus.bus import Message
-from inspectbus.bus.rabbitmq.ward import ChildUnfit, Crashed, Hung, Ward
-from inspectbus.bus.topics import DECISIONS, FRAMES, Topic
+from inspectbus.bus.rabbitmq.ward import START_S, ChildUnfit, Crashed, Hung, Ward
+from inspectbus.bus.topics import DECISIONS, FRAMES, GATES, Topic
 from inspectbus.errors import BadField, BusClosed, ModelNotReady
 
 ROOT = Path(__file__).parents[2]
@@ -82,6 +83,14 @@ def test_a_message_that_hangs_is_ended_with_its_worker(parent: Parent) -> None:
         assert parent.children[0].wait(10) < 0
     finally:
         ward.close()
+
+
+def test_one_child_works_for_both_subscriptions_of_its_service(ward: Ward, parent: Parent) -> None:
+    ward.work(FRAMES, "preprocessing", frame(b"good"), attempts=3)
+    begun = time.monotonic()
+    ward.work(GATES, "outcomes", frame(b"good"), attempts=3)
+    assert time.monotonic() - begun < START_S / 4, "what became ready meanwhile was not waited for again"
+    assert len(parent.children) == 1
 
 
 def test_one_child_serves_many_messages(ward: Ward, parent: Parent) -> None:

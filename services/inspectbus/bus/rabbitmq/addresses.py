@@ -6,6 +6,7 @@ The password stays inside this module's values and never stands in a message, a 
 from __future__ import annotations
 
 import ssl
+import threading
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -22,18 +23,28 @@ SOCKET_PATIENCE_S = 5.0
 """For one TCP connection, and for the handshake on it: a frozen broker accepts the first, never answers the second."""
 
 
-# An AMQP timestamp may lie beyond what Python calls a time. pika then fails while it reads from the socket, which ends
-# the connection, for ever again: the message cannot even be thrown away. Touched only where it is as we know it.
+# An AMQP timestamp may lie beyond what Python calls a time, and a table be nested deeper than Python calls itself.
+# pika then fails while it reads from the socket, which ends the connection, for ever again: the message cannot even be
+# thrown away. Touched only where it is as we know it.
 _decode_value: Any = getattr(pika.data, "decode_value", None)
+_DEEPEST = 32
+"""Tables and arrays within each other that are read; headers of ours have none, and the broker's two."""
+_depth = threading.local()
 
 
 def _decode_or_none(encoded: bytes, offset: int) -> Any:
+    kind, depth = encoded[offset : offset + 1], getattr(_depth, "now", 0)
+    if kind in (b"F", b"A") and depth >= _DEEPEST:
+        return None, offset + 5 + int.from_bytes(encoded[offset + 1 : offset + 5], "big")
+    _depth.now = depth + 1
     try:
         return _decode_value(encoded, offset)
     except (OverflowError, OSError, ValueError):
-        if encoded[offset : offset + 1] != b"T":
+        if kind != b"T":
             raise
         return None, offset + 9
+    finally:
+        _depth.now = depth
 
 
 if _decode_value is not None:

@@ -77,6 +77,8 @@ class Consumer:
         self._in_hand: set[Delivery] = set()
         self._resting: set[Delivery] = set()
         """Met an outage, and wait here for its end: fetched, so that nobody fetches more."""
+        self._alone: set[Delivery] = set()
+        """Came by the quarantine. They take no place of those that the handler may hold."""
         self._closed = False
         self._last_made_s: dict[Lane, float] = {}
         self.redelivered: dict[Lane, int] = dict.fromkeys(Lane, 0)
@@ -138,14 +140,17 @@ class Consumer:
             self._changed.notify_all()
 
     def _forget(self, lane: Lane) -> None:
-        """The channel has gone: what it delivered comes again, to us or to another."""
         with self._changed:
             self._inbox[lane].clear()
-            queue = naming.work_queue(self.topic, self.group, lane)
-            for delivery in [held for held in self._in_hand | self._resting if held.queue == queue]:
-                delivery.void = True
-                self._in_hand.discard(delivery)
-                self._resting.discard(delivery)
+        self.forget(naming.work_queue(self.topic, self.group, lane))
+
+    def forget(self, queue: str) -> None:
+        """The queue's channel has gone: what it delivered comes again, to us or to another."""
+        with self._changed:
+            for held in (self._in_hand, self._resting, self._alone):
+                for delivery in [delivery for delivery in held if delivery.queue == queue]:
+                    delivery.void = True
+                    held.discard(delivery)
             self._changed.notify_all()
 
     # The subscription's thread.
@@ -167,6 +172,8 @@ class Consumer:
                     delivery.retry(error)
 
     def _look_at(self, delivery: Delivery) -> None:
+        # First: what goes on from here under a queue's name is believed by whoever takes it there.
+        self.check(delivery)
         _, lost = wire.attempts(delivery.properties)
         self.redelivered[delivery.message.lane] += lost > 0
         self._last_made_s[delivery.message.lane] = delivery.message.time_s
@@ -174,7 +181,6 @@ class Consumer:
             delivery.claimed = True
             self._detour(delivery, naming.quarantine_queue(delivery.queue), "quarantined")
             return
-        self.check(delivery)
         self._handler(delivery)
 
     def check(self, delivery: Delivery) -> None:
@@ -207,17 +213,20 @@ class Consumer:
     def settle(self, delivery: Delivery, how: str) -> None:
         """What had to be confirmed is: the broker may let the message go."""
         with self._changed:
-            ours = not delivery.void and delivery in self._in_hand
+            ours = not delivery.void and delivery in self._in_hand | self._alone
             self._in_hand.discard(delivery)
+            self._alone.discard(delivery)
             self._changed.notify_all()
         if ours:
             self._on_settled(delivery.queue, how)
             delivery.intake.settle(delivery.tag)
 
-    def take_in_hand(self, delivery: Delivery) -> None:
-        """A delivery that came by another queue than ours, and is settled like our own."""
+    def take_alone(self, delivery: Delivery) -> bool:
+        """A delivery that came by the quarantine, and is settled like our own. False when its channel has gone."""
         with self._changed:
-            self._in_hand.add(delivery)
+            if not delivery.void:
+                self._alone.add(delivery)
+            return not delivery.void
 
     def again_alone(self, delivery: Delivery, error: BaseException) -> None:
         """Back into quarantine, counted; past the limit it is parked."""
@@ -251,7 +260,8 @@ class Consumer:
 
         One that has waited long goes to the end of its queue: an outage of hours must not count as its workers' death.
         """
-        log.warning("held by an outage", queue=delivery.queue, subject=delivery.message.subject, error=repr(error))
+        if not self._resting:  # once for all that it holds, and again only when it was over
+            log.warning("held by an outage", queue=delivery.queue, subject=delivery.message.subject, error=repr(error))
         if time.monotonic() - delivery.since_s > self.limits.held_s:
             properties = wire.again(delivery.properties, delivery.routing_key, delay_s=self.limits.retry_delay_s)
             queue = naming.retry_queue(delivery.queue)

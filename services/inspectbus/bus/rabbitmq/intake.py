@@ -22,6 +22,7 @@ from pika.channel import Channel
 from pika.exceptions import ChannelClosedByBroker
 from pika.spec import Basic
 
+from inspectbus.bus.rabbitmq import wire
 from inspectbus.bus.rabbitmq.link import Link
 
 log = structlog.get_logger(__name__)
@@ -174,7 +175,9 @@ class Intake:
     def _deliver(self, method: Basic.Deliver, properties: pika.BasicProperties, body: bytes) -> None:
         tag = int(method.delivery_tag or 0)
         self._unacked[tag] = None
-        self._on_delivery(self, (self._generation, tag), str(method.routing_key), properties, body)
+        routing_key = str(method.routing_key)
+        properties = wire.believed(properties, routing_key, bool(method.redelivered))
+        self._on_delivery(self, (self._generation, tag), routing_key, properties, body)
         if not self._read_due:
             self._read_due = True
             self._link.later(0, self._all_read)

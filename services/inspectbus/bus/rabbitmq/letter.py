@@ -26,7 +26,7 @@ from inspectbus.bus.contract import Lane, Message
 from inspectbus.bus.rabbitmq import naming, wire
 from inspectbus.bus.rabbitmq.topology import DELIVERY_LIMIT
 from inspectbus.bus.topics import ALL, DEAD, DECISIONS, FRAMES, GATES, PREPARED, Topic
-from inspectbus.errors import NotPossibleNow
+from inspectbus.errors import BadField, NotPossibleNow
 
 Content = Frame | PreparedFrame | Decision | GateOutcome
 
@@ -94,6 +94,12 @@ class Letter:
         words = self.key[1:] if topic.laned else self.key
         if not all(words) or len(words) < 2 or len(key.encode()) > _MAX_KEY_BYTES:
             raise NotPossibleNow("it does not say which line and station it is of", field="id")
+        if self.properties.user_id:
+            # The broker knows who sent it, whatever its headers say; what we parked was looked at by us.
+            try:
+                wire.check_user(topic, self.properties.user_id, key)
+            except BadField as foreign:
+                raise NotPossibleNow(foreign.message, field="id") from None
         message = wire.message_of(topic, key, self.properties, self.body)
         return topic, replace(
             message,
@@ -118,7 +124,10 @@ def read(routing_key: str, properties: pika.BasicProperties, body: bytes) -> Let
     topic = next((topic for topic in _BODIES if topic.name == origin[0] and topic is not DEAD), None)
     content = _parsed(topic, body)
     death = _death(headers)
-    key = tuple(str(headers.get(wire.KEY) or _first_key(death) or "").split("."))
+    # When the broker put it here from a topic's exchange, nobody but its sender can have written our own header.
+    first = _first_key(death)
+    known = first if first and not naming.is_queue(first) else headers.get(wire.KEY) or first
+    key = tuple(str(known or "").split("."))
     line, station = _whose(content, key, laned=topic is not None and topic.laned)
     attempts, _ = wire.attempts(properties)
     died_at = _rfc3339(death.get("time"))

@@ -29,7 +29,8 @@ class Limits:
     quarantine_after: int = 2
     """Deliveries lost with their worker before a message is worked on alone."""
     quarantine_s: float = 30.0
-    """How long a message may be worked on alone before its process is killed."""
+    """How long a message may be worked on alone before its process is killed. A frozen database is noticed after 17
+    seconds and waited for 8 more: with less, what is recorded alone meanwhile counts as hung."""
     news_limit: int = 1000
     """Messages waiting for one follower."""
     news_bytes: int = 32 * 1024 * 1024

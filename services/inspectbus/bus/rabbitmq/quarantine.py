@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from functools import partial
 
 import pika
 import structlog
@@ -39,8 +40,8 @@ class Quarantine:
         self._working: Delivery | None = None
         self._closed = False
         self._intakes = [
-            Intake(link, naming.quarantine_queue(queue), 1, self._on_delivery, on_lost=self._forget)
-            for queue in naming.work_queues(consumer.topic, consumer.group)
+            Intake(link, queue, 1, self._on_delivery, on_lost=partial(self._forget, queue))
+            for queue in map(naming.quarantine_queue, naming.work_queues(consumer.topic, consumer.group))
         ]
         self._thread = threading.Thread(target=self._work, name=f"{consumer.topic.name}-quarantine", daemon=True)
 
@@ -64,14 +65,14 @@ class Quarantine:
             self._waiting.append(Delivery(self._consumer, intake, tag, routing_key, properties, body))
             self._changed.notify_all()
 
-    def _forget(self) -> None:
-        """A channel has gone: what it delivered comes again."""
+    def _forget(self, queue: str) -> None:
+        """Its channel has gone: what it delivered comes again."""
         with self._changed:
-            for delivery in self._waiting:
+            gone = [delivery for delivery in (*self._waiting, self._working) if delivery and delivery.queue == queue]
+            for delivery in gone:
                 delivery.void = True
-            self._waiting.clear()
-            if self._working is not None:
-                self._working.void = True
+            self._waiting = deque(delivery for delivery in self._waiting if not delivery.void)
+        self._consumer.forget(queue)
 
     def _work(self) -> None:
         while True:
@@ -93,7 +94,8 @@ class Quarantine:
 
     def _try_alone(self, delivery: Delivery) -> None:
         consumer = self._consumer
-        consumer.take_in_hand(delivery)
+        if not consumer.take_alone(delivery):
+            return
         log.info("working alone", queue=delivery.queue, subject=delivery.message.subject)
         try:
             consumer.check(delivery)

@@ -69,6 +69,8 @@ POLICIES = (
     Policy("inspectbus-training", r"^inspectbus\.training$", 10_000, 64 * 1024**2, 1),
     Policy("inspectbus-aside", r"^inspectbus\..*\.(retry|quarantine)$", 10_000, 2 * 1024**3, 2),
     Policy("inspectbus-dead", r"^inspectbus\.dead$", 100_000, 8 * 1024**3, 1),
+    # A reader bounds its own queue; whoever may make one there might not.
+    Policy("inspectbus-news", r"^inspectbus\.news\.", 10_000, 256 * 1024**2, 1),
 )
 
 

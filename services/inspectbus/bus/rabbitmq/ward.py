@@ -164,10 +164,8 @@ class _Child:
     def wait_ready(self, topic: str, group: str) -> None:
         until_s = time.monotonic() + START_S
         while (topic, group) not in self._ready:
-            received = self.receive(until_s)
-            if received is None:
+            if self.receive(until_s) is None:
                 raise ChildUnfit(f"the process for suspicious messages did not start: {self.epitaph()}")
-            self._ready.add((received[0].get("topic", ""), received[0].get("group", "")))
 
     def send(self, words: Words, body: bytes = b"") -> None:
         """What a dead child does not hear is told by its silence."""
@@ -177,15 +175,18 @@ class _Child:
             log.debug("the child does not listen", verb=words["verb"])
 
     def receive(self, until_s: float) -> tuple[Words, bytes] | None:
-        """None when the child has died or time is up."""
+        """None when the child has died or time is up. Whatever else is waited for, what is ready is noted."""
         left_s = until_s - time.monotonic()
         if left_s <= 0:
             return None
         self._wire.be_patient(receiving_s=left_s, sending_s=SEND_S)
         try:
-            return self._wire.receive()
+            received = self._wire.receive()
         except TimeoutError:
             return None
+        if received is not None and received[0]["verb"] == "ready":
+            self._ready.add((received[0]["topic"], received[0]["group"]))
+        return received
 
     def epitaph(self) -> str:
         try:

@@ -31,8 +31,12 @@ LAST_FAILED = _OURS + "last-failed"
 ERROR = _OURS + "error"
 MAX_HEADER_CHARS = 1000
 """Of an error's text."""
-MAX_HEADERS_CHARS = 48_000
-"""All headers travel in one AMQP frame of 128 KiB. Whoever sent us more finds them shortened on the copy."""
+MAX_HEADERS_BYTES = 100_000
+"""As they are encoded: all travel in one AMQP frame of 128 KiB, with room for what we note. Whoever sent us more finds
+them shortened on the copy."""
+_SENT_ON = frozenset({"CC", "BCC"})
+"""Headers that make the broker deliver a message to more queues: on a copy of ours it would do so with our rights."""
+_LOST = "x-delivery-count"
 
 
 def properties(topic: Topic, message: Message, user: str) -> pika.BasicProperties:
@@ -86,7 +90,7 @@ def check(
     """Raises BadField with what is wrong, when it is no message of this topic that we would have sent."""
     headers: Mapping[str, Any] = properties.headers or {}
     if topic in (FRAMES, GATES) and not naming.is_queue(routing_key):
-        _check_user(properties.user_id or "", routing_key)
+        check_user(topic, properties.user_id or "", routing_key)
     if properties.content_type != CONTENT_TYPE:
         raise BadField(f"content type {properties.content_type!r} is not {CONTENT_TYPE}", field="content_type")
     for name in ("id", "source", "type", "time"):
@@ -106,27 +110,50 @@ def check(
         raise BadField(f"the body has {len(body)} bytes, at most {body_bytes} are worked on", field="body")
 
 
-def _check_user(user: str, routing_key: str) -> None:
-    """A station may send to exchanges of its own and bind them to ours, so its rights on keys are not enough."""
+def check_user(topic: Topic, user: str, routing_key: str) -> None:
+    """A station may send to exchanges of its own and bind them to ours, so its rights on keys are not enough.
+
+    Raises BadField for a user who may not send under that key, and for none.
+    """
     if not user:
         raise BadField("no user_id: whoever publishes frames and outcomes says who it is", field="user_id")
     own = user.removeprefix(STATION_USER)
-    if own != user and routing_key != own and not routing_key.endswith(f".{own}"):
+    keys = [f"{lane}.{own}" for lane in Lane] if topic.laned else [own]
+    if own != user and routing_key not in keys:
         raise BadField(f"{user} may not speak for {routing_key}", field="user_id")
+
+
+def believed(properties: pika.BasicProperties, routing_key: str, redelivered: bool) -> pika.BasicProperties:
+    """The message's own headers, without marks that only we and the broker may set.
+
+    Under a queue's name come our own copies, and their marks are ours. Under any other key comes what anybody sent: its
+    count of deliveries is the broker's once it has been given back, and the sender's invention before.
+    """
+    headers: Mapping[Any, Any] = properties.headers or {}
+    if headers and not naming.is_queue(routing_key):
+        properties.headers = {
+            name: value
+            for name, value in headers.items()
+            if not str(name).startswith((_OURS, "x-")) or (name == _LOST and redelivered)
+        }
+    return properties
 
 
 def attempts(properties: pika.BasicProperties) -> tuple[int, int]:
     """Failures of handlers, and deliveries that were lost with their worker or given back."""
     headers: Mapping[str, Any] = properties.headers or {}
-    return _count(headers.get(ATTEMPTS)), _count(headers.get("x-delivery-count"))
+    return _count(headers.get(ATTEMPTS)), _count(headers.get(_LOST))
 
 
 def again(
     properties: pika.BasicProperties, routing_key: str, *, error: BaseException | None = None, delay_s: float = 0.0
 ) -> pika.BasicProperties:
     """For the copy of a message that goes another way: the same, with its key kept and the failure noted."""
-    headers: dict[str, Any] = dict(properties.headers or {})
-    headers.pop("x-delivery-count", None)
+    headers: dict[str, Any] = {
+        name: value
+        for name, value in (properties.headers or {}).items()
+        if not str(name).startswith("x-") and name not in _SENT_ON
+    }
     headers.setdefault(KEY, routing_key)
     if error is not None:
         now = rfc3339(time.time())
@@ -134,7 +161,7 @@ def again(
         headers.setdefault(FIRST_FAILED, now)
         headers[LAST_FAILED] = now
         headers[ERROR] = f"{type(error).__name__}: {error}"[:MAX_HEADER_CHARS]
-    if len(repr(headers)) > MAX_HEADERS_CHARS:
+    if sum(map(len, pika.BasicProperties(headers=headers).encode())) > MAX_HEADERS_BYTES:
         # The broker ends the connection over more than a frame of headers, and nothing else would be sent any more.
         ours = {name: value for name, value in headers.items() if str(name).startswith((_CLOUD, _OURS))}
         headers = {name: value[:200] if isinstance(value, str) else 0 for name, value in list(ours.items())[:32]}
