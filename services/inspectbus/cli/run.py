@@ -35,6 +35,7 @@ def run(
 ) -> None:
     """Train once, then inspect a replayed test part on two lines of two stations, live."""
     from inspectbus.cli.replay import Wish, replay
+    from inspectbus.cli.training import own_data
     from inspectbus.errors import BadField
     from inspectbus.runtime.signals import stop_on_signals
 
@@ -42,7 +43,7 @@ def run(
         raise BadField(f"--report {report_file}: there is no folder {report_file.absolute().parent}", field="report")
     console = results_console()
     with stop_on_signals() as stop:
-        wish = Wish(data, frames, fps, state, epochs, seed, retrain)
+        wish = Wish(own_data(data), frames, fps, state, epochs, seed, retrain)
         summary = replay(console, wish, stop)
     if report_file:
         report_file.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

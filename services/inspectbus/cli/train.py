@@ -44,7 +44,7 @@ def train(
     ] = "",
 ) -> None:
     """Train a model version and put it into production."""
-    from inspectbus.cli.training import train_and_watch, training_door
+    from inspectbus.cli.training import own_data, train_and_watch, training_door
     from inspectbus.runtime.signals import stop_on_signals
 
     console = results_console()
@@ -52,7 +52,8 @@ def train(
         train_and_watch(
             console,
             client,
-            data=data,
+            # A service elsewhere knows its own folders, and the word goes to it as it is.
+            data=data if address else own_data(data),
             model=model,
             backbone=backbone,
             epochs=epochs,
