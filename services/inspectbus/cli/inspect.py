@@ -17,6 +17,7 @@ import typer
 
 from inspectbus.cli.doors import client_of
 from inspectbus.cli.printing import console, json_line, plain, table
+from inspectbus.cli.state import DEFAULT_STATE, State
 
 if TYPE_CHECKING:
     from inspectbus_client import Client, Inspected
@@ -55,10 +56,7 @@ def inspect(
     as_csv: Annotated[bool, typer.Option("--csv", help="CSV, as the decisions fall.")] = False,
     recipe: Annotated[str, typer.Option(metavar="NAME", help="How to prepare and judge.")] = "",
     timeout: Annotated[float, typer.Option(metavar="SECONDS", min=0.1, help="How long each decision may take.")] = 30.0,
-    state: Annotated[
-        Path,
-        typer.Option(envvar="INSPECTBUS_STATE_DIR", help="Where a line in this process keeps its models and records."),
-    ] = Path(".inspectbus"),
+    state: State = DEFAULT_STATE,
 ) -> None:
     """Judge image files."""
     if as_json and as_csv:

@@ -10,8 +10,10 @@ from typing import Any
 
 import cv2
 import pytest
+import typer.core
 
 from inspectbus.cli.app import app
+from inspectbus.cli.state import DEFAULT_STATE
 from inspectbus.domain.model_version import ModelCard
 from inspectbus.runtime import logs
 from inspectbus.stores.datasets import Dataset
@@ -87,3 +89,32 @@ def test_a_relative_path_means_the_folder_seen_from_where_the_command_is_given(
     assert learnt[0].data == str(parts)
     assert scores["f1"] == 1.0
     assert json.loads(report.read_text())["recorded"] == 4
+
+
+def test_the_environment_that_names_a_plants_folder_names_it_for_commands_too(
+    command: Command, parts: Path, learnt: list[Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("INSPECTBUS_STATE_DIR", str(tmp_path / "plant"))
+    monkeypatch.setenv("INSPECTBUS_TRAINING_MODEL_STORE_URL", f"file://{tmp_path}/store")
+
+    assert command("train", parts) == 0
+    assert command("evaluate", parts) == 0
+
+    assert (tmp_path / "plant" / "inspectbus.db").exists()
+    assert [version.parent.name for version in tmp_path.glob("store/*/*")] == ["parts"]
+    assert not (tmp_path / DEFAULT_STATE).exists()
+
+
+def test_every_command_with_a_folder_of_its_own_takes_it_from_the_environment() -> None:
+    group = typer.main.get_command(app)
+    assert isinstance(group, typer.core.TyperGroup)
+    folders = {
+        name: parameter.envvar
+        for name, command in group.commands.items()
+        for parameter in command.params
+        if parameter.name == "state"
+    }
+
+    assert set(folders) == {"run", "train", "evaluate", "inspect"}
+    assert set(folders.values()) == {"INSPECTBUS_STATE_DIR"}
