@@ -55,7 +55,12 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines, as the decisions fall.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="CSV, as the decisions fall.")] = False,
     recipe: Annotated[str, typer.Option(metavar="NAME", help="How to prepare and judge.")] = "",
-    timeout: Annotated[float, typer.Option(metavar="SECONDS", min=0.1, help="How long each decision may take.")] = 30.0,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS", min=0.1, help="How long each decision may take, and the loading of a line's model."
+        ),
+    ] = 30.0,
     state: State = DEFAULT_STATE,
 ) -> None:
     """Judge image files."""
@@ -67,7 +72,7 @@ def inspect(
             from inspectbus.line import private_line
             from inspectbus_client import Client
 
-            client = stack.enter_context(Client.connect(stack.enter_context(private_line(state))))
+            client = stack.enter_context(Client.connect(stack.enter_context(private_line(state, timeout))))
         else:
             client = stack.enter_context(client_of("acquisition", address))
         code = inspect_files(client, paths, form=form, recipe=recipe, timeout_s=timeout)

@@ -1,9 +1,10 @@
-"""`train`, `evaluate` and `run` with services of their own: a real line, and a training that costs no time."""
+"""Commands with services of their own: a real line, and a training that costs no time."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,13 @@ import cv2
 import pytest
 import typer.core
 
+from inspectbus.acquisition.service import open_service
+from inspectbus.acquisition.settings import AcquisitionSettings
+from inspectbus.bus import connect
 from inspectbus.cli.app import app
 from inspectbus.cli.state import DEFAULT_STATE
 from inspectbus.domain.model_version import ModelCard
+from inspectbus.line import ENGINE_PATIENCE_S
 from inspectbus.runtime import logs
 from inspectbus.stores.datasets import Dataset
 from inspectbus.stores.models import read_card
@@ -118,3 +123,45 @@ def test_every_command_with_a_folder_of_its_own_takes_it_from_the_environment() 
 
     assert set(folders) == {"run", "train", "evaluate", "inspect"}
     assert set(folders.values()) == {"INSPECTBUS_STATE_DIR"}
+
+
+def test_a_model_whose_files_are_gone_is_named_when_the_patience_is_over(
+    command: Command,
+    parts: Path,
+    learnt: list[Plan],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    state = tmp_path / "state"
+    assert command("train", parts, "--state", state) == 0
+    shutil.rmtree(state / "models")
+    capfd.readouterr()
+    begun_s = time.monotonic()
+
+    code = command("inspect", parts / "good", "--state", state, "--timeout", "1")
+
+    assert time.monotonic() - begun_s < ENGINE_PATIENCE_S / 2
+    (told,) = (line for line in capfd.readouterr().err.splitlines() if line.startswith("error: "))
+    assert "inference did not load its model in 1 s" in told
+    assert "model.json is not in the model store" in told
+    assert code == 2
+
+
+def test_a_folder_that_an_acquisition_uses_is_told_with_the_way_to_ask_that_one(
+    command: Command,
+    parts: Path,
+    learnt: list[Plan],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    settings = AcquisitionSettings(state_dir=tmp_path / "state", port=0, metrics_port=0)
+    assert command("train", parts, "--state", settings.state_dir) == 0
+    capfd.readouterr()
+
+    with connect("embedded://plant") as bus, open_service(settings, bus):
+        code = command("inspect", parts / "good" / "0.png", "--state", settings.state_dir)
+
+    (told,) = (line for line in capfd.readouterr().err.splitlines() if line.startswith("error: "))
+    assert "another process has" in told
+    assert "inspectbus inspect --address HOST:PORT" in told
+    assert code == 2
