@@ -50,6 +50,7 @@ class Wish:
     """What the user asked for."""
 
     data: str
+    """'elpv', or a folder's whole path."""
     frames: int
     """Over all stations."""
     fps: float
@@ -80,7 +81,7 @@ def replay(console: Console, wish: Wish, stop: threading.Event) -> dict[str, Any
     """
     with sole_owner(wish.state):
         material = _material(wish.data)
-        root = Path() if wish.data == ELPV else Path(wish.data).resolve()
+        root = Path() if wish.data == ELPV else Path(wish.data)
         with open_records(wish.state, root) as records:
             with Client.connect(records) as client:
                 model = _model_for(console, client, material, wish, stop)

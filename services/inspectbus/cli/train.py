@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from inspectbus.cli.printing import AsJson, json_line, print_line, table
 from inspectbus.cli.printing import console as results_console
+from inspectbus.cli.state import DEFAULT_STATE, State
 
 TRAIN_EXAMPLES = """Examples:
 
@@ -27,9 +27,6 @@ EVALUATE_EXAMPLES = """Examples:
 
   inspectbus evaluate ./parts --model gearbox --version 0f3a5c1d2e4b6a78 --json"""
 
-State = Annotated[Path, typer.Option(help="Folder for ledger, models and evidence.")]
-DEFAULT_STATE = Path(".inspectbus")
-
 
 def train(
     data: Annotated[str, typer.Argument(metavar="DATA", help="'elpv', or a folder of labelled images.")],
@@ -44,7 +41,7 @@ def train(
     ] = "",
 ) -> None:
     """Train a model version and put it into production."""
-    from inspectbus.cli.training import train_and_watch, training_door
+    from inspectbus.cli.training import own_data, train_and_watch, training_door
     from inspectbus.runtime.signals import stop_on_signals
 
     console = results_console()
@@ -52,7 +49,8 @@ def train(
         train_and_watch(
             console,
             client,
-            data=data,
+            # A service elsewhere knows its own folders, and the word goes to it as it is.
+            data=data if address else own_data(data),
             model=model,
             backbone=backbone,
             epochs=epochs,
@@ -79,12 +77,14 @@ def evaluate(
     from inspectbus.stores.datasets import open_dataset, split
     from inspectbus.stores.models import ModelStore, default_url
     from inspectbus.training.evaluation import evaluate as evaluated
+    from inspectbus.training.settings import TrainingSettings
 
     held_out = split(open_dataset(data)).held_out
     with training_door(state, data, "") as client:
         name = model or name_from(held_out.name)
         found = client.model(name, version=version) if version else client.model(name, alias=PRODUCTION)
-    folder = ModelStore(default_url(state), state / "model-cache").fetch(found.name, found.version)
+    store = TrainingSettings.load(state_dir=state).model_store_url or default_url(state)
+    folder = ModelStore(store, state / "model-cache").fetch(found.name, found.version)
     with stage_bar(Console(stderr=True)) as show:
         result = evaluated(folder, held_out.items, on_progress=lambda done, total: show("evaluating", done, total, ""))
     confusion = result.confusion

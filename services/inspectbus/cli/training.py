@@ -51,6 +51,11 @@ def train_and_watch(
     return made
 
 
+def own_data(data: str) -> str:
+    """DATA as a service of this command takes it: a whole path, because that service joins a path to its data root."""
+    return data if data in ("", ELPV) else str(Path(data).expanduser().resolve())
+
+
 @contextmanager
 def training_door(state: Path, data: str, address: str) -> Iterator[Client]:
     """The service at the address, or one of this command's own."""
@@ -59,7 +64,7 @@ def training_door(state: Path, data: str, address: str) -> Iterator[Client]:
             yield client
         return
     with (
-        open_records(state, Path() if data == ELPV else Path(data).resolve()) as records,
+        open_records(state, Path() if data == ELPV else Path(own_data(data))) as records,
         Client.connect(records) as client,
     ):
         yield client
