@@ -140,10 +140,10 @@ def open_inspection(
 
 
 @contextmanager
-def private_line(state_dir: Path) -> Iterator[dict[str, str]]:
+def private_line(state_dir: Path, patience_s: float) -> Iterator[dict[str, str]]:
     """A whole line for one command, judging with the newest model in production. Yields service -> address.
 
-    Raises NotFound when there is no model yet, ModelNotReady when it cannot be loaded.
+    Raises NotFound when there is no model yet, ModelNotReady with the reason when it is not loaded within patience_s.
     """
     from inspectbus_client import Client
 
@@ -152,7 +152,7 @@ def private_line(state_dir: Path) -> Iterator[dict[str, str]]:
             model = newest_in_production(client)
         with open_inspection(records, state_dir, model.name) as addresses:
             with Client.connect(addresses) as client:
-                wait_for_engine(client, threading.Event())
+                wait_for_engine(client, threading.Event(), patience_s)
             yield addresses
 
 
@@ -166,15 +166,15 @@ def newest_in_production(client: Client) -> Model:
     )
 
 
-def wait_for_engine(client: Client, stop: threading.Event) -> None:
+def wait_for_engine(client: Client, stop: threading.Event, patience_s: float = ENGINE_PATIENCE_S) -> None:
     """Until inference has loaded its model, or `stop` is set. Raises ModelNotReady with its reason when it does not."""
-    deadline = time.monotonic() + ENGINE_PATIENCE_S
+    deadline = time.monotonic() + patience_s
     while not stop.is_set():
         engine = client.engine()
         if engine.ready:
             return
         if time.monotonic() > deadline:
-            raise ModelNotReady(f"inference did not load its model: {engine.detail}")
+            raise ModelNotReady(f"inference did not load its model in {patience_s:g} s: {engine.detail}", field="model")
         stop.wait(0.1)
 
 

@@ -68,6 +68,7 @@ class Plant:
         """Of every training that succeeds."""
         self.hold_answers = threading.Event()
         """While clear, streams answer; set, they wait before each answer, until the client has gone."""
+        self.engine = inference_pb2.GetEngineResponse(ready=True, engine="torch", device="cpu", batches={8: 3})
         self.gate_events: list[acquisition_pb2.WatchGateResponse] = []
         """What WatchGate says."""
         self.answers_at_once = 1
@@ -351,7 +352,7 @@ class _Inference(inference_pb2_grpc.InferenceServiceServicer):
 
     def GetEngine(self, request: Any, context: Any) -> inference_pb2.GetEngineResponse:
         self._plant.enter("GetEngine")
-        return inference_pb2.GetEngineResponse(ready=True, engine="torch", device="cpu", batches={8: 3})
+        return self._plant.engine
 
 
 class _Models(model_pb2_grpc.ModelServiceServicer):

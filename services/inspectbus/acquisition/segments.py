@@ -320,7 +320,11 @@ class SegmentLog:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise NotPossibleNow(f"another process has {self._folder}") from None
+                raise NotPossibleNow(
+                    f"another process has {self._folder}: is an acquisition running? Ask that one "
+                    "(`inspectbus inspect --address HOST:PORT`), or choose another state folder",
+                    field="state_dir",
+                ) from None
             self._closed = False
             try:
                 yield

@@ -17,6 +17,7 @@ import typer
 
 from inspectbus.cli.doors import client_of
 from inspectbus.cli.printing import console, json_line, plain, table
+from inspectbus.cli.state import DEFAULT_STATE, State
 
 if TYPE_CHECKING:
     from inspectbus_client import Client, Inspected
@@ -54,11 +55,13 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines, as the decisions fall.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="CSV, as the decisions fall.")] = False,
     recipe: Annotated[str, typer.Option(metavar="NAME", help="How to prepare and judge.")] = "",
-    timeout: Annotated[float, typer.Option(metavar="SECONDS", min=0.1, help="How long each decision may take.")] = 30.0,
-    state: Annotated[
-        Path,
-        typer.Option(envvar="INSPECTBUS_STATE_DIR", help="Where a line in this process keeps its models and records."),
-    ] = Path(".inspectbus"),
+    timeout: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS", min=0.1, help="How long each decision may take, and the loading of a line's model."
+        ),
+    ] = 30.0,
+    state: State = DEFAULT_STATE,
 ) -> None:
     """Judge image files."""
     if as_json and as_csv:
@@ -69,7 +72,7 @@ def inspect(
             from inspectbus.line import private_line
             from inspectbus_client import Client
 
-            client = stack.enter_context(Client.connect(stack.enter_context(private_line(state))))
+            client = stack.enter_context(Client.connect(stack.enter_context(private_line(state, timeout))))
         else:
             client = stack.enter_context(client_of("acquisition", address))
         code = inspect_files(client, paths, form=form, recipe=recipe, timeout_s=timeout)

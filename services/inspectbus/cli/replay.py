@@ -22,7 +22,7 @@ from rich.console import Console
 from inspectbus.api.v1.prepared_frame_pb2 import QualityReport
 from inspectbus.cli.live import follow_stations
 from inspectbus.cli.report import Tally, print_report, report
-from inspectbus.cli.training import training_door, watched, whole
+from inspectbus.cli.training import own_data, training_door, watched
 from inspectbus.domain.model_version import PRODUCTION
 from inspectbus.domain.names import name_from
 from inspectbus.domain.recipe import Recipe
@@ -50,6 +50,7 @@ class Wish:
     """What the user asked for."""
 
     data: str
+    """'elpv', or a folder's whole path."""
     frames: int
     """Over all stations."""
     fps: float
@@ -80,7 +81,7 @@ def replay(console: Console, wish: Wish, stop: threading.Event) -> dict[str, Any
     """
     with sole_owner(wish.state):
         material = _material(wish.data)
-        root = Path() if wish.data == ELPV else Path(wish.data).resolve()
+        root = Path() if wish.data == ELPV else Path(wish.data)
         with open_records(wish.state, root, takes_jobs=False) as records:
             with Client.connect(records) as client:
                 model = _model_for(console, client, material, wish, stop)
@@ -137,7 +138,7 @@ def _model_for(console: Console, client: Client, material: Material, wish: Wish,
     else:
         # The worker ends with the training: what else waits for one must not compete with the line.
         with training_door(wish.state, material.spec) as trainer:
-            job = trainer.train(whole(material.spec), model=name, epochs=wish.epochs, seed=wish.seed, join=True)
+            job = trainer.train(own_data(material.spec), model=name, epochs=wish.epochs, seed=wish.seed, join=True)
             known = watched(console, trainer, job, stop)
     live = client.model(name, alias=PRODUCTION)
     if live.version != known.version:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from inspectbus.cli.printing import console as results_console
+from inspectbus.cli.state import DEFAULT_STATE, State
 
 EXAMPLES = """
 Examples:
@@ -27,7 +28,7 @@ def run(
     frames: Annotated[int, typer.Option(min=1, help="Frames to inspect, over all stations.")] = 400,
     fps: Annotated[float, typer.Option(min=0, help="Frames per second of each station; 0 is as fast as it goes.")] = 5,
     data: Annotated[str, typer.Option(help="'elpv', two class folders, or a folder of unlabelled images.")] = "elpv",
-    state: Annotated[Path, typer.Option(help="Folder for ledger, models and evidence.")] = Path(".inspectbus"),
+    state: State = DEFAULT_STATE,
     report_file: Annotated[Path | None, typer.Option("--report", help="Write the figures here as JSON.")] = None,
     epochs: Annotated[int, typer.Option(min=0, help="Epochs when a model is trained; 0 is the default.")] = 0,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the training.")] = None,
@@ -35,6 +36,7 @@ def run(
 ) -> None:
     """Train once, then inspect a replayed test part on two lines of two stations, live."""
     from inspectbus.cli.replay import Wish, replay
+    from inspectbus.cli.training import own_data
     from inspectbus.errors import BadField
     from inspectbus.runtime.signals import stop_on_signals
 
@@ -42,7 +44,7 @@ def run(
         raise BadField(f"--report {report_file}: there is no folder {report_file.absolute().parent}", field="report")
     console = results_console()
     with stop_on_signals() as stop:
-        wish = Wish(data, frames, fps, state, epochs, seed, retrain)
+        wish = Wish(own_data(data), frames, fps, state, epochs, seed, retrain)
         summary = replay(console, wish, stop)
     if report_file:
         report_file.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

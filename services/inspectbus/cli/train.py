@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from inspectbus.cli.printing import AsJson, json_line, print_line, table
 from inspectbus.cli.printing import console as results_console
+from inspectbus.cli.state import DEFAULT_STATE, State
 
 TRAIN_EXAMPLES = """Examples:
 
@@ -35,8 +35,6 @@ EVALUATE_EXAMPLES = """Examples:
 
   inspectbus evaluate ./parts --model gearbox --version 0f3a5c1d2e4b6a78 --json"""
 
-State = Annotated[Path, typer.Option(help="Folder for ledger, models and evidence.")]
-DEFAULT_STATE = Path(".inspectbus")
 AUGMENTATION = "How images are varied"
 
 
@@ -79,14 +77,15 @@ def train(
     ] = "",
 ) -> None:
     """Train a model version, and put it into production unless the one there is better beyond doubt."""
-    from inspectbus.cli.training import training_door, watched, whole
+    from inspectbus.cli.training import own_data, training_door, watched
     from inspectbus.runtime.signals import stop_on_signals
     from inspectbus_client import Augmentation
 
     console = results_console()
     with stop_on_signals() as stop, training_door(state, data, address) as client:
         job = client.train(
-            data if address else whole(data),
+            # A service elsewhere knows its own folders, and the word goes to it as it is.
+            data if address else own_data(data),
             model=model,
             backbone=backbone,
             epochs=epochs,
@@ -121,12 +120,14 @@ def evaluate(
     from inspectbus.stores.datasets import open_dataset, split
     from inspectbus.stores.models import ModelStore, default_url
     from inspectbus.training.evaluation import evaluate as evaluated
+    from inspectbus.training.settings import TrainingSettings
 
     held_out = split(open_dataset(data)).held_out
     with training_door(state, data, takes_jobs=False) as client:
         name = model or name_from(held_out.name)
         found = client.model(name, version=version) if version else client.model(name, alias=PRODUCTION)
-    folder = ModelStore(default_url(state), state / "model-cache").fetch(found.name, found.version)
+    store = TrainingSettings.load(state_dir=state).model_store_url or default_url(state)
+    folder = ModelStore(store, state / "model-cache").fetch(found.name, found.version)
     with stage_bar(Console(stderr=True)) as show:
         result = evaluated(folder, held_out.items, on_progress=lambda done, total: show("evaluating", done, total, ""))
     confusion, thresholds = result.confusion, result.thresholds

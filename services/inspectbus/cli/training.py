@@ -45,10 +45,10 @@ def watched(console: Console, client: Client, job: Job, stop: threading.Event) -
     return made
 
 
-def whole(data: str) -> str:
-    """'elpv', or the folder's whole path: a training service reads from its own root, and a job that is joined may have
-    been asked for from another working folder."""
-    return data if data == ELPV else str(Path(data).resolve())
+def own_data(data: str) -> str:
+    """DATA as a service of this command takes it: a whole path. The service joins a path to its data root, and a job that
+    is joined may have been asked for from another working folder."""
+    return data if data in ("", ELPV) else str(Path(data).expanduser().resolve())
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def training_door(state: Path, data: str, address: str = "", *, takes_jobs: bool
             yield client
         return
     with (
-        open_records(state, Path() if data == ELPV else Path(data).resolve(), takes_jobs=takes_jobs) as records,
+        open_records(state, Path() if data == ELPV else Path(own_data(data)), takes_jobs=takes_jobs) as records,
         Client.connect(records) as client,
     ):
         yield client

@@ -34,6 +34,7 @@ def checks_of(services: Sequence[str], sections: Mapping[str, Mapping[str, Any]]
     checks += [Check("state folder", partial(_state, folder)) for folder in _folders(asked)]
     if "inference" in asked:
         checks.append(Check("model", partial(_model, asked["inference"])))
+        checks.append(Check("served model", partial(_served, asked["inference"], _address("inference", settings))))
     if "preprocessing" in asked:
         checks.append(Check("recipes", partial(_recipes, settings, _address("preprocessing", settings))))
     for name in asked:
@@ -103,6 +104,14 @@ def _model(settings: Any) -> list[Finding]:
     store = settings.model_store_url or f"file://{(settings.state_dir / 'models').absolute()}"
     cache = settings.state_dir / "model-cache"
     return look_at_model(settings.model, settings.model_alias, settings.models_address, store, cache)
+
+
+def _served(settings: Any, address: str) -> list[Finding]:
+    if settings.model_dir is not None:  # which answers to no alias
+        return []
+    from inspectbus.doctor.storage import look_at_served
+
+    return look_at_served(settings.model, settings.model_alias, settings.models_address, address)
 
 
 def _recipes(settings: Mapping[str, Any], address: str) -> list[Finding]:

@@ -9,7 +9,7 @@ import uuid
 from pathlib import Path
 
 from inspectbus.doctor.finding import Finding, State
-from inspectbus.errors import InspectBusError, NotFound, Unreachable
+from inspectbus.errors import InspectBusError, NotFound, TooLate, Unreachable
 
 ROOM_SHARE = 0.05
 """Of a disk that should be free, at least."""
@@ -77,6 +77,27 @@ def look_at_model(name: str, alias: str, address: str, store_url: str, cache: Pa
         return [Finding(about, State.OK, f"is version {version}, whole {_files(name, version, store_url, cache)}")]
     except (InspectBusError, OSError) as error:
         return [Finding(about, State.FAIL, f"is version {version}, whose files are not to be had: {error}")]
+
+
+def look_at_served(name: str, alias: str, models_address: str, address: str) -> list[Finding]:
+    """Is the version that inference serves the one that name@alias names? Nothing is said when either cannot be asked:
+    the checks of the model and of the door say that."""
+    from inspectbus_client import Client
+
+    try:
+        with Client.connect({"training": models_address, "inference": address}, timeout_s=PATIENCE_S) as client:
+            version, engine = client.model(name, alias=alias).version, client.engine()
+    except (NotFound, Unreachable, TooLate):
+        return []
+    if not engine.ready:
+        return [Finding("served model", State.FAIL, f"inference has loaded none, and frames are held: {engine.detail}")]
+    if (engine.model, engine.model_version) == (name, version):
+        return [Finding("served model", State.OK, f"inference judges with {name}@{alias}, version {version}")]
+    says = (
+        f"inference judges with {engine.model}/{engine.model_version}, and {name}@{alias} is version {version}: "
+        "restart inference to take it"
+    )
+    return [Finding("served model", State.WARN, says)]
 
 
 def _files(name: str, version: str, store_url: str, cache: Path) -> str:

@@ -145,10 +145,13 @@ class Worker:
                 if job is not None:
                     self._run(_Running(job))
                     continue
-            except Exception:
+            except Exception as error:
                 # Broad, because without this thread every job would wait for ever. A job that could not be ended in its
                 # row stays running there; once its lease is over, whoever can write takes it back.
-                log.exception("cannot take up or end a training job, will try again")
+                ours = isinstance(error, InspectBusError)
+                log.error(
+                    "cannot take up or end a training job, will try again", error=_in_words(error), exc_info=not ours
+                )
             if not self._stopping.is_set():
                 # This process's jobs wake us at once, another's by a message; if that is lost, they are met at a beat.
                 self._jobs.wait(self._beat_s, seen)

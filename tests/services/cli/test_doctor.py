@@ -15,11 +15,12 @@ import pika
 import pytest
 from typer.testing import Result
 
+from inspectbus.api.v1.inference_pb2 import GetEngineResponse
 from inspectbus.bus.rabbitmq import addresses, topology
 from inspectbus.doctor.clock import judged
 from inspectbus.doctor.database import look_at_database
 from inspectbus.doctor.finding import Check, Finding, State, examine
-from inspectbus.doctor.storage import look_at_frame_store, look_at_state
+from inspectbus.doctor.storage import look_at_frame_store, look_at_served, look_at_state
 from inspectbus.errors import BadField
 from inspectbus.stores.database import open_database
 from tests.doubles.plant import open_plant
@@ -109,6 +110,26 @@ def test_recipes_are_there_and_ask_for_the_model_that_is_loaded(
     assert "line-1/none" in found["recipe none"][1]
     assert "inspectbus recipes put none.yaml" in found["recipe none"][1]
     assert away["recipes"][0] == "warn"
+
+
+@pytest.mark.parametrize(
+    ("served", "state", "words"),
+    [
+        ("1b2c1b2c1b2c1b2c", "ok", "version 1b2c1b2c1b2c1b2c"),
+        ("0f3a0f3a0f3a0f3a", "warn", "restart inference to take it"),
+        ("", "fail", "loaded none, and frames are held: no such file"),
+    ],
+)
+def test_the_version_that_judges_is_compared_with_the_one_in_production(served: str, state: str, words: str) -> None:
+    with open_plant() as plant:
+        plant.engine = GetEngineResponse(
+            ready=bool(served), model="elpv", model_version=served, detail="" if served else "no such file"
+        )
+        training, inference = plant.addresses["training"], plant.addresses["inference"]
+
+        (found,) = look_at_served("elpv", "production", training, inference)
+
+    assert (found.state, words in found.says) == (state, True)
 
 
 def test_a_warning_alone_is_exit_code_1(

@@ -141,7 +141,7 @@ def test_without_an_address_a_line_is_opened_for_the_command_and_closed_after(
     opened: list[Path] = []
 
     @contextmanager
-    def private_line(state: Path) -> Iterator[dict[str, str]]:
+    def private_line(state: Path, patience_s: float) -> Iterator[dict[str, str]]:
         opened.append(state)
         yield plant.addresses
         opened.clear()

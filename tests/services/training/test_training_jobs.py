@@ -8,10 +8,12 @@ from pathlib import Path
 
 import grpc
 import pytest
+from structlog.testing import capture_logs
 
 from inspectbus.api.v1 import training_pb2 as pb
 from inspectbus.api.v1 import training_pb2_grpc
-from inspectbus.errors import CorruptModel
+from inspectbus.errors import CorruptModel, StorageAway
+from inspectbus.training.jobs import Job, Jobs
 from tests.doubles.scripted_training import ScriptedTraining
 from tests.doubles.tiny_model import tiny_version
 from tests.doubles.training_service import PATIENCE_S, Open, Service, named_fields
@@ -370,3 +372,36 @@ def _until_answered(service: Service, job_id: str) -> pb.Job:
         except grpc.RpcError:
             pause.wait(0.05)
     raise AssertionError("the watchers' places were never given back")
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "traceback"),
+    [
+        (StorageAway("the database does not answer: it restarts"), "the database does not answer: it restarts", False),
+        (ZeroDivisionError("a fault of ours"), "ZeroDivisionError: a fault of ours", True),
+    ],
+)
+def test_a_database_that_is_away_is_one_line_and_a_fault_of_ours_keeps_its_traceback(
+    open_one: Open,
+    training: ScriptedTraining,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    words: str,
+    traceback: bool,
+) -> None:
+    claim, tries, again = Jobs.claim, 0, threading.Event()
+
+    def refused_once(jobs: Jobs, by: str) -> Job | None:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise error
+        again.set()
+        return claim(jobs, by)
+
+    monkeypatch.setattr(Jobs, "claim", refused_once)
+    with capture_logs() as logs, open_one(training, lease_s=1.0):
+        assert again.wait(PATIENCE_S)
+
+    (told,) = (line for line in logs if line["event"].startswith("cannot take up"))
+    assert (told["error"], told["exc_info"]) == (words, traceback)
