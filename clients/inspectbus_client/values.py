@@ -216,6 +216,9 @@ class ScoresRow:
     group: str
     scores: Scores
     decisions: int
+    """With and without known truth."""
+    held: int
+    """Of the decisions, with and without known truth; the confusion counts those whose truth is known."""
 
 
 @dataclass(frozen=True)

@@ -565,6 +565,7 @@ class _Results(results_pb2_grpc.ResultsServiceServicer):
 
 def _scores(group: str, records: list[results_pb2.Record]) -> results_pb2.ScoresRow:
     row = results_pb2.ScoresRow(group=group, decisions=len(records))
+    row.held = sum(record.decision.verdict == decision_pb2.VERDICT_HOLD for record in records)
     hits = [record for record in records if record.truth == frame_pb2.LABEL_DEFECTIVE]
     if hits:
         row.scores.confusion.true_positives = len(hits)

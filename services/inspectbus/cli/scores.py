@@ -37,7 +37,7 @@ def scores(
     as_json: AsJson = False,
     address: ResultsAddress = None,
 ) -> None:
-    """Show scores of the parts whose truth is known; DEFECTIVE is positive, held parts are counted apart."""
+    """Show scores of the parts whose truth is known; DEFECTIVE is positive, held parts enter none."""
     filter = filter_of(line, station, run, None, part, lot, model_version, since, until)
     with client_of("results", address) as client:
         found = client.scores(by=by or "", **filter)
@@ -49,12 +49,12 @@ def scores(
     columns = (
         "group",
         "decisions",
+        "held",
+        "no truth",
         "TP",
         "FP",
         "TN",
         "FN",
-        "held",
-        "no truth",
         "precision",
         "recall",
         "F1",
@@ -64,20 +64,17 @@ def scores(
     cells = []
     for row in rows:
         counts, score = row.scores.confusion, row.scores
-        held = counts.held_defective + counts.held_good
-        known = held + sum(
-            (counts.true_positives, counts.false_positives, counts.true_negatives, counts.false_negatives)
-        )
+        known = sum(vars(counts).values())
         cells.append(
             (
                 row.group or "overall",
                 row.decisions,
+                row.held,
+                row.decisions - known,
                 counts.true_positives,
                 counts.false_positives,
                 counts.true_negatives,
                 counts.false_negatives,
-                held,
-                row.decisions - known,
                 score.precision,
                 score.recall,
                 score.f1,

@@ -46,8 +46,8 @@ def watched(console: Console, client: Client, job: Job, stop: threading.Event) -
 
 
 def own_data(data: str) -> str:
-    """DATA as a service of this command takes it: a whole path. The service joins a path to its data root, and a job that
-    is joined may have been asked for from another working folder."""
+    """DATA as a service of this command takes it: a whole path. The service joins a path to its data root, and a job
+    that is joined may have been asked for from another working folder."""
     return data if data in ("", ELPV) else str(Path(data).expanduser().resolve())
 
 

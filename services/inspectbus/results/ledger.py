@@ -61,6 +61,8 @@ class Tally:
     confusion: Confusion
     decisions: int
     """With and without known truth."""
+    held: int
+    """Decisions that are HOLD, with and without known truth."""
 
 
 class Ledger:
@@ -156,6 +158,7 @@ class Ledger:
             select(
                 *groups,
                 func.count(),
+                func.count().filter(told.c.verdict == Verdict.VERDICT_HOLD),
                 count(Verdict.VERDICT_DEFECTIVE, Label.LABEL_DEFECTIVE),
                 count(Verdict.VERDICT_DEFECTIVE, Label.LABEL_GOOD),
                 count(Verdict.VERDICT_QUALIFIED, Label.LABEL_GOOD),
@@ -170,7 +173,8 @@ class Ledger:
         width = len(groups)
         with reading(self._engine) as connection:
             return [
-                Tally(tuple(row[:width]), Confusion(*row[width + 1 :]), row[width]) for row in connection.execute(query)
+                Tally(tuple(row[:width]), Confusion(*row[width + 2 :]), row[width], row[width + 1])
+                for row in connection.execute(query)
             ]
 
     def _reserve(self, connection: Connection, count: int) -> int:

@@ -92,12 +92,14 @@ class ResultsRpc(results_pb2_grpc.ResultsServiceServicer):
         overall = results_pb2.ScoresRow(
             scores=_scores(sum((tally.confusion for tally in tallies), Confusion())),
             decisions=sum(tally.decisions for tally in tallies),
+            held=sum(tally.held for tally in tallies),
         )
         rows = [
             results_pb2.ScoresRow(
                 group="/".join(filter(None, tally.group)) or NO_GROUP,
                 scores=_scores(tally.confusion),
                 decisions=tally.decisions,
+                held=tally.held,
             )
             for tally in tallies
             if tally.group

@@ -238,15 +238,16 @@ def test_a_watch_prints_a_line_for_each_decision(inspectbus: Inspectbus, plant: 
 
 def test_scores_have_a_row_for_each_and_one_overall(inspectbus: Inspectbus, plant: Plant) -> None:
     decide(plant, "scratched", truth=2)
-    decide(plant, "good", line="line-2")
+    decide(plant, "dark", line="line-2")
     door = ("--address", plant.addresses["results"])
 
     lines = inspectbus("scores", "--by", "line", *door).stdout.splitlines()
 
-    assert [line.split()[:3] for line in lines[1:]] == [
-        ["line-1", "1", "1"],
-        ["line-2", "1", "0"],
-        ["overall", "2", "1"],
+    assert lines[0].split()[:5] == ["group", "decisions", "held", "no", "truth"]
+    assert [line.split()[:5] for line in lines[1:]] == [
+        ["line-1", "1", "0", "0", "1"],
+        ["line-2", "1", "1", "1", "0"],
+        ["overall", "2", "1", "1", "1"],
     ]
     assert json.loads(inspectbus("scores", "--json", *door).stdout)["scores"]["f1"] == 1.0
 

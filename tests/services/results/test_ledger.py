@@ -435,7 +435,7 @@ def test_scores_are_those_of_scikit_learn(ledger: Ledger, decide: Decide) -> Non
             )
             held = [truth_of[d.frame_id] for d in labelled if d.verdict == HOLD]
             assert (got.held_good, got.held_defective) == (held.count(GOOD), held.count(BAD))
-            assert tally.decisions == len(members)
+            assert (tally.decisions, tally.held) == (len(members), sum(d.verdict == HOLD for d in members))
 
 
 def test_scores_of_no_decision_are_no_scores(ledger: Ledger) -> None:

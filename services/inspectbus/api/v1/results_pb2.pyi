@@ -480,10 +480,13 @@ class ScoresRow(_message.Message):
     GROUP_FIELD_NUMBER: _builtins.int
     SCORES_FIELD_NUMBER: _builtins.int
     DECISIONS_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
     group: _builtins.str
     """"line-1", "line-1/top" or "elpv/0f3a..."; empty for the overall row."""
     decisions: _builtins.int
     """All decisions of the group, with or without truth."""
+    held: _builtins.int
+    """Those of them that are HOLD, with or without truth."""
     @_builtins.property
     def scores(self) -> Global___Scores: ...
     def __init__(
@@ -492,10 +495,11 @@ class ScoresRow(_message.Message):
         group: _builtins.str = ...,
         scores: Global___Scores | None = ...,
         decisions: _builtins.int = ...,
+        held: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["scores", b"scores"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decisions", b"decisions", "group", b"group", "scores", b"scores"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decisions", b"decisions", "group", b"group", "held", b"held", "scores", b"scores"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
