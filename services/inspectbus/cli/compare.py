@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from inspectbus.cli.printing import AsJson, json_line, print_line, table
+from inspectbus.cli.state import DEFAULT_STATE, State
 from inspectbus.errors import BadField, NotPossibleNow
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def compare(
     backbone: Annotated[str, typer.Option(help="A timm or torchvision architecture.")] = "",
     epochs: Annotated[int, typer.Option(min=0, help="Of the CNN; 0 is the default.")] = 0,
     input_size: Annotated[int, typer.Option(min=0, help="Side of the input, pixels; 0 is the default.")] = 0,
-    state: Annotated[Path, typer.Option(help="Folder where features are kept.")] = Path(".inspectbus"),
+    state: State = DEFAULT_STATE,
     as_json: AsJson = False,
 ) -> None:
     """Compare SVM, KNN, BPN, MLP and the CNN on one data set, and write a report."""

@@ -121,7 +121,7 @@ def test_every_command_with_a_folder_of_its_own_takes_it_from_the_environment() 
         if parameter.name == "state"
     }
 
-    assert set(folders) == {"run", "train", "evaluate", "inspect"}
+    assert set(folders) == {"run", "train", "evaluate", "compare", "inspect"}
     assert set(folders.values()) == {"INSPECTBUS_STATE_DIR"}
 
 
