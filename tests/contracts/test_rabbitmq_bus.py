@@ -562,8 +562,9 @@ def test_a_dead_letter_of_a_station_is_sent_again_under_its_own_key_only(
     delivery.done()
 
 
-def test_a_longer_key_that_ends_like_its_own_is_not_a_stations(
-    rabbitmq_vhost: Vhost, bus: Bus, station_bus: Bus
+@pytest.mark.parametrize("key", ["line-1.side.line-1.top", "inspectbus.outcomes"])
+def test_a_key_that_ends_like_its_own_or_is_a_queues_name_is_not_a_stations(
+    rabbitmq_vhost: Vhost, bus: Bus, station_bus: Bus, key: str
 ) -> None:
     user = "inspectbus-station-line-1.top"
     dead: Queue[Delivery] = Queue()
@@ -574,12 +575,13 @@ def test_a_longer_key_that_ends_like_its_own_is_not_a_stations(
     channel = connection.channel()
     channel.exchange_declare("inspectbus.news.mine", "fanout")
     channel.exchange_bind(GATES.name, "inspectbus.news.mine", "#")
-    channel.basic_publish(
-        "inspectbus.news.mine", "line-1.side.line-1.top", b"x", wire.properties(GATES, message(), user)
-    )
+    properties = wire.properties(GATES, message(), user)
+    properties.headers = {**(properties.headers or {}), wire.KEY: "line-1.side"}
+    channel.basic_publish("inspectbus.news.mine", key, b"x", properties)
     letter = dead.get(timeout=PATIENCE_S)
     connection.close()
-    assert "may not speak for line-1.side.line-1.top" in letter.message.headers["error"]
+    assert "may not speak for" in letter.message.headers["error"]
+    assert key in letter.message.headers["error"]
     assert not worked
     letter.done()
 

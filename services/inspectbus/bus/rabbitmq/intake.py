@@ -22,8 +22,9 @@ from pika.channel import Channel
 from pika.exceptions import ChannelClosedByBroker
 from pika.spec import Basic
 
-from inspectbus.bus.rabbitmq import wire
+from inspectbus.bus.rabbitmq import naming, wire
 from inspectbus.bus.rabbitmq.link import Link
+from inspectbus.bus.topics import DEAD
 
 log = structlog.get_logger(__name__)
 
@@ -176,6 +177,9 @@ class Intake:
         tag = int(method.delivery_tag or 0)
         self._unacked[tag] = None
         routing_key = str(method.routing_key)
+        if method.exchange not in ("", DEAD.name) and naming.is_queue(routing_key):
+            # Only the default exchange and the dead letters' know queues by name: this is somebody's key, and no mark.
+            routing_key = f"{method.exchange}/{routing_key}"
         properties = wire.believed(properties, routing_key, bool(method.redelivered))
         self._on_delivery(self, (self._generation, tag), routing_key, properties, body)
         if not self._read_due:
