@@ -25,20 +25,18 @@ class CompareBench:
         self.weights = write_tiny_weights(folder / f"{TINY_BACKBONE}.safetensors")
         self.told: list[Progress] = []
         self.cancel = threading.Event()
-        self.runs = 0
 
     def terms(self, epochs: int = 3, **asked: Any) -> Terms:
         plan = Plan(data="plates", model="plates", backbone=TINY_BACKBONE, epochs=epochs, seed=0, input_size=64)
         return Terms.full(plan, **{**BRIEF, **asked})
 
-    def compare(self, data: Dataset | None = None, out_dir: Path | None = None, **asked: Any) -> Comparison:
-        self.runs += 1
+    def compare(self, data: Dataset | None = None, **asked: Any) -> Comparison:
         return compare(
             self.terms(**asked),
             data or self.data,
-            out_dir or self.folder / f"report-{self.runs}",
             on_progress=self.told.append,
             cancel=self.cancel,
             cache_dir=self.folder / "cache",
+            trainings_dir=self.folder / "trainings",
             weights=self.weights,
         )

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +15,12 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, f1_score
 
+from inspectbus.domain.model_version import WEIGHTS_FILE, ModelCard
 from inspectbus.errors import BadField
 from inspectbus.stores.datasets import Item, Label, cut, split
 from inspectbus.stores.models import read_card
 from inspectbus.training import features
+from inspectbus.training.comparison import network
 from inspectbus.training.comparison.conductor import CNN_KEY, Comparison, Key
 from inspectbus.training.comparison.network import TrainedNetwork
 from inspectbus.training.comparison.record import as_record
@@ -215,6 +220,79 @@ def test_a_second_comparison_skips_extraction(bench: CompareBench, monkeypatch: 
     assert np.array_equal(one, other)
 
 
+# --- trainings are found again
+
+
+def test_the_same_comparison_takes_its_trainings_from_the_first(bench: CompareBench) -> None:
+    first = bench.compare(models=("cnn",), epochs=1, seeds=2)
+    bench.told.clear()
+
+    second = bench.compare(models=("cnn",), epochs=1, seeds=2)
+
+    assert not any(each.stage.startswith("cnn, seed") for each in bench.told)
+    one, other = (each.figures[CNN_KEY] for each in (first, second))
+    assert one.fit_s == other.fit_s > 0
+    for mine, theirs in zip(one.answers, other.answers, strict=True):
+        assert np.array_equal(mine.scores, theirs.scores)
+        assert mine.threshold == theirs.threshold
+
+
+def test_another_plan_or_other_data_is_trained_anew(bench: CompareBench) -> None:
+    bench.compare(models=("cnn",), epochs=1)
+    fewer = replace(bench.data, items=bench.data.items[1:])
+
+    for data, epochs in ((bench.data, 2), (fewer, 1)):
+        bench.told.clear()
+        bench.compare(data, models=("cnn",), epochs=epochs)
+        assert any(each.stage == "cnn, seed 0: training" for each in bench.told)
+
+
+def test_a_damaged_training_is_made_anew(bench: CompareBench) -> None:
+    first = bench.compare(models=("cnn",), epochs=1)
+    (weights,) = (bench.folder / "trainings").glob(f"*/version/{WEIGHTS_FILE}")
+    weights.write_bytes(weights.read_bytes()[:-1])
+    bench.told.clear()
+
+    second = bench.compare(models=("cnn",), epochs=1)
+
+    assert any(each.stage == "cnn, seed 0: training" for each in bench.told)
+    one, other = (each.figures[CNN_KEY].answers[0].scores for each in (first, second))
+    assert np.array_equal(one, other)
+
+
+def test_a_training_that_is_interrupted_leaves_nothing_behind(bench: CompareBench) -> None:
+    class Until(list[Progress]):
+        def append(self, progress: Progress) -> None:
+            if progress.stage == "cnn, seed 0: threshold":
+                bench.cancel.set()
+
+    bench.told = Until()
+
+    with pytest.raises(Cancelled):
+        bench.compare(models=("cnn",), epochs=1)
+
+    assert list((bench.folder / "trainings").iterdir()) == []
+
+
+def copied(version: Path, folder: Path) -> ModelCard:
+    return read_card(Path(shutil.copytree(version, folder)))
+
+
+def test_the_trainings_used_longest_ago_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "KEPT", 2)
+    trainings = network.Trainings(tmp_path)
+
+    for number, key in enumerate("abc"):
+        version = tiny_version(tmp_path / "made", seed=number)
+        card = trainings.make(key, partial(copied, version)).card
+        os.utime(tmp_path / key, (number, number))
+
+    assert trainings.find("a") is None
+    found = trainings.find("c")
+    assert found is not None
+    assert found.card == card
+
+
 # --- bad input
 
 
@@ -222,27 +300,6 @@ def test_a_model_nobody_knows_is_refused_by_name() -> None:
     with pytest.raises(BadField, match=r"no model is called 'resnet'; known are cnn, svm, knn, bpn, mlp"):
         known_models(["cnn", "resnet"])
     assert known_models(["svm", "cnn", "svm"]) == ("cnn", "svm")
-
-
-def test_a_folder_with_something_in_it_is_left_alone(bench: CompareBench, tmp_path: Path) -> None:
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full/notes.txt").write_text("mine")
-
-    with pytest.raises(BadField, match="is not empty"):
-        bench.compare(out_dir=tmp_path / "full")
-
-    assert (tmp_path / "full/notes.txt").read_text() == "mine"
-    assert bench.told == []
-
-
-def test_a_folder_that_cannot_be_written_is_named_before_anything_is_learnt(
-    bench: CompareBench, tmp_path: Path
-) -> None:
-    (tmp_path / "file").write_text("")
-
-    with pytest.raises(BadField, match="file/report cannot be written"):
-        bench.compare(out_dir=tmp_path / "file/report")
-    assert bench.told == []
 
 
 def test_one_class_alone_is_refused(bench: CompareBench) -> None:
@@ -301,7 +358,7 @@ def test_a_cancelled_comparison_stops_where_it_is_and_leaves_nothing(bench: Comp
         bench.compare()
 
     assert bench.told[-1].stage == stage
-    assert list((bench.folder / "report-1").iterdir()) == []
+    assert list((bench.folder / "trainings").iterdir()) == []
 
 
 def test_images_asked_for_are_taken_of_both_parts_in_proportion(bench: CompareBench) -> None:

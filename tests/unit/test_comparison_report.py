@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from inspectbus.errors import StorageFull
+from inspectbus.errors import BadField, StorageFull
 from inspectbus.imaging.decoding import decode
 from inspectbus.training.comparison.bootstrap import Answers
 from inspectbus.training.comparison.conductor import Comparison
 from inspectbus.training.comparison.pictures import hardest_images
-from inspectbus.training.comparison.report import write_report
+from inspectbus.training.comparison.report import empty_folder, write_report
 from tests.doubles.compared import CompareBench
 
 NEEDED = {
@@ -139,3 +139,20 @@ def test_a_report_without_a_cnn_or_errors_still_stands(found: Comparison, tmp_pa
 def test_a_folder_that_has_gone_is_told(found: Comparison, tmp_path: Path) -> None:
     with pytest.raises(StorageFull, match="cannot be written"):
         write_report(found, tmp_path / "gone")
+
+
+def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/notes.txt").write_text("mine")
+
+    with pytest.raises(BadField, match="is not empty"):
+        empty_folder(tmp_path / "full")
+
+    assert (tmp_path / "full/notes.txt").read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(BadField, match="file/report cannot be written"):
+        empty_folder(tmp_path / "file/report")

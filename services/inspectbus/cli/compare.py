@@ -41,6 +41,10 @@ def compare(
     backbone: Annotated[str, typer.Option(help="A timm or torchvision architecture.")] = "",
     epochs: Annotated[int, typer.Option(min=0, help="Of the CNN; 0 is the default.")] = 0,
     input_size: Annotated[int, typer.Option(min=0, help="Side of the input, pixels; 0 is the default.")] = 0,
+    depth: Annotated[str, typer.Option(help="'whole': every layer of the CNN learns. 'upper': sooner done.")] = "",
+    turns: Annotated[
+        bool, typer.Option("--turns/--no-turns", help="The CNN sees parts turned; not for parts with an up.")
+    ] = True,
     state: State = DEFAULT_STATE,
     as_json: AsJson = False,
 ) -> None:
@@ -51,7 +55,7 @@ def compare(
     from inspectbus.runtime.signals import stop_on_signals
     from inspectbus.stores.datasets import open_dataset
     from inspectbus.training.comparison.conductor import compare as compared
-    from inspectbus.training.comparison.report import PAGE, write_report
+    from inspectbus.training.comparison.report import PAGE, empty_folder, write_report
     from inspectbus.training.plan import Cancelled
     from inspectbus.training.settings import TrainingSettings
 
@@ -59,10 +63,12 @@ def compare(
     terms = _terms(
         settings,
         quick,
-        {"data": data, "backbone": backbone, "epochs": epochs, "input_size": input_size},
+        {"data": data, "backbone": backbone, "epochs": epochs, "input_size": input_size, "depth": depth},
+        turns,
         {"seeds": seeds, "models": _names(models), "images": images},
     )
     dataset = open_dataset(data)
+    empty_folder(out)
     if settings.threads:
         import torch
 
@@ -77,10 +83,10 @@ def compare(
             found = compared(
                 terms,
                 dataset,
-                out,
                 on_progress=told,
                 cancel=stop,
                 cache_dir=settings.state_dir / "features",
+                trainings_dir=settings.state_dir / "comparisons",
                 weights=settings.weights,
             )
         except Cancelled:
@@ -93,18 +99,15 @@ def compare(
     print_line(f"{out / PAGE}: {record['split']['words']}; {record['took_s']:.0f} s")
 
 
-def _terms(settings: TrainingSettings, quick: bool, plan: dict[str, Any], asked: dict[str, Any]) -> Terms:
-    """What was asked for; what was left at zero or empty is the service's default. Raises BadField naming an option."""
+def _terms(settings: TrainingSettings, quick: bool, plan: dict[str, Any], turns: bool, asked: dict[str, Any]) -> Terms:
+    """What was asked for; the rest as a comparison has it. Raises BadField naming an option."""
     from pydantic import ValidationError
 
-    from inspectbus.training.comparison.terms import Terms
-    from inspectbus.training.plan import Plan
+    from inspectbus.training.comparison.terms import Terms, compared_plan
 
-    defaults = {"backbone": settings.backbone, "epochs": settings.epochs, "input_size": settings.input_size}
-    form = Terms.quick if quick else Terms.full
     try:
-        whole = Plan.model_validate({"model": "compared", "seed": 0, **defaults, **_told(plan)})
-        return form(whole, **_told(asked))
+        whole = compared_plan(**{"backbone": settings.backbone, **_told(plan)}, turns=turns)
+        return (Terms.quick if quick else Terms.full)(whole, **_told(asked))
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])

@@ -48,6 +48,8 @@ from inspectbus.networks.classifier import Classifier
 from inspectbus.networks.pretrained import Pretrained, load_pretrained
 from inspectbus.networks.trained import load_trained
 from inspectbus.stores.datasets import Dataset, Item, cut, fingerprint
+from inspectbus.stores.datasets.check import near_across, sketch
+from inspectbus.stores.datasets.check.sketches import Sketch
 from inspectbus.stores.models import read_card, write_card
 from inspectbus.training.allocator import freed_memory_kept
 from inspectbus.training.calibration import Floats, calibrate
@@ -74,15 +76,34 @@ MAPS = 12_000
 FLIP_VIEWS = {False: 2, True: 4}
 """Flips of an image, by whether it may be turned: left-right alone, or up-down too."""
 PINNED = 6
+COMPARED = 20_000
+"""Images at most of which near copies are looked for; the time grows with the square, and this many take a minute."""
 _SOURCES = (
     "domain/calibration.py",
-    "imaging/decoding.py",
-    "imaging/preparation.py",
+    "imaging",
     "networks",
     "stores/datasets",
-    "training",
+    *(
+        f"training/{module}.py"
+        for module in (
+            "allocator",
+            "augmentation",
+            "calibration",
+            "checkpoint",
+            "evaluation",
+            "export",
+            "features",
+            "fitting",
+            "pixels",
+            "plan",
+            "precision",
+            "threshold",
+            "trainer",
+            "validation",
+        )
+    ),
 )
-"""What decides which weights come out, besides data and seed."""
+"""What decides which weights and figures come out, besides data and seed."""
 
 
 def train(
@@ -111,9 +132,9 @@ def train(
     way.step()
     preparation = Preparation(illumination=ILLUMINATION, width=plan.input_size, height=plan.input_size)
     checkpoint = _checkpoint(checkpoint_dir, plan, pretrained, data) if checkpoint_dir is not None else None
-    readable, lost = _readable(data, way)
+    readable = _readable(data, way)
     with freed_memory_kept():
-        parts = _cut(readable, lost, plan.seed)
+        parts = _cut(readable, plan.seed)
         _fit(plan, pretrained, preparation, parts, FeatureCache(cache_dir), checkpoint, way)
         return _finish(plan, pretrained, preparation, data, parts, out_dir, way)
 
@@ -157,48 +178,82 @@ class _Parts:
     words: str
 
 
-def _readable(data: Dataset, way: _Way) -> tuple[list[tuple[Item, str]], list[Item]]:
-    """Those that decode, with the sha256 of their bytes, and those that do not. Raises BadField when these are many."""
+@dataclass(frozen=True)
+class _Readable:
+    """What decoded, in order, and what did not."""
+
+    items: list[tuple[Item, str]]
+    """With the sha256 of their bytes."""
+    sketches: list[Sketch]
+    """Of each; none where the images are more than COMPARED."""
+    lost: list[Item]
+
+
+def _readable(data: Dataset, way: _Way) -> _Readable:
+    """Raises BadField when many images cannot be read."""
     way.stage("reading", len(data.items))
     readable: list[tuple[Item, str]] = []
+    sketches: list[Sketch] = []
     lost: list[Item] = []
     for item in data.items:
         try:
-            image = item.read()
-            decode(image)
+            encoded = item.read()
+            image = decode(encoded)
         except BadField as error:
             log.warning("an image is left out of the training", file=str(item.path), error=error.message)
             lost.append(item)
         else:
-            readable.append((item, hashlib.sha256(image).hexdigest()))
+            readable.append((item, hashlib.sha256(encoded).hexdigest()))
+            if len(data.items) <= COMPARED:
+                sketches.append(sketch(image))
         way.step(1, unreadable=len(lost))
     if len(lost) > UNREADABLE_SHARE * len(data.items):
         names = ", ".join(item.name for item in lost[:3]) + (", ..." if len(lost) > 3 else "")
         raise BadField(f"{len(lost)} of {len(data.items)} images cannot be read: {names}", field="data")
-    return readable, lost
+    return _Readable(readable, sketches, lost)
 
 
-def _cut(readable: Sequence[tuple[Item, str]], lost: Sequence[Item], seed: int) -> _Parts:
-    contents = {item.name: content for item, content in readable}
-    rest, part, words = cut([item for item, _ in readable], VALIDATION_SHARE, seed)
-    if lost:
-        words += f"; {len(lost)} unreadable images left out"
+def _cut(readable: _Readable, seed: int) -> _Parts:
+    contents = {item.name: content for item, content in readable.items}
+    rest, part, words = cut([item for item, _ in readable.items], VALIDATION_SHARE, seed)
+    if readable.lost:
+        words += f"; {len(readable.lost)} unreadable images left out"
+    if readable.sketches:
+        words += _leaked(readable, rest, part)
     return _Parts([(item, contents[item.name]) for item in rest], [(item, contents[item.name]) for item in part], words)
 
 
-def _checkpoint(folder: Path, plan: Plan, pretrained: Pretrained, data: Dataset) -> Checkpoint:
-    """Belongs to this plan, data and code alone: with any other, the end would not be the same."""
-    words = {f"plan.{name}": json.dumps(value) for name, value in plan.model_dump().items()}
-    checkpoint = Checkpoint(
-        folder,
-        {
-            **words,
-            "data": fingerprint(data.items),
-            "weights": pretrained.sha256,
-            "code": code_revision(),
-            "torch": torch.__version__,
-        },
+def _leaked(readable: _Readable, rest: Sequence[Item], part: Sequence[Item]) -> str:
+    """Told loudly, because scores on copies of what was learnt flatter; in words for the card, empty without any."""
+    sketch_of = {item.name: each for (item, _), each in zip(readable.items, readable.sketches, strict=True)}
+    pairs = near_across([sketch_of[item.name] for item in rest], [sketch_of[item.name] for item in part])
+    if not pairs:
+        return ""
+    likest = pairs[0]
+    count = len({pair.second for pair in pairs})
+    log.warning(
+        "validation images look like training images: validation scores flatter; `inspectbus data check` lists the "
+        "pairs, a manifest with groups keeps them together",
+        images=count,
+        of=len(part),
+        likest=f"{part[likest.second].name} and {rest[likest.first].name}, likeness {likest.likeness:.2f}",
     )
+    return f"; {count} of {len(part)} validation images look like training images"
+
+
+def identity(plan: Plan, pretrained: Pretrained, data: Dataset) -> dict[str, str]:
+    """By name, everything that a training's end follows from: with any other, it would not be the same."""
+    return {
+        **{f"plan.{name}": json.dumps(value) for name, value in plan.model_dump().items()},
+        "data": fingerprint(data.items),
+        "weights": pretrained.sha256,
+        "code": code_revision(),
+        "torch": torch.__version__,
+    }
+
+
+def _checkpoint(folder: Path, plan: Plan, pretrained: Pretrained, data: Dataset) -> Checkpoint:
+    checkpoint = Checkpoint(folder, identity(plan, pretrained, data))
     # Looked at now: one that will be refused must not cost the minutes until it is needed.
     checkpoint.load()
     return checkpoint

@@ -38,10 +38,10 @@ def test_real_castings_are_compared_with_no_part_on_both_sides(tmp_path: Path) -
     found = compare(
         terms,
         replace(data, items=tuple(items)),
-        tmp_path / "report",
         on_progress=lambda progress: None,
         cancel=threading.Event(),
         cache_dir=tmp_path / "cache",
+        trainings_dir=tmp_path / "trainings",
         weights=write_tiny_weights(tmp_path / f"{TINY_BACKBONE}.safetensors"),
     )
 

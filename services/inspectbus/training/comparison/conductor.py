@@ -8,7 +8,6 @@ held-out part, opened only now ─> examine: scores of every entrant ─> bootst
 
 from __future__ import annotations
 
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +21,6 @@ import torch
 from numpy.typing import NDArray
 
 from inspectbus.domain.preparation import Preparation
-from inspectbus.errors import BadField
 from inspectbus.imaging.decoding import decode
 from inspectbus.imaging.preparation import prepare
 from inspectbus.networks.pretrained import load_pretrained
@@ -35,7 +33,7 @@ from inspectbus.training.comparison.dimensions import examine as examine_widths
 from inspectbus.training.comparison.images import Images, raw_light, raw_pixels, read_images
 from inspectbus.training.comparison.inputs import Form, Projection, fitted_projection, frozen_features
 from inspectbus.training.comparison.learning import Entrant, Inputs, Judge, Learning, Part
-from inspectbus.training.comparison.network import TrainedNetwork, train_network
+from inspectbus.training.comparison.network import TrainedNetwork, Trainings, train_network
 from inspectbus.training.comparison.preprocessing import CONDITIONS, STEPS, Network, Row, preprocessing_table
 from inspectbus.training.comparison.searches import search
 from inspectbus.training.comparison.subsets import Subsets, find_subsets
@@ -123,39 +121,26 @@ class Lessons:
 def compare(
     terms: Terms,
     data: Dataset,
-    out_dir: Path,
     *,
     on_progress: OnProgress,
     cancel: threading.Event,
     cache_dir: Path,
+    trainings_dir: Path,
     weights: Path | None = None,
 ) -> Comparison:
-    """Splits `data`, learns, and examines. `out_dir` gives room for the versions on the way and is left empty.
+    """Splits `data`, learns, and examines.
 
-    `cache_dir` and `weights` as for trainer.train. Raises BadField for a model nobody knows, an `out_dir` that is not
-    empty, data with one class or too few images, or many unreadable ones; Cancelled soon after `cancel` is set.
+    `cache_dir` and `weights` as for trainer.train; in `trainings_dir` the CNN's trainings are kept, so that the same
+    comparison made again, or after it was interrupted, takes them from there. Raises BadField for a model nobody knows,
+    data with one class or too few images, or many unreadable ones; Cancelled soon after `cancel` is set.
     """
     began = time.perf_counter()
     terms = terms.model_copy(update={"models": known_models(terms.models)})
     parts = _fewer(split(data), terms.images)
-    empty_folder(out_dir)
     way = _Way(on_progress, cancel)
     cache = FeatureCache(cache_dir)
-    with tempfile.TemporaryDirectory(prefix=".versions-", dir=out_dir) as scratch:
-        lessons = learn(terms, parts.train, Path(scratch), way, cache, weights)
-        return _examined(terms, lessons, parts, way, cache, began)
-
-
-def empty_folder(folder: Path) -> None:
-    """Makes it where it is not there. Raises BadField for one with something in it, or that cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise BadField(f"{folder} is not empty; name a new folder for the report", field="out")
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise BadField(f"{folder} cannot be written: {error.strerror}", field="out") from None
+    lessons = learn(terms, parts.train, way, cache, Trainings(trainings_dir), weights)
+    return _examined(terms, lessons, parts, way, cache, began)
 
 
 class _Way:
@@ -209,7 +194,9 @@ def _thinned(items: Sequence[Item], share: float) -> tuple[Item, ...]:
 # --- learning
 
 
-def learn(terms: Terms, data: Dataset, scratch: Path, way: _Way, cache: FeatureCache, weights: Path | None) -> Lessons:
+def learn(
+    terms: Terms, data: Dataset, way: _Way, cache: FeatureCache, trainings: Trainings, weights: Path | None
+) -> Lessons:
     """Everything that is fitted or chosen, from the train part `data`."""
     pretrained = load_pretrained(terms.plan.backbone, weights)
     side = terms.plan.input_size
@@ -227,7 +214,7 @@ def learn(terms: Terms, data: Dataset, scratch: Path, way: _Way, cache: FeatureC
         rows = _cut_rows(images, seed)
         _learn_baselines(terms, forms, images.labels, rows, seed, entrants, way)
         if CNN in terms.models:
-            networks.append(_learn_network(terms, data, images, scratch, seed, cache, weights, way))
+            networks.append(_learn_network(terms, data, images, seed, cache, trainings, weights, way))
 
     learning = _learning(features, images.labels, _cut_rows(images, 0))
     contenders = [
@@ -291,9 +278,9 @@ def _learn_network(
     terms: Terms,
     data: Dataset,
     images: Images,
-    scratch: Path,
     seed: int,
     cache: FeatureCache,
+    trainings: Trainings,
     weights: Path | None,
     way: _Way,
 ) -> TrainedNetwork:
@@ -304,7 +291,7 @@ def _learn_network(
         terms.plan.model_copy(update={"seed": seed}),
         # Without those that cannot be read, so that it cuts its validation part where the others did.
         replace(data, items=images.items),
-        scratch / f"cnn-{seed}",
+        trainings,
         on_progress=told,
         cancel=way.cancel,
         cache_dir=cache.folder,

@@ -1,10 +1,17 @@
 """Our CNN as an entrant: trained as every other training, by way of a version folder, and judged from that folder.
 
-train side ─> trainer.train ─> version folder ─> evaluation.judged ─> scores of the images to be examined
+train side ─> trainer.train ─> version folder, kept ─> evaluation.judged ─> scores of the images to be examined
+
+A training takes most of a comparison's time, and the same plan, data, weights and code end in the same version; so one
+that is done is kept, and a comparison that was interrupted, or is made again, takes it from there.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -12,17 +19,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import structlog
 
 from inspectbus.domain.calibration import scored
 from inspectbus.domain.model_version import ModelCard
-from inspectbus.errors import BadField
+from inspectbus.errors import BadField, CorruptModel, NotFound
 from inspectbus.networks.classifier import Classifier
+from inspectbus.networks.pretrained import load_pretrained
 from inspectbus.networks.trained import load_trained
 from inspectbus.stores.datasets import Dataset, Item
+from inspectbus.stores.models import read_card
 from inspectbus.training import trainer
 from inspectbus.training.calibration import Floats
 from inspectbus.training.evaluation import judged
 from inspectbus.training.plan import Plan, Progress
+
+log = structlog.get_logger(__name__)
+
+KEPT = 24
+"""Trainings; the oldest make room. Some 30 MB each."""
+_VERSION, _TIMES = "version", "times.json"
+_PART = ".part-"
 
 
 @dataclass(frozen=True)
@@ -48,19 +65,68 @@ class TrainedNetwork:
         return scored(logits, self.card.calibration)
 
 
+class Trainings:
+    """Those that are done, below one folder by what they followed from. What is damaged counts as missing."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def find(self, key: str) -> TrainedNetwork | None:
+        home = self._folder / key
+        if not home.exists():
+            return None
+        try:
+            card = read_card(home / _VERSION)
+            for name, sha256 in card.files.items():
+                if hashlib.sha256((home / _VERSION / name).read_bytes()).hexdigest() != sha256:
+                    raise CorruptModel(f"{name} is not the file that was kept", field=name)
+            fit_s = float(json.loads((home / _TIMES).read_bytes())["fit_s"])
+            home.touch()
+        except (OSError, ValueError, KeyError, NotFound, CorruptModel) as error:
+            log.warning("a damaged training is made anew", folder=str(home), error=str(error))
+            return None
+        return TrainedNetwork(home / _VERSION, card, fit_s)
+
+    def make(self, key: str, train: Callable[[Path], ModelCard]) -> TrainedNetwork:
+        """Has `train` fill a folder, and keeps it under the key. What it raises leaves nothing behind."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._trim()
+        with tempfile.TemporaryDirectory(prefix=_PART, dir=self._folder) as room:
+            home = Path(room) / key
+            home.mkdir()
+            began = time.perf_counter()
+            card = train(home / _VERSION)
+            fit_s = time.perf_counter() - began
+            (home / _TIMES).write_text(json.dumps({"fit_s": fit_s}))
+            kept = self._folder / key
+            shutil.rmtree(kept, ignore_errors=True)
+            home.rename(kept)
+        return TrainedNetwork(kept / _VERSION, card, fit_s)
+
+    def _trim(self) -> None:
+        """Leaves room for one more. The part folders of a killed process are as old as it, and go with the rest."""
+        homes = sorted(self._folder.iterdir(), key=lambda home: home.stat().st_mtime, reverse=True)
+        for home in homes[KEPT - 1 :]:
+            shutil.rmtree(home, ignore_errors=True)
+
+
 def train_network(
     plan: Plan,
     data: Dataset,
-    folder: Path,
+    trainings: Trainings,
     *,
     on_progress: Callable[[Progress], None],
     cancel: threading.Event,
     cache_dir: Path,
     weights: Path | None,
 ) -> TrainedNetwork:
-    """Trains on the train side of a split; what trainer.train raises."""
-    began = time.perf_counter()
-    card = trainer.train(
-        plan, data, folder, on_progress=on_progress, cancel=cancel, cache_dir=cache_dir, weights=weights
-    )
-    return TrainedNetwork(folder, card, time.perf_counter() - began)
+    """Trains on the train side of a split, unless the very training is kept; what trainer.train raises."""
+    words = trainer.identity(plan, load_pretrained(plan.backbone, weights), data)
+    key = hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()[:32]
+
+    def train(folder: Path) -> ModelCard:
+        return trainer.train(
+            plan, data, folder, on_progress=on_progress, cancel=cancel, cache_dir=cache_dir, weights=weights
+        )
+
+    return trainings.find(key) or trainings.make(key, train)

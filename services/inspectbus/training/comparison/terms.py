@@ -8,6 +8,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from inspectbus.errors import BadField
+from inspectbus.training.augmentation import Augmentation
 from inspectbus.training.comparison.contenders import BASELINES
 from inspectbus.training.plan import Plan
 
@@ -18,6 +19,17 @@ QUICK_WIDTHS = (1, 2, 4, 8, 11, 32)
 QUICK_IMAGES = 240
 """Images that a quick comparison takes of a larger set."""
 QUICK_EPOCHS = 2
+
+
+def compared_plan(*, turns: bool = True, **asked: object) -> Plan:
+    """How the CNN is trained where nothing else is asked: as well as we know, so that it stands for what it can do.
+
+    Raises pydantic's ValidationError.
+    """
+    best = {"model": "compared", "seed": 0, "depth": "whole", "epochs": 14, "input_size": 300}
+    # What is turned while it is learnt from is judged in four views; a part with an up only in its mirror image.
+    best |= {"views": 4 if turns else 2, "augmentation": Augmentation(turns=turns)}
+    return Plan.model_validate({**best, **asked})
 
 
 class Terms(BaseModel):
