@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support
+from structlog.testing import capture_logs
 
 from inspectbus.domain.calibration import scored
 from inspectbus.domain.model_version import EXPORT_FILE, WEIGHTS_FILE, ModelCard
@@ -457,6 +460,53 @@ def test_one_damaged_image_among_many_is_left_out_and_told(bench: Bench) -> None
     assert "1 unreadable images left out" in card.data.split
     reading = [progress for progress in bench.told if progress.stage == "reading"]
     assert reading[-1].figures["unreadable"] == 1
+
+
+def test_copies_on_both_sides_of_the_validation_cut_are_told(bench: Bench) -> None:
+    # given every image twice, the second time mirrored and saved as a JPEG
+    copies = []
+    for item in bench.parts.train.items:
+        file = bench.folder / f"copy-{item.name.replace('/', '-')}.jpg"
+        cv2.imwrite(str(file), cv2.flip(cv2.imread(str(item.path)), 1))
+        copies.append(replace(item, name=f"copies/{item.name}", path=file))
+    items = (*bench.parts.train.items, *copies)
+
+    # when
+    with capture_logs() as logs:
+        _, card = bench.train(replace(bench.parts.train, items=items), epochs=1)
+
+    # then as many are told as lost their twin to the training side
+    part = {item.name.removeprefix("copies/") for item in cut(items, trainer.VALIDATION_SHARE, 0)[1]}
+    rest = {item.name.removeprefix("copies/") for item in cut(items, trainer.VALIDATION_SHARE, 0)[0]}
+    told = [line for line in logs if line["event"].startswith("validation images look like training images")]
+    assert told[0]["images"] == len(part & rest) > 0
+    assert f"{len(part & rest)} of {told[0]['of']} validation images look like training images" in card.data.split
+
+
+def test_nothing_is_said_of_copies_where_there_are_none(trained: tuple[Bench, Path, ModelCard]) -> None:
+    assert "look like" not in trained[2].data.split
+
+
+def test_the_code_revision_covers_every_room_a_training_passes_through() -> None:
+    """All that trainer.py imports of ours, and what that imports in turn, save what decides nothing of the outcome."""
+    package = Path(trainer.__file__).parents[1]
+    named = {file for source in trainer._SOURCES for file in (package / source, *(package / source).glob("*.py"))}
+    beside = {"errors", "domain/names", "domain/model_version", "domain/preparation", "domain/thresholds"}
+    beside |= {"domain/scores", "domain/decision", "domain/strict_yaml", "stores/models"}
+
+    met: set[Path] = set()
+    waiting = [Path(trainer.__file__)]
+    while waiting:
+        file = waiting.pop()
+        met.add(file)
+        for module in re.findall(r"^\s*from inspectbus\.([\w.]+) import", file.read_text(), re.MULTILINE):
+            stem = package / module.replace(".", "/")
+            for found in (stem.with_suffix(".py"), stem / "__init__.py"):
+                if found.exists() and found not in met and module.replace(".", "/") not in beside:
+                    waiting.append(found)
+
+    strange = sorted(str(file.relative_to(package)) for file in met - named)
+    assert [name for name in strange if not name.startswith("stores/datasets/check/")] == []
 
 
 def test_many_damaged_images_end_the_training_and_are_named(bench: Bench) -> None:
