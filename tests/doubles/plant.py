@@ -66,6 +66,8 @@ class Plant:
         """Each job's states to come; the last one stays."""
         self.not_promoted = ""
         """Of every training that succeeds."""
+        self.failed = ""
+        """Why every comparison fails; empty where they succeed."""
         self.report = b""
         """The file that ReadReport gives, in parts."""
         self.hold_answers = threading.Event()
@@ -509,7 +511,9 @@ class _Training(training_pb2_grpc.TrainingServiceServicer):
                 progress=training_pb2.Progress(stage="cnn, seed 0: training", done=1, total=2, figures=figures),
                 **told,
             ),
-            training_pb2.Job(state=training_pb2.JOB_STATE_SUCCEEDED, **told),
+            training_pb2.Job(state=training_pb2.JOB_STATE_SUCCEEDED, **told)
+            if not self._plant.failed
+            else training_pb2.Job(state=training_pb2.JOB_STATE_FAILED, error=self._plant.failed, **told),
         ]
         return training_pb2.CompareModelsResponse(job=self._plant.jobs[job_id][0])
 
