@@ -1,19 +1,23 @@
-"""Training jobs: started, followed, cancelled."""
+"""Jobs of the training service: trainings and comparisons, started, followed, cancelled; and the reports they made."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import cached_property
-from typing import Any
+import tempfile
+from collections.abc import Iterator, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import IO, Any
 
 from inspectbus.api.v1 import training_pb2, training_pb2_grpc
+from inspectbus.errors import NotPossibleNow
+from inspectbus_client.reports import MAX_REPORT_BYTES, unpack
 from inspectbus_client.values import Augmentation, Job, read
 from inspectbus_client.watch import Watch
 from inspectbus_client.wire import Stream, Wire
 
 
 class Jobs:
-    """The part of the client that trains."""
+    """The part of the client that trains and compares."""
 
     _wire: Wire
 
@@ -58,6 +62,65 @@ class Jobs:
         request = training_pb2.StartTrainingRequest(plan=plan, join=join)
         answer = self._wire.ask("training", self._training.StartTraining, request, timeout_s=timeout_s)
         return read(Job, answer.job)
+
+    def compare_models(
+        self,
+        data: str,
+        *,
+        models: Sequence[str] = (),
+        seeds: int | None = None,
+        quick: bool = False,
+        images: int = 0,
+        backbone: str = "",
+        epochs: int = 0,
+        input_size: int = 0,
+        depth: str = "",
+        turns: bool | None = None,
+        timeout_s: float | None = None,
+    ) -> Job:
+        """Starts a comparison of models and answers at once; `watch_job` follows it, `read_report` fetches what came of
+        it. Zero, empty and None take the defaults of `inspectbus compare`.
+
+        Not tried again by itself: a job whose answer was lost may be running.
+        """
+        plan = training_pb2.ComparisonPlan(
+            data=data,
+            models=models,
+            seeds=seeds,
+            quick=quick,
+            images=images,
+            backbone=backbone,
+            epochs=epochs,
+            input_size=input_size,
+            depth=depth,
+            turns=turns,
+        )
+        request = training_pb2.CompareModelsRequest(plan=plan)
+        answer = self._wire.ask("training", self._training.CompareModels, request, timeout_s=timeout_s)
+        return read(Job, answer.job)
+
+    def read_report(self, job_id: str, folder: str | Path, *, timeout_s: float = 120.0) -> tuple[Path, ...]:
+        """Puts the files of a comparison's report into `folder`, made where it is not there, and gives them.
+
+        Nothing is written over. Raises NotFound where the job made none, NotPossibleNow while it is under way or where
+        what came is no report, BadField for a folder that cannot be written or has a file of a report's name.
+        """
+        with tempfile.TemporaryFile() as file:
+            request = training_pb2.ReadReportRequest(job_id=job_id)
+            fetch = partial(self._fetch_report, file)
+            self._wire.ask("training", fetch, request, timeout_s=timeout_s, repeatable=True)
+            return unpack(file, Path(folder))
+
+    def _fetch_report(self, file: IO[bytes], request: training_pb2.ReadReportRequest, /, *, timeout: float) -> None:
+        # What an earlier try brought is not gone on from: the report may have been made anew meanwhile.
+        file.seek(0)
+        file.truncate()
+        call = self._training.ReadReport(request, timeout=timeout)
+        for answer in call:
+            file.write(answer.zip)
+            if file.tell() > MAX_REPORT_BYTES:
+                call.cancel()
+                raise NotPossibleNow(f"the report of job {request.job_id} is larger than {MAX_REPORT_BYTES} bytes")
 
     def job(self, job_id: str, *, timeout_s: float | None = None) -> Job:
         request = training_pb2.GetJobRequest(job_id=job_id)

@@ -424,6 +424,20 @@ class Augmentation:
 
 
 @dataclass(frozen=True)
+class ComparisonPlan:
+    data: str
+    models: tuple[str, ...]
+    seeds: int | None
+    quick: bool
+    images: int
+    backbone: str
+    epochs: int
+    input_size: int
+    depth: str
+    turns: bool | None
+
+
+@dataclass(frozen=True)
 class Progress:
     stage: str
     done: int
@@ -447,6 +461,8 @@ class Job:
     ended_at: datetime | None
     not_promoted: str
     attempts: int
+    comparison: ComparisonPlan | None
+    """None for a training."""
 
 
 V = TypeVar("V")

@@ -26,7 +26,14 @@ SERVICES: tuple[Service, ...] = get_args(Service)
 
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
+Asked = TypeVar("Asked", contravariant=True)
 Received = TypeVar("Received", covariant=True)
+
+
+class Method(Protocol[Asked, Received]):
+    """A call with one answer; raises grpc.RpcError where it fails."""
+
+    def __call__(self, request: Asked, /, *, timeout: float) -> Received: ...
 
 
 class Stream(Protocol[Received]):
@@ -98,7 +105,7 @@ class Wire:
     def ask(
         self,
         service: Service,
-        method: grpc.UnaryUnaryMultiCallable[Request, Answer],
+        method: Method[Request, Answer],
         request: Request,
         *,
         timeout_s: float | None = None,

@@ -66,6 +66,10 @@ class Plant:
         """Each job's states to come; the last one stays."""
         self.not_promoted = ""
         """Of every training that succeeds."""
+        self.failed = ""
+        """Why every comparison fails; empty where they succeed."""
+        self.report = b""
+        """The file that ReadReport gives, in parts."""
         self.hold_answers = threading.Event()
         """While clear, streams answer; set, they wait before each answer, until the client has gone."""
         self.engine = inference_pb2.GetEngineResponse(ready=True, engine="torch", device="cpu", batches={8: 3})
@@ -494,6 +498,31 @@ class _Training(training_pb2_grpc.TrainingServiceServicer):
         job = self._states(request.job_id)[-1]
         job.state = training_pb2.JOB_STATE_CANCELLED
         return training_pb2.CancelJobResponse(job=job)
+
+    def CompareModels(self, request: Any, context: Any) -> training_pb2.CompareModelsResponse:
+        self._plant.enter("CompareModels")
+        job_id = f"job-{len(self._plant.jobs)}"
+        told = {"job_id": job_id, "comparison": request.plan, "plan": training_pb2.TrainingPlan(data=request.plan.data)}
+        figures = {"train_loss": 0.5}
+        self._plant.jobs[job_id] = [
+            training_pb2.Job(state=training_pb2.JOB_STATE_QUEUED, **told),
+            training_pb2.Job(
+                state=training_pb2.JOB_STATE_RUNNING,
+                progress=training_pb2.Progress(stage="cnn, seed 0: training", done=1, total=2, figures=figures),
+                **told,
+            ),
+            training_pb2.Job(state=training_pb2.JOB_STATE_SUCCEEDED, **told)
+            if not self._plant.failed
+            else training_pb2.Job(state=training_pb2.JOB_STATE_FAILED, error=self._plant.failed, **told),
+        ]
+        return training_pb2.CompareModelsResponse(job=self._plant.jobs[job_id][0])
+
+    def ReadReport(self, request: Any, context: Any) -> Iterator[training_pb2.ReadReportResponse]:
+        self._plant.enter("ReadReport")
+        self._states(request.job_id)
+        for start in range(0, len(self._plant.report), 500):
+            self._plant.stream_step("ReadReport")
+            yield training_pb2.ReadReportResponse(zip=self._plant.report[start : start + 500])
 
     def _states(self, job_id: str) -> list[training_pb2.Job]:
         if job_id not in self._plant.jobs:

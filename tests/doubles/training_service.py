@@ -20,7 +20,7 @@ from inspectbus.bus import connect
 from inspectbus.runtime.rpc_server import Door
 from inspectbus.training.service import open_service
 from inspectbus.training.settings import TrainingSettings
-from inspectbus.training.worker import Train
+from inspectbus.training.worker import Compare, Train
 
 PATIENCE_S = 30.0
 
@@ -38,16 +38,25 @@ class Service:
         plan = training_pb2.TrainingPlan(data=data, **{"backbone": "test_efficientnet", **fields})
         return self.trainings.StartTraining(training_pb2.StartTrainingRequest(plan=plan), timeout=PATIENCE_S).job
 
+    def compare(self, data: str = "parts", **fields: Any) -> training_pb2.Job:
+        plan = training_pb2.ComparisonPlan(data=data, **{"backbone": "test_efficientnet", **fields})
+        return self.trainings.CompareModels(training_pb2.CompareModelsRequest(plan=plan), timeout=PATIENCE_S).job
+
+    def report(self, job_id: str) -> list[bytes]:
+        """The parts of the file, as they came."""
+        request = training_pb2.ReadReportRequest(job_id=job_id)
+        return [answer.zip for answer in self.trainings.ReadReport(request, timeout=PATIENCE_S)]
+
     def get(self, job_id: str) -> training_pb2.Job:
         return self.trainings.GetJob(training_pb2.GetJobRequest(job_id=job_id), timeout=PATIENCE_S).job
 
     def cancel(self, job_id: str) -> training_pb2.Job:
         return self.trainings.CancelJob(training_pb2.CancelJobRequest(job_id=job_id), timeout=PATIENCE_S).job
 
-    def watch(self, job_id: str) -> Iterator[training_pb2.Job]:
+    def watch(self, job_id: str, patience_s: float = PATIENCE_S) -> Iterator[training_pb2.Job]:
         """Every state of the job that the door tells, until the stream ends."""
         request = training_pb2.WatchJobRequest(job_id=job_id)
-        for answer in self.trainings.WatchJob(request, timeout=PATIENCE_S):
+        for answer in self.trainings.WatchJob(request, timeout=patience_s):
             yield answer.job
 
     def model(self, name: str, **which: Any) -> model_pb2.Model:
@@ -69,9 +78,9 @@ class Service:
         request = model_pb2.ListAliasHistoryRequest(name=name, **fields)
         return list(self.models.ListAliasHistory(request, timeout=PATIENCE_S).changes)
 
-    def outcome(self, job_id: str) -> training_pb2.Job:
+    def outcome(self, job_id: str, patience_s: float = PATIENCE_S) -> training_pb2.Job:
         """The job, once it has ended."""
-        *_, last = self.watch(job_id)
+        *_, last = self.watch(job_id, patience_s)
         return last
 
 
@@ -80,7 +89,9 @@ Open = Callable[..., AbstractContextManager[Service]]
 
 
 @contextmanager
-def open_training_service(folder: Path, train: Train | None, **settings: Any) -> Iterator[Service]:
+def open_training_service(
+    folder: Path, train: Train | None, compare: Compare | None = None, **settings: Any
+) -> Iterator[Service]:
     """A service on folder/state, which reads its data below folder/data."""
     told = TrainingSettings(
         **{
@@ -96,7 +107,7 @@ def open_training_service(folder: Path, train: Train | None, **settings: Any) ->
     )
     with ExitStack() as house:
         bus = house.enter_context(connect(told.bus_url))
-        door = house.enter_context(open_service(told, bus, train=train))
+        door = house.enter_context(open_service(told, bus, train=train, compare=compare))
         channel = house.enter_context(grpc.insecure_channel(door.address))
         yield Service(
             told, door, training_pb2_grpc.TrainingServiceStub(channel), model_pb2_grpc.ModelServiceStub(channel)

@@ -1,6 +1,7 @@
 """`inspectbus compare`: every model of the literature beside our CNN, on one data set, as a report.
 
-DATA ─> conductor.compare, a bar for each stage ─> report folder ─> a table of the scores
+DATA ─┬─> conductor.compare, a bar for each stage ───────────────┬─> report folder ─> a table of the scores
+      └─> CompareModels elsewhere, the same bars ─> ReadReport ──┘
 """
 
 from __future__ import annotations
@@ -27,8 +28,11 @@ EXAMPLES = """Examples:
 
   inspectbus compare ./parts --out report --models cnn,svm --json > figures.json
 
-DATA as for `inspectbus train`. The held-out part is opened when everything is learnt. DIR gets report.html, which needs
-nothing else, the figures as PNG, and report.json. Features of images seen before are found again by their content."""
+  inspectbus compare ./parts --out report --address 10.0.0.5:50054      as a job of the plant's training service
+
+DATA as for `inspectbus train`; with --address, as that service knows it. The held-out part is opened when
+everything is learnt. DIR gets report.html, which needs nothing else, the figures as PNG, and report.json. Features of
+images seen before are found again by their content."""
 
 
 def compare(
@@ -46,28 +50,61 @@ def compare(
         bool, typer.Option("--turns/--no-turns", help="The CNN sees parts turned; not for parts with an up.")
     ] = True,
     state: State = DEFAULT_STATE,
+    address: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="A running training service; without one, this process compares.")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Compare SVM, KNN, BPN, MLP and the CNN on one data set, and write a report."""
+    cnn = {"backbone": backbone, "epochs": epochs, "input_size": input_size, "depth": depth}
+    names = [name.strip() for name in models.split(",") if name.strip()]
+    asked = {"seeds": seeds, "models": names, "images": images}
+    if address:
+        record = _compared_elsewhere(address, out, {"data": data, **cnn, "turns": turns, "quick": quick, **asked})
+    else:
+        record = _compared_here(state, out, quick, {"data": data, **cnn}, turns, asked)
+    if as_json:
+        json_line(record)
+        return
+    _show(record)
+    print_line(f"{out / 'report.html'}: {record['split']['words']}; {record['took_s']:.0f} s")
+
+
+def _compared_elsewhere(address: str, out: Path, asked: dict[str, Any]) -> dict[str, Any]:
+    import json
+
+    from rich.console import Console
+
+    from inspectbus.cli.training import compared
+    from inspectbus.runtime.signals import stop_on_signals
+    from inspectbus.training.comparison.report import RECORD, empty_folder
+    from inspectbus_client import Client
+
+    empty_folder(out)
+    with stop_on_signals() as stop, Client.connect({"training": address}) as client:
+        # The service knows its own folders, and DATA goes to it as it is.
+        compared(Console(stderr=True), client, client.compare_models(**asked), stop, out)
+    found: dict[str, Any] = json.loads((out / RECORD).read_bytes())
+    return found
+
+
+def _compared_here(
+    state: Path, out: Path, quick: bool, plan: dict[str, Any], turns: bool, asked: dict[str, Any]
+) -> dict[str, Any]:
     from rich.console import Console
 
     from inspectbus.cli.live import stage_bar
     from inspectbus.runtime.signals import stop_on_signals
     from inspectbus.stores.datasets import open_dataset
     from inspectbus.training.comparison.conductor import compare as compared
-    from inspectbus.training.comparison.report import PAGE, empty_folder, write_report
+    from inspectbus.training.comparison.report import empty_folder, write_report
+    from inspectbus.training.comparison.terms import known_models
     from inspectbus.training.plan import Cancelled
     from inspectbus.training.settings import TrainingSettings
 
     settings = TrainingSettings.load(state_dir=state)
-    terms = _terms(
-        settings,
-        quick,
-        {"data": data, "backbone": backbone, "epochs": epochs, "input_size": input_size, "depth": depth},
-        turns,
-        {"seeds": seeds, "models": _names(models), "images": images},
-    )
-    dataset = open_dataset(data)
+    terms = _terms(settings, quick, plan, turns, {**asked, "models": known_models(asked["models"])})
+    dataset = open_dataset(plan["data"])
     empty_folder(out)
     if settings.threads:
         import torch
@@ -91,12 +128,7 @@ def compare(
             )
         except Cancelled:
             raise NotPossibleNow("the comparison was interrupted; nothing was written") from None
-        record = write_report(found, out)
-    if as_json:
-        json_line(record)
-        return
-    _show(record)
-    print_line(f"{out / PAGE}: {record['split']['words']}; {record['took_s']:.0f} s")
+        return write_report(found, out)
 
 
 def _terms(settings: TrainingSettings, quick: bool, plan: dict[str, Any], turns: bool, asked: dict[str, Any]) -> Terms:
@@ -116,12 +148,6 @@ def _terms(settings: TrainingSettings, quick: bool, plan: dict[str, Any], turns:
 
 def _told(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value}
-
-
-def _names(models: str) -> tuple[str, ...]:
-    from inspectbus.training.comparison.terms import known_models
-
-    return known_models([name.strip() for name in models.split(",") if name.strip()])
 
 
 def _show(record: dict[str, Any]) -> None:

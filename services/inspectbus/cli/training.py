@@ -1,4 +1,4 @@
-"""A training as the command line shows it: a job of the training service, and the bar that follows it."""
+"""A job of the training service as the command line shows it: the bars that follow it, and what came of it."""
 
 from __future__ import annotations
 
@@ -24,6 +24,28 @@ def watched(console: Console, client: Client, job: Job, stop: threading.Event) -
     """
     word = "going on with the training of" if job.attempts else "training"
     console.print(f"{word} {job.plan.model} on {job.plan.data} (job {job.job_id})")
+    job = _followed(console, client, job, stop, "training", "nothing was registered")
+    made = client.model(job.model, version=job.model_version)
+    scores = "  ".join(f"{name} {value:.3f}" for name, value in made.card["validation_scores"].items())
+    console.print(f"model {made.name}/{made.version}, on validation: {scores}")
+    if job.not_promoted:
+        console.print(f"not in production: {job.not_promoted}", style="yellow", markup=False)
+        console.print(f"see `inspectbus models {made.name}` and `inspectbus models set-alias --help`", markup=False)
+    return made
+
+
+def compared(console: Console, client: Client, job: Job, stop: threading.Event, out: Path) -> None:
+    """Shows the way of a comparison, and puts its report into the folder `out`. Setting `stop` cancels the job.
+
+    Raises NotPossibleNow with the job's own words when it failed, or when `stop` cancelled it; else as `read_report`.
+    """
+    console.print(f"comparing on {job.plan.data} (job {job.job_id})")
+    _followed(console, client, job, stop, "comparison", "there is no report")
+    client.read_report(job.job_id, out)
+
+
+def _followed(console: Console, client: Client, job: Job, stop: threading.Event, kind: str, left: str) -> Job:
+    """The job, once it has succeeded; `left` says in words what one that was interrupted leaves."""
     with client.watch_job(job.job_id) as watch, ended_by(stop, watch), stage_bar(console) as show:
         for seen in watch:
             job, progress = seen, seen.progress
@@ -33,16 +55,10 @@ def watched(console: Console, client: Client, job: Job, stop: threading.Event) -
                 show(progress.stage, progress.done + within, progress.total, figures)
     if stop.is_set() and not job.state.ended:
         client.cancel_job(job.job_id)
-        raise NotPossibleNow("the training was interrupted; nothing was registered")
+        raise NotPossibleNow(f"the {kind} was interrupted; {left}")
     if job.state is not JobState.SUCCEEDED:
-        raise NotPossibleNow(f"the training {job.state.lower()}: {job.error or 'no reason given'}")
-    made = client.model(job.model, version=job.model_version)
-    scores = "  ".join(f"{name} {value:.3f}" for name, value in made.card["validation_scores"].items())
-    console.print(f"model {made.name}/{made.version}, on validation: {scores}")
-    if job.not_promoted:
-        console.print(f"not in production: {job.not_promoted}", style="yellow", markup=False)
-        console.print(f"see `inspectbus models {made.name}` and `inspectbus models set-alias --help`", markup=False)
-    return made
+        raise NotPossibleNow(f"the {kind} {job.state.lower()}: {job.error or 'no reason given'}")
+    return job
 
 
 def own_data(data: str) -> str:

@@ -24,6 +24,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, Row, Update, func, ins
 
 from inspectbus.errors import NotFound, QueueFull
 from inspectbus.stores.database import reading, take_turn, writing
+from inspectbus.training.comparison.terms import Terms
 from inspectbus.training.plan import Plan, Progress
 from inspectbus.training.tables import jobs as table
 from inspectbus.training.tables import now_us
@@ -54,6 +55,9 @@ class Job:
     state: JobState
     revision: int
     plan: Plan
+    """What is trained; by a comparison, its CNN."""
+    comparison: Terms | None
+    """None for a training."""
     progress: Progress
     error: str
     model: str
@@ -66,6 +70,11 @@ class Job:
     created_at: int
     started_at: int | None
     ended_at: int | None
+
+    @property
+    def kind(self) -> str:
+        """In a word, for people."""
+        return "training" if self.comparison is None else "comparison"
 
 
 class LeaseLost(Exception):
@@ -87,10 +96,17 @@ class Jobs:
     # --- for the door
 
     def enqueue(self, plan: Plan, requested_by: str, *, join: bool = False) -> Job:
-        """Writes a job down, or with `join` gives one of this very plan that has not ended.
+        """Writes a training down, or with `join` gives one of this very plan that has not ended.
 
-        Raises QueueFull when as many wait as may.
+        Raises QueueFull when as many jobs wait as may.
         """
+        return self._enqueue(plan, None, requested_by, join)
+
+    def enqueue_comparison(self, terms: Terms, requested_by: str) -> Job:
+        """Writes a comparison down. Raises QueueFull when as many jobs wait as may."""
+        return self._enqueue(terms.plan, terms, requested_by, join=False)
+
+    def _enqueue(self, plan: Plan, terms: Terms | None, requested_by: str, join: bool) -> Job:
         job_id = str(uuid.uuid4())
         with writing(self._engine) as connection:
             take_turn(connection, "training queue")
@@ -98,7 +114,7 @@ class Jobs:
                 return job
             waiting = connection.scalar(select(func.count()).where(table.c.state == JobState.QUEUED)) or 0
             if waiting >= self._max_queued:
-                raise QueueFull(f"{waiting} trainings are waiting already, which is as many as may; try again later")
+                raise QueueFull(f"{waiting} jobs are waiting already, which is as many as may; try again later")
             connection.execute(
                 insert(table).values(
                     job_id=job_id,
@@ -110,6 +126,7 @@ class Jobs:
                     model="",
                     model_version="",
                     not_promoted="",
+                    comparison="" if terms is None else terms.model_dump_json(),
                     requested_by=requested_by,
                     cancelled_by="",
                     created_at=now_us(),
@@ -217,9 +234,18 @@ class Jobs:
         self.announce()
 
     def succeed(
-        self, connection: Connection, job_id: str, worker: str, model: str, version: str, not_promoted: str = ""
+        self,
+        connection: Connection,
+        job_id: str,
+        worker: str,
+        model: str = "",
+        version: str = "",
+        not_promoted: str = "",
     ) -> None:
-        """Within the caller's transaction, which also registers the version; `announce` after it. Raises LeaseLost."""
+        """Within the caller's transaction, which also registers a training's version; `announce` after it.
+
+        Raises LeaseLost.
+        """
         self._by_holder(
             connection,
             job_id,
@@ -332,13 +358,15 @@ def _row(connection: Connection, job_id: str, *, hold: bool = False) -> Row[Any]
     wanted = select(table).where(table.c.job_id == job_id)
     row = connection.execute(wanted.with_for_update() if hold else wanted).first()
     if row is None:
-        raise NotFound(f"no training job {job_id[:80]!r}", field="job_id")
+        raise NotFound(f"no job {job_id[:80]!r}", field="job_id")
     return row
 
 
 def _unfinished(connection: Connection, plan: Plan) -> Job | None:
     going = [state for state in JobState if not state.ended]
-    same = select(table).where(table.c.plan == plan.model_dump_json(), table.c.state.in_(going))
+    same = select(table).where(
+        table.c.plan == plan.model_dump_json(), table.c.comparison == "", table.c.state.in_(going)
+    )
     row = connection.execute(same.order_by(table.c.number).limit(1)).first()
     return None if row is None else _job(row)
 
@@ -350,6 +378,7 @@ def _job(row: Row[Any]) -> Job:
         state=JobState(row.state),
         revision=row.revision,
         plan=Plan.model_validate_json(row.plan),
+        comparison=Terms.model_validate_json(row.comparison) if row.comparison else None,
         progress=Progress.model_validate_json(row.progress),
         error=row.error,
         model=row.model,

@@ -1,4 +1,4 @@
-"""From a caller's TrainingPlan to a Plan: every field checked, every default filled in.
+"""From a caller's TrainingPlan to a Plan, and ComparisonPlan to Terms: every field checked, every default filled in.
 
 A caller may name the data set "elpv" or a folder; a folder only inside the service's data root, so that nobody makes
 the service read images from anywhere else.
@@ -7,16 +7,18 @@ the service read images from anywhere else.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
 
-from inspectbus.api.v1.training_pb2 import TrainingPlan
+from inspectbus.api.v1.training_pb2 import ComparisonPlan, TrainingPlan
 from inspectbus.domain.model_version import Architecture, Normalisation
 from inspectbus.domain.names import checked_name, name_from
 from inspectbus.errors import BadField
 from inspectbus.networks.classifier import build
-from inspectbus.stores.datasets import ELPV, open_dataset
+from inspectbus.stores.datasets import ELPV, Dataset, open_dataset
+from inspectbus.training.comparison.terms import Terms, compared_plan, known_models
 from inspectbus.training.plan import Plan
 from inspectbus.training.settings import TrainingSettings
 
@@ -26,13 +28,7 @@ _PLANS_OWN = ("batch", "precision", "views", "dropout")
 
 def to_plan(asked: TrainingPlan, settings: TrainingSettings) -> Plan:
     """Looks at the data and the backbone too. Raises BadField naming the field, such as 'plan.epochs'."""
-    try:
-        dataset = open_dataset(data_source(asked.data, settings.data_root))
-        if not dataset.labelled:
-            raise BadField(f"{asked.data!r} holds images without labels, so there is nothing to learn")
-    except BadField as error:
-        # The fault may lie in a file of the data set; the message names it, and the caller's field is this one.
-        raise BadField(error.message, field="plan.data") from None
+    dataset = _dataset(asked.data, settings)
     depth = asked.depth or settings.depth
     try:
         plan = Plan.model_validate(
@@ -49,11 +45,47 @@ def to_plan(asked: TrainingPlan, settings: TrainingSettings) -> Plan:
             }
         )
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise BadField(first["msg"], field=f"plan.{where}") from None
+        raise _named(error) from None
     _check_backbone(plan.backbone)
     return plan
+
+
+def to_terms(asked: ComparisonPlan, settings: TrainingSettings) -> Terms:
+    """The same of a comparison, with the defaults of `inspectbus compare`."""
+    _dataset(asked.data, settings)
+    cnn: dict[str, Any] = {"backbone": settings.backbone}
+    rest: dict[str, Any] = {}
+    for field, value in asked.ListFields():
+        if field.name != "quick":
+            (rest if field.name in Terms.model_fields else cnn)[field.name] = value
+    try:
+        if asked.models:
+            rest["models"] = known_models(asked.models)
+        plan = compared_plan(**cnn)
+        terms = (Terms.quick if asked.quick else Terms.full)(plan, **rest)
+    except BadField as error:
+        raise BadField(error.message, field=f"plan.{error.field}") from None
+    except ValidationError as error:
+        raise _named(error) from None
+    _check_backbone(plan.backbone)
+    return terms
+
+
+def _dataset(data: str, settings: TrainingSettings) -> Dataset:
+    try:
+        dataset = open_dataset(data_source(data, settings.data_root))
+        if not dataset.labelled:
+            raise BadField(f"{data!r} holds images without labels, so there is nothing to learn")
+    except BadField as error:
+        # The fault may lie in a file of the data set; the message names it, and the caller's field is this one.
+        raise BadField(error.message, field="plan.data") from None
+    return dataset
+
+
+def _named(error: ValidationError) -> BadField:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return BadField(first["msg"], field=f"plan.{where}")
 
 
 def data_source(data: str, data_root: Path) -> str:

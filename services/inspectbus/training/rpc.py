@@ -1,4 +1,4 @@
-"""The gRPC door: trainings, and the model versions that came out of them."""
+"""The gRPC door: trainings and comparisons, and the model versions and reports that came out of them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from inspectbus.api.v1 import model_pb2, model_pb2_grpc, training_pb2, training_pb2_grpc
 from inspectbus.domain.names import checked_name
-from inspectbus.errors import BadField
+from inspectbus.errors import BadField, NotFound, NotPossibleNow
 from inspectbus.runtime.identity import caller
 from inspectbus.training.advice_messages import advised
 from inspectbus.training.aliases import Aliases
+from inspectbus.training.comparison.terms import Terms
 from inspectbus.training.events import alias_change, timestamp
 from inspectbus.training.jobs import Job, Jobs, JobState
 from inspectbus.training.registry import RegisteredModel, Registry
-from inspectbus.training.request import to_plan
+from inspectbus.training.reports import Reports
+from inspectbus.training.request import to_plan, to_terms
 from inspectbus.training.settings import TrainingSettings
 
 DEFAULT_PAGE = 50
@@ -39,6 +41,7 @@ class TrainingRpc(training_pb2_grpc.TrainingServiceServicer):
     def __init__(
         self,
         jobs: Jobs,
+        reports: Reports,
         settings: TrainingSettings,
         *,
         on_start: Callable[[Job], None],
@@ -46,6 +49,7 @@ class TrainingRpc(training_pb2_grpc.TrainingServiceServicer):
     ) -> None:
         """`on_start` hears of a job that was written down; `cancel` asks for a job's end on behalf of somebody."""
         self._jobs = jobs
+        self._reports = reports
         self._settings = settings
         self._on_start = on_start
         self._cancel = cancel
@@ -78,6 +82,21 @@ class TrainingRpc(training_pb2_grpc.TrainingServiceServicer):
     ) -> training_pb2.CancelJobResponse:
         job = self._cancel(_named(request.job_id), caller.get().name)
         return training_pb2.CancelJobResponse(job=_job(job))
+
+    def CompareModels(
+        self, request: training_pb2.CompareModelsRequest, context: grpc.ServicerContext
+    ) -> training_pb2.CompareModelsResponse:
+        job = self._jobs.enqueue_comparison(to_terms(request.plan, self._settings), caller.get().name)
+        self._on_start(job)
+        return training_pb2.CompareModelsResponse(job=_job(job))
+
+    def ReadReport(
+        self, request: training_pb2.ReadReportRequest, context: grpc.ServicerContext
+    ) -> Iterator[training_pb2.ReadReportResponse]:
+        job = self._jobs.get(_named(request.job_id))
+        _check_has_report(job)
+        for part in self._reports.read(job.job_id):
+            yield training_pb2.ReadReportResponse(zip=part)
 
 
 class ModelRpc(model_pb2_grpc.ModelServiceServicer):
@@ -165,8 +184,20 @@ def _page(
 
 def _named(job_id: str) -> str:
     if not job_id:
-        raise BadField("job_id is empty: name the job, as StartTraining or ListJobs gave it", field="job_id")
+        raise BadField("job_id is empty: name the job, as it was given when it was asked for", field="job_id")
     return job_id
+
+
+def _check_has_report(job: Job) -> None:
+    if job.comparison is None:
+        raise NotFound(f"job {job.job_id} is a training, and only comparisons have a report", field="job_id")
+    if not job.state.ended:
+        raise NotPossibleNow(
+            f"comparison {job.job_id} is {job.state} and has no report yet: WatchJob tells when it has ended",
+            field="job_id",
+        )
+    if job.state is not JobState.SUCCEEDED:
+        raise NotFound(f"comparison {job.job_id} {job.state}, so it has no report: {job.error}", field="job_id")
 
 
 def _before(page_token: str) -> int | None:
@@ -181,6 +212,7 @@ def _job(job: Job) -> training_pb2.Job:
         job_id=job.job_id,
         state=_STATES[job.state],
         plan=training_pb2.TrainingPlan(**job.plan.model_dump()),
+        comparison=None if job.comparison is None else _comparison(job.comparison),
         progress=training_pb2.Progress(**job.progress.model_dump()),
         error=job.error,
         model=job.model,
@@ -190,6 +222,22 @@ def _job(job: Job) -> training_pb2.Job:
         created_at=timestamp(job.created_at),
         started_at=timestamp(job.started_at),
         ended_at=timestamp(job.ended_at),
+    )
+
+
+def _comparison(terms: Terms) -> training_pb2.ComparisonPlan:
+    plan = terms.plan
+    return training_pb2.ComparisonPlan(
+        data=plan.data,
+        models=terms.models,
+        seeds=terms.seeds,
+        quick=terms.shortened,
+        images=terms.images,
+        backbone=plan.backbone,
+        epochs=plan.epochs,
+        input_size=plan.input_size,
+        depth=plan.depth,
+        turns=plan.augmentation.turns,
     )
 
 

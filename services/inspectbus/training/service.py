@@ -1,6 +1,8 @@
-"""The training service: a job's way from the door to a registered model version.
+"""The training service: a job's way from the door to a registered model version, or to a report.
 
-StartTraining ─> job row ─> worker ─> trainer ─> model store, registry ─> GetModel, asked by inference and preprocessing
+StartTraining ─┬─> job row ─> worker ─┬─> trainer ─> model store, registry ─> GetModel, asked by inference and
+CompareModels ─┘                      │                                       preprocessing
+                                      └─> comparison ─> reports ─> ReadReport
 
 Door and worker may be one process or many: they meet in the tables, and a message on the bus wakes an idle worker.
 """
@@ -8,10 +10,11 @@ Door and worker may be one process or many: they meet in the tables, and a messa
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import grpc
 import torch
@@ -24,21 +27,27 @@ from inspectbus.stores import database, models
 from inspectbus.stores.datasets import open_dataset, split
 from inspectbus.training import tracking, trainer
 from inspectbus.training.aliases import Aliases
+from inspectbus.training.comparison.terms import Terms
 from inspectbus.training.events import Events, waking
 from inspectbus.training.jobs import Jobs
 from inspectbus.training.metrics import TrainingMetrics
 from inspectbus.training.plan import Plan
 from inspectbus.training.registry import Registry
+from inspectbus.training.reports import Reports
 from inspectbus.training.request import data_source
 from inspectbus.training.rpc import ModelRpc, TrainingRpc
 from inspectbus.training.settings import TrainingSettings
-from inspectbus.training.worker import OnProgress, Train, Worker
+from inspectbus.training.worker import Compare, OnProgress, Train, Worker
 
 
 @contextmanager
-def open_service(settings: TrainingSettings, bus: Bus, *, train: Train | None = None) -> Iterator[Door]:
-    """Opens the door and the worker, or the one of them that is this process's role; `train` takes the place of the
-    real training where given. Raises OSError when a port is taken, StorageFull or StorageAway when the database fails.
+def open_service(
+    settings: TrainingSettings, bus: Bus, *, train: Train | None = None, compare: Compare | None = None
+) -> Iterator[Door]:
+    """Opens the door and the worker, or the one of them that is this process's role; `train` and `compare` take the
+    place of the real ones where given.
+
+    Raises OSError when a port is taken, StorageFull or StorageAway when the database fails.
     """
     state_dir = settings.state_dir.absolute()
     registry = CollectorRegistry()
@@ -51,6 +60,7 @@ def open_service(settings: TrainingSettings, bus: Bus, *, train: Train | None = 
             engine, max_queued=settings.max_queued, lease_s=settings.lease_s, max_attempts=settings.max_attempts
         )
         store = models.ModelStore(settings.model_store_url or models.default_url(state_dir), state_dir / "model-cache")
+        reports = Reports(store.url)
         versions, aliases = Registry(engine, store), Aliases(engine, store, events.alias_changed)
         metrics = TrainingMetrics(registry, jobs)
         cancel = jobs.cancel
@@ -69,9 +79,11 @@ def open_service(settings: TrainingSettings, bus: Bus, *, train: Train | None = 
                     jobs,
                     versions,
                     aliases,
+                    reports,
                     tracker,
                     metrics,
                     train or partial(_train, settings),
+                    compare or partial(compare_on_whole_set, settings),
                     scratch=state_dir / "training",
                     lease_s=settings.lease_s,
                     drain_s=settings.drain_s,
@@ -79,7 +91,7 @@ def open_service(settings: TrainingSettings, bus: Bus, *, train: Train | None = 
             )
             house.callback(waking(bus, worker).close)
             cancel = worker.cancel
-        training = TrainingRpc(jobs, settings, on_start=events.job_requested, cancel=cancel)
+        training = TrainingRpc(jobs, reports, settings, on_start=events.job_requested, cancel=cancel)
         model = ModelRpc(versions, aliases)
         contracts: dict[str, Callable[[grpc.Server], None]] = {
             "inspectbus.api.v1.TrainingService": partial(
@@ -116,3 +128,26 @@ def _train(
         weights=settings.weights,
         checkpoint_dir=checkpoint_dir,
     )
+
+
+def compare_on_whole_set(
+    settings: TrainingSettings, terms: Terms, out_dir: Path, on_progress: OnProgress, cancel: threading.Event
+) -> Mapping[str, Any]:
+    """Compares on the whole set, and goes on from the trainings that an attempt on this machine has kept."""
+    # Here, because it loads matplotlib, which a door never needs.
+    from inspectbus.training.comparison.conductor import compare
+    from inspectbus.training.comparison.report import write_report
+
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    state_dir = settings.state_dir.absolute()
+    found = compare(
+        terms,
+        open_dataset(data_source(terms.plan.data, settings.data_root)),
+        on_progress=on_progress,
+        cancel=cancel,
+        cache_dir=state_dir / "features",
+        trainings_dir=state_dir / "comparisons",
+        weights=settings.weights,
+    )
+    return write_report(found, out_dir)

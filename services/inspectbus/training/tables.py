@@ -52,6 +52,8 @@ jobs = Table(
     Column("attempts", Integer, nullable=False),
     # Why production does not name the version that came of it.
     Column("not_promoted", Text, nullable=False),
+    # What a comparison is told, as JSON; empty for a training.
+    Column("comparison", Text, nullable=False),
     Index("training_jobs_by_state", "state", "number"),
 )
 

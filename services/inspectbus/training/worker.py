@@ -1,9 +1,10 @@
 """The worker: takes the oldest waiting job, trains, registers what came out, and writes down how it ended.
 
-claim ─> train (progress to the row, curves to the tracker) ─> publish bytes ─> compared with the version in production
-      ─> one transaction: version, alias where it is not worse, success
+claim ─┬─> train (progress to the row, curves to the tracker) ─> publish bytes ─> judged beside production's version
+       │     ─> one transaction: version, alias where it is not worse, success
+       └─> compare (progress to the row) ─> publish the report ─> success
 
-Two threads: one trains, one job at a time; the keeper renews that job's lease, hears of cancellations asked elsewhere,
+Two threads: one works, one job at a time; the keeper renews that job's lease, hears of cancellations asked elsewhere,
 and takes jobs back whose process has died. Their work folder stays, so that a worker on the same machine goes on from
 the checkpoint in it.
 """
@@ -16,9 +17,10 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import structlog
 from sqlalchemy import Engine
@@ -29,16 +31,18 @@ from inspectbus.domain.model_version import ModelCard
 from inspectbus.errors import InspectBusError, StorageAway, StorageFull
 from inspectbus.stores.database import writing
 from inspectbus.training.aliases import Aliases, Moved
+from inspectbus.training.comparison.terms import Terms
 from inspectbus.training.jobs import Job, Jobs, JobState, LeaseLost
 from inspectbus.training.metrics import Stopwatch, TrainingMetrics
 from inspectbus.training.plan import Cancelled, Plan, Progress
 from inspectbus.training.registry import Registry
+from inspectbus.training.reports import Reports
 from inspectbus.training.tracking import Run, Tracker
 
 log = structlog.get_logger(__name__)
 
 END_PATIENCE_S = 120.0
-"""How long the end of a training waits for a database that is away: its restart takes less, another training more."""
+"""How long the end of a job waits for a database or store that is away: its restart takes less, another job more."""
 REPORT_EVERY_S = 0.5
 """Progress within a stage is written down at most this often: each report is a transaction on the disk."""
 
@@ -47,6 +51,11 @@ Train = Callable[[Plan, Path, Path, OnProgress, threading.Event], object]
 """(plan, out_dir, checkpoint_dir, on_progress, cancel) writes a whole version into the empty folder out_dir; going on
 from what checkpoint_dir holds, where an earlier call for the same job was killed. Raises Cancelled soon after `cancel`
 is set, unless it was nearly done; any other exception is the job's failure."""
+Compare = Callable[[Terms, Path, OnProgress, threading.Event], Mapping[str, Any]]
+"""(terms, out_dir, on_progress, cancel) writes a whole report into the empty folder out_dir, and gives what its
+report.json says. Raises as a Train does."""
+MEASURES = ("f1", "average_precision")
+"""Of every compared model, for MLflow; the others stand in the report."""
 
 
 class Worker:
@@ -58,9 +67,11 @@ class Worker:
         jobs: Jobs,
         registry: Registry,
         aliases: Aliases,
+        reports: Reports,
         tracker: Tracker,
         metrics: TrainingMetrics,
         train: Train,
+        compare: Compare,
         *,
         scratch: Path,
         lease_s: float,
@@ -70,9 +81,11 @@ class Worker:
         self._jobs = jobs
         self._registry = registry
         self._aliases = aliases
+        self._reports = reports
         self._tracker = tracker
         self._metrics = metrics
         self._train = train
+        self._compare = compare
         self._scratch = scratch
         self._beat_s = lease_s / 3
         self._drain_s = drain_s
@@ -171,34 +184,38 @@ class Worker:
                 running.stop()
         # One that came between the claim and now must not wait until this job has ended.
         self._looked()
-        log.info("training", job=job.job_id, data=job.plan.data, model=job.plan.model)
+        log.info(job.kind, job=job.job_id, data=job.plan.data, model=job.plan.model)
         record = self._tracker.begin(
             job.plan.model,
             name=job.job_id,
-            params=job.plan.model_dump(),
+            params=_parameters(job),
             tags={"inspectbus.job_id": job.job_id, "mlflow.user": job.requested_by},
         )
         try:
             # Somebody may have cancelled between the claim and now, when nobody listened yet.
             self._renew(running)
-            card = self._train_and_register(running, record)
-            log.info("training done", job=job.job_id, model=card.name, version=card.version)
+            if job.comparison is not None:
+                self._compare_and_publish(running, job.comparison, record)
+                log.info("comparison done", job=job.job_id)
+            else:
+                card = self._train_and_register(running, record)
+                log.info("training done", job=job.job_id, model=card.name, version=card.version)
         except LeaseLost:
             record.end("FAILED")
             log.error("this job was taken for dead while it ran; its outcome is dropped", job=job.job_id)
         except Cancelled:
             record.end("KILLED")
             if running.why:
-                log.info("training cancelled", job=job.job_id, why=running.why)
+                log.info(f"{job.kind} cancelled", job=job.job_id, why=running.why)
                 self._end(job, JobState.CANCELLED, running.why)
             else:
-                log.info("this worker stops; another goes on with the training", job=job.job_id)
+                log.info(f"this worker stops; another goes on with the {job.kind}", job=job.job_id)
                 self._settle(job, partial(self._jobs.give_back, job.job_id, self._name))
         except Exception as error:
-            # Broad, because whatever a training raises is how this job ended, and the next one must run.
+            # Broad, because whatever a job raises is how this job ended, and the next one must run.
             record.end("FAILED")
             why = _in_words(error)
-            log.error("training failed", job=job.job_id, why=why, exc_info=not isinstance(error, InspectBusError))
+            log.error(f"{job.kind} failed", job=job.job_id, why=why, exc_info=not isinstance(error, InspectBusError))
             self._end(job, JobState.FAILED, why)
         finally:
             with self._lock:
@@ -252,8 +269,33 @@ class Worker:
             self._aliases.tell(change)
             return
 
+    def _compare_and_publish(self, running: _Running, terms: Terms, record: Run) -> None:
+        job = running.job
+        # A stage's name has a seed in it, so the metrics of stages, which know a fixed few, are for trainings alone.
+        on_progress = partial(self._report, running)
+        out_dir = self._scratch / job.job_id / f"report-{job.attempts}-{uuid.uuid4().hex[:8]}"
+        try:
+            if running.cancelled.is_set():
+                raise Cancelled
+            out_dir.mkdir(parents=True)
+            found = self._compare(terms, out_dir, on_progress, running.cancelled)
+            for page in ("report.html", "report.json"):
+                record.attach(page, (out_dir / page).read_text(encoding="utf-8"))
+            self._patiently(partial(self._reports.publish, job.job_id, out_dir))
+            self._patiently(partial(self._succeed, job))
+            self._jobs.announce()
+        finally:
+            shutil.rmtree(out_dir, ignore_errors=True)
+            self._sweep()
+        record.log(_compared_figures(found))
+        record.end("FINISHED", {"inspectbus.data": found["data"]["sha256"]})
+
+    def _succeed(self, job: Job) -> None:
+        with writing(self._engine) as connection:
+            self._jobs.succeed(connection, job.job_id, self._name)
+
     def _patiently(self, write: Callable[[], None]) -> None:
-        """Writes down how a training ended, again and again while the database is away and nobody stops us."""
+        """Writes down how a job ended, again and again while database or store are away and nobody stops us."""
         deadline = time.monotonic() + END_PATIENCE_S
         while True:
             try:
@@ -261,7 +303,7 @@ class Worker:
             except (StorageAway, StorageFull) as error:
                 if self._stopping.is_set() or time.monotonic() > deadline:
                     raise
-                log.warning("the end of a training waits for the database", error=error.message)
+                log.warning("the end of a job waits for its storage", error=error.message)
             self._stopping.wait(1.0)
 
     def _report(self, running: _Running, progress: Progress) -> None:
@@ -320,7 +362,7 @@ class Worker:
 
     def _take_back(self) -> None:
         for job in self._jobs.take_back():
-            log.warning("the process of a training had died", job=job.job_id, state=job.state, attempts=job.attempts)
+            log.warning(f"the process of a {job.kind} had died", job=job.job_id, state=job.state, attempts=job.attempts)
 
 
 class _Running:
@@ -341,6 +383,23 @@ class _Running:
     def stop(self) -> None:
         """Ends it here, for another worker to go on: without a reason it is not cancelled."""
         self.cancelled.set()
+
+
+def _parameters(job: Job) -> dict[str, object]:
+    """For MLflow. A comparison's seeds are 0, 1, ..., and it makes no version that has a name."""
+    if job.comparison is None:
+        return job.plan.model_dump()
+    return {**job.plan.model_dump(exclude={"seed", "model"}), **job.comparison.model_dump(exclude={"plan"})}
+
+
+def _compared_figures(found: Mapping[str, Any]) -> dict[str, float]:
+    """The means over seeds, such as "svm_f1" on frozen features and "raw_svm_f1" on pixels."""
+    return {
+        f"{form}{name}_{measure}": float(each[measure]["mean"])
+        for form, part in (("", "models"), ("raw_", "raw_models"))
+        for name, each in found[part].items()
+        for measure in MEASURES
+    }
 
 
 def _in_words(error: Exception) -> str:

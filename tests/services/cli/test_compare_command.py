@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 
+from inspectbus.api.v1 import training_pb2 as pb
+from inspectbus.errors import BadField
 from tests.doubles.parts import TINY_BACKBONE, write_set, write_tiny_weights
+from tests.doubles.plant import Plant
 from tests.services.cli.conftest import Inspectbus
 
 
@@ -84,3 +89,51 @@ def test_data_that_is_none_is_named(inspectbus: Inspectbus, tmp_path: Path) -> N
 
     assert result.exit_code == 2
     assert "nowhere" in result.stderr
+
+
+def test_a_comparison_elsewhere_is_followed_and_its_report_comes_here(
+    inspectbus: Inspectbus, plant: Plant, tmp_path: Path
+) -> None:
+    record = {"data": {"name": "parts"}, "models": {}}
+    plant.report = _packed({"report.html": "<p>A page.</p>", "report.json": json.dumps(record)})
+    out = tmp_path / "report"
+
+    asked = ("--seeds", 2, "--models", "cnn,svm", "--quick", "--images", 90, "--no-turns", "--epochs", 3)
+    result = inspectbus("compare", "parts", "--out", out, "--address", plant.addresses["training"], *asked, "--json")
+
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout) == record
+    assert "cnn, seed 0: training" in result.stderr
+    assert (out / "report.html").read_text() == "<p>A page.</p>"
+    (states,) = plant.jobs.values()
+    assert states[-1].comparison == pb.ComparisonPlan(
+        data="parts", models=["cnn", "svm"], seeds=2, quick=True, images=90, epochs=3, turns=False
+    )
+
+
+def test_a_comparison_that_fails_elsewhere_says_why(inspectbus: Inspectbus, plant: Plant, tmp_path: Path) -> None:
+    plant.failed = "parts has one class only"
+
+    result = inspectbus("compare", "parts", "--out", tmp_path / "report", "--address", plant.addresses["training"])
+
+    assert result.exit_code == 2
+    assert "the comparison failed: parts has one class only" in result.stderr
+
+
+def test_a_wish_refused_elsewhere_is_told_in_the_services_words(
+    inspectbus: Inspectbus, plant: Plant, tmp_path: Path
+) -> None:
+    plant.refuse("CompareModels", BadField("no model is called 'resnet'", field="plan.models"))
+
+    result = inspectbus("compare", "parts", "--out", tmp_path / "report", "--address", plant.addresses["training"])
+
+    assert result.exit_code == 2
+    assert "no model is called 'resnet'" in result.stderr
+
+
+def _packed(files: dict[str, str]) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as report:
+        for name, content in files.items():
+            report.writestr(name, content)
+    return file.getvalue()

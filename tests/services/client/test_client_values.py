@@ -44,6 +44,7 @@ PAIRS = [
     (values.Model, model_pb2.Model),
     (values.AliasChange, model_pb2.AliasChange),
     (values.TrainingPlan, training_pb2.TrainingPlan),
+    (values.ComparisonPlan, training_pb2.ComparisonPlan),
     (values.Progress, training_pb2.Progress),
     (values.Job, training_pb2.Job),
 ]

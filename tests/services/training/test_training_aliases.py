@@ -370,7 +370,7 @@ def test_a_history_from_before_the_columns_is_given_its_previous_versions(databa
     with engine.begin() as connection:
         for column in ("previous", "forced", "restored"):
             connection.execute(text(f"ALTER TABLE model_alias_history DROP COLUMN {column}"))
-        for column in ("not_promoted", "attempts"):
+        for column in ("not_promoted", "attempts", "comparison"):
             connection.execute(text(f"ALTER TABLE training_jobs DROP COLUMN {column}"))
         connection.execute(text("UPDATE alembic_training SET version_num = '0001'"))
         for alias, version in (("production", "a"), ("canary", "b"), ("production", "c")):

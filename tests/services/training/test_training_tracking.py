@@ -8,7 +8,6 @@ import sys
 import threading
 import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from prometheus_client import Counter
@@ -16,12 +15,9 @@ from prometheus_client import Counter
 from inspectbus.api.v1 import training_pb2 as pb
 from inspectbus.training.augmentation import Augmentation
 from inspectbus.training.tracking import Tracker, default_url
+from tests.doubles.mlflow_runs import run_of
 from tests.doubles.scripted_training import ScriptedTraining
 from tests.doubles.training_service import Service, open_training_service
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Run
 
 TRACK_IN_PEACE = """
 import sys
@@ -50,7 +46,7 @@ def test_a_run_holds_parameters_curves_final_figures_and_where_it_led(folder: Pa
         done = service.outcome(job.job_id)
 
     # then
-    client, run = _run_of(folder, "parts", job.job_id)
+    client, run = run_of(folder, "parts", job.job_id)
     assert run.info.status == "FINISHED"
     assert run.data.params == {
         "data": "parts",
@@ -86,7 +82,7 @@ def test_a_run_that_ends_otherwise_says_so(folder: Path, training: ScriptedTrain
             service.cancel(job.job_id)
         service.outcome(job.job_id)
 
-    assert _run_of(folder, "parts", job.job_id)[1].info.status == status
+    assert run_of(folder, "parts", job.job_id)[1].info.status == status
 
 
 def test_a_tracking_store_that_fails_is_counted_and_fails_no_training(folder: Path, training: ScriptedTraining) -> None:
@@ -142,16 +138,6 @@ def test_a_tracker_that_hangs_is_left_after_its_patience_and_drops_what_is_too_m
     # then we are here, and what did not fit was counted
     assert failures._value.get() >= 99
     hanging.set()
-
-
-def _run_of(folder: Path, experiment: str, job_id: str) -> tuple[MlflowClient, Run]:
-    from mlflow import MlflowClient  # here, because the tracker must be the first that imports it
-
-    client = MlflowClient(tracking_uri=default_url(folder / "state"))
-    found = client.get_experiment_by_name(experiment)
-    assert found is not None
-    (run,) = client.search_runs([found.experiment_id], f"tags.`inspectbus.job_id` = '{job_id}'")
-    return client, run
 
 
 def _until_metric(service: Service, name: str, above: float) -> None:

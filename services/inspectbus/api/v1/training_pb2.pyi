@@ -119,6 +119,72 @@ class TrainingPlan(_message.Message):
 Global___TrainingPlan: _TypeAlias = TrainingPlan  # noqa: Y015
 
 @_typing.final
+class ComparisonPlan(_message.Message):
+    """What to compare. Fields left at zero take the defaults of `inspectbus compare`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
+    SEEDS_FIELD_NUMBER: _builtins.int
+    QUICK_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    BACKBONE_FIELD_NUMBER: _builtins.int
+    EPOCHS_FIELD_NUMBER: _builtins.int
+    INPUT_SIZE_FIELD_NUMBER: _builtins.int
+    DEPTH_FIELD_NUMBER: _builtins.int
+    TURNS_FIELD_NUMBER: _builtins.int
+    data: _builtins.str
+    """"elpv", or a folder of images inside the service's data root."""
+    seeds: _builtins.int
+    """Each of the seeds 0, 1, ... cuts its own validation part."""
+    quick: _builtins.bool
+    """Fewer images, epochs and candidates: minutes."""
+    images: _builtins.int
+    """Images taken of the whole set, both classes in proportion."""
+    backbone: _builtins.str
+    """The CNN's architecture, of timm or torchvision; its epochs at most, the side of its square input in pixels, and how
+    much of it learns, as in TrainingPlan.
+    """
+    epochs: _builtins.int
+    input_size: _builtins.int
+    depth: _builtins.str
+    turns: _builtins.bool
+    """The CNN sees parts turned by right angles; not for parts that have an up."""
+    @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of "cnn", "svm", "knn", "bpn" and "mlp"; empty: all of them."""
+
+    def __init__(
+        self,
+        *,
+        data: _builtins.str = ...,
+        models: _abc.Iterable[_builtins.str] | None = ...,
+        seeds: _builtins.int | None = ...,
+        quick: _builtins.bool = ...,
+        images: _builtins.int = ...,
+        backbone: _builtins.str = ...,
+        epochs: _builtins.int = ...,
+        input_size: _builtins.int = ...,
+        depth: _builtins.str = ...,
+        turns: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_seeds", b"_seeds", "_turns", b"_turns", "seeds", b"seeds", "turns", b"turns"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seeds", b"_seeds", "_turns", b"_turns", "backbone", b"backbone", "data", b"data", "depth", b"depth", "epochs", b"epochs", "images", b"images", "input_size", b"input_size", "models", b"models", "quick", b"quick", "seeds", b"seeds", "turns", b"turns"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__seeds: _TypeAlias = _typing.Literal["seeds"]  # noqa: Y015
+    _WhichOneofArgType__seeds: _TypeAlias = _typing.Literal["_seeds", b"_seeds"]  # noqa: Y015
+    _WhichOneofReturnType__turns: _TypeAlias = _typing.Literal["turns"]  # noqa: Y015
+    _WhichOneofArgType__turns: _TypeAlias = _typing.Literal["_turns", b"_turns"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seeds) -> _WhichOneofReturnType__seeds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__turns) -> _WhichOneofReturnType__turns | None: ...
+
+Global___ComparisonPlan: _TypeAlias = ComparisonPlan  # noqa: Y015
+
+@_typing.final
 class Augmentation(_message.Message):
     """How images are varied while a network learns from them. What is left out takes the service's defaults."""
 
@@ -217,7 +283,7 @@ class Progress(_message.Message):
     STEPS_FIELD_NUMBER: _builtins.int
     stage: _builtins.str
     """"reading", "features" (depth "upper") or "preparing" (depth "whole"), "training", "threshold", "exporting",
-    "registering".
+    "registering". A comparison has stages of its own, and those of its CNN's trainings as "cnn, seed 0: training".
     """
     done: _builtins.int
     """Steps done and to do in this stage."""
@@ -263,12 +329,13 @@ class Job(_message.Message):
     ENDED_AT_FIELD_NUMBER: _builtins.int
     NOT_PROMOTED_FIELD_NUMBER: _builtins.int
     ATTEMPTS_FIELD_NUMBER: _builtins.int
+    COMPARISON_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     state: Global___JobState.ValueType
     error: _builtins.str
     """Why it failed, in words."""
     model: _builtins.str
-    """Set when it succeeded."""
+    """Set when a training succeeded."""
     model_version: _builtins.str
     not_promoted: _builtins.str
     """Of a job that succeeded: why "production" stays with the version it named; empty when it names the new one."""
@@ -284,6 +351,10 @@ class Job(_message.Message):
     def started_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def ended_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def comparison(self) -> Global___ComparisonPlan:
+        """Set where the job is a comparison; `plan` is then what its CNN is trained with."""
+
     def __init__(
         self,
         *,
@@ -299,10 +370,11 @@ class Job(_message.Message):
         ended_at: _timestamp_pb2.Timestamp | None = ...,
         not_promoted: _builtins.str = ...,
         attempts: _builtins.int = ...,
+        comparison: Global___ComparisonPlan | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "ended_at", b"ended_at", "plan", b"plan", "progress", b"progress", "started_at", b"started_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["comparison", b"comparison", "created_at", b"created_at", "ended_at", b"ended_at", "plan", b"plan", "progress", b"progress", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "created_at", b"created_at", "ended_at", b"ended_at", "error", b"error", "job_id", b"job_id", "model", b"model", "model_version", b"model_version", "not_promoted", b"not_promoted", "plan", b"plan", "progress", b"progress", "started_at", b"started_at", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "comparison", b"comparison", "created_at", b"created_at", "ended_at", b"ended_at", "error", b"error", "job_id", b"job_id", "model", b"model", "model_version", b"model_version", "not_promoted", b"not_promoted", "plan", b"plan", "progress", b"progress", "started_at", b"started_at", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -535,3 +607,83 @@ class CancelJobResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CancelJobResponse: _TypeAlias = CancelJobResponse  # noqa: Y015
+
+@_typing.final
+class CompareModelsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLAN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def plan(self) -> Global___ComparisonPlan: ...
+    def __init__(
+        self,
+        *,
+        plan: Global___ComparisonPlan | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompareModelsRequest: _TypeAlias = CompareModelsRequest  # noqa: Y015
+
+@_typing.final
+class CompareModelsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def job(self) -> Global___Job: ...
+    def __init__(
+        self,
+        *,
+        job: Global___Job | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompareModelsResponse: _TypeAlias = CompareModelsResponse  # noqa: Y015
+
+@_typing.final
+class ReadReportRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadReportRequest: _TypeAlias = ReadReportRequest  # noqa: Y015
+
+@_typing.final
+class ReadReportResponse(_message.Message):
+    """The next part of the file; a part is far smaller than a message may be."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ZIP_FIELD_NUMBER: _builtins.int
+    zip: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        zip: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["zip", b"zip"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadReportResponse: _TypeAlias = ReadReportResponse  # noqa: Y015

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class TrainingServiceStub:
-    """Makes model versions from labelled images, one job at a time.
+    """Makes model versions from labelled images, and compares models on them, one job at a time.
     """
 
     def __init__(self, channel):
@@ -60,10 +60,20 @@ class TrainingServiceStub:
                 request_serializer=inspectbus_dot_api_dot_v1_dot_training__pb2.CancelJobRequest.SerializeToString,
                 response_deserializer=inspectbus_dot_api_dot_v1_dot_training__pb2.CancelJobResponse.FromString,
                 _registered_method=True)
+        self.CompareModels = channel.unary_unary(
+                '/inspectbus.api.v1.TrainingService/CompareModels',
+                request_serializer=inspectbus_dot_api_dot_v1_dot_training__pb2.CompareModelsRequest.SerializeToString,
+                response_deserializer=inspectbus_dot_api_dot_v1_dot_training__pb2.CompareModelsResponse.FromString,
+                _registered_method=True)
+        self.ReadReport = channel.unary_stream(
+                '/inspectbus.api.v1.TrainingService/ReadReport',
+                request_serializer=inspectbus_dot_api_dot_v1_dot_training__pb2.ReadReportRequest.SerializeToString,
+                response_deserializer=inspectbus_dot_api_dot_v1_dot_training__pb2.ReadReportResponse.FromString,
+                _registered_method=True)
 
 
 class TrainingServiceServicer:
-    """Makes model versions from labelled images, one job at a time.
+    """Makes model versions from labelled images, and compares models on them, one job at a time.
     """
 
     def StartTraining(self, request, context):
@@ -100,6 +110,22 @@ class TrainingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CompareModels(self, request, context):
+        """Every model of the literature beside the CNN, on one data set, as a job whose result is a report. Answers as soon as
+        the job is written down. It registers no model version and touches no alias.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadReport(self, request, context):
+        """The report of a comparison that succeeded: one ZIP file in parts, with report.html, which needs nothing beside it,
+        report.json and the figures as PNG. NOT_FOUND where the job made none, FAILED_PRECONDITION while it is under way.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TrainingServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -128,6 +154,16 @@ def add_TrainingServiceServicer_to_server(servicer, server):
                     request_deserializer=inspectbus_dot_api_dot_v1_dot_training__pb2.CancelJobRequest.FromString,
                     response_serializer=inspectbus_dot_api_dot_v1_dot_training__pb2.CancelJobResponse.SerializeToString,
             ),
+            'CompareModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompareModels,
+                    request_deserializer=inspectbus_dot_api_dot_v1_dot_training__pb2.CompareModelsRequest.FromString,
+                    response_serializer=inspectbus_dot_api_dot_v1_dot_training__pb2.CompareModelsResponse.SerializeToString,
+            ),
+            'ReadReport': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadReport,
+                    request_deserializer=inspectbus_dot_api_dot_v1_dot_training__pb2.ReadReportRequest.FromString,
+                    response_serializer=inspectbus_dot_api_dot_v1_dot_training__pb2.ReadReportResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'inspectbus.api.v1.TrainingService', rpc_method_handlers)
@@ -137,7 +173,7 @@ def add_TrainingServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class TrainingService:
-    """Makes model versions from labelled images, one job at a time.
+    """Makes model versions from labelled images, and compares models on them, one job at a time.
     """
 
     @staticmethod
@@ -265,6 +301,60 @@ class TrainingService:
             '/inspectbus.api.v1.TrainingService/CancelJob',
             inspectbus_dot_api_dot_v1_dot_training__pb2.CancelJobRequest.SerializeToString,
             inspectbus_dot_api_dot_v1_dot_training__pb2.CancelJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompareModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inspectbus.api.v1.TrainingService/CompareModels',
+            inspectbus_dot_api_dot_v1_dot_training__pb2.CompareModelsRequest.SerializeToString,
+            inspectbus_dot_api_dot_v1_dot_training__pb2.CompareModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadReport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/inspectbus.api.v1.TrainingService/ReadReport',
+            inspectbus_dot_api_dot_v1_dot_training__pb2.ReadReportRequest.SerializeToString,
+            inspectbus_dot_api_dot_v1_dot_training__pb2.ReadReportResponse.FromString,
             options,
             channel_credentials,
             insecure,

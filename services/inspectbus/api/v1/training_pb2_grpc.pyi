@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class TrainingServiceStub:
-    """Makes model versions from labelled images, one job at a time."""
+    """Makes model versions from labelled images, and compares models on them, one job at a time."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -42,10 +42,18 @@ class TrainingServiceStub:
     """The present state at once, then every change, until the job has ended."""
     CancelJob: _grpc.UnaryUnaryMultiCallable[_training_pb2.CancelJobRequest, _training_pb2.CancelJobResponse]
     """Stops the job at its next step. The job may still succeed if it was nearly done."""
+    CompareModels: _grpc.UnaryUnaryMultiCallable[_training_pb2.CompareModelsRequest, _training_pb2.CompareModelsResponse]
+    """Every model of the literature beside the CNN, on one data set, as a job whose result is a report. Answers as soon as
+    the job is written down. It registers no model version and touches no alias.
+    """
+    ReadReport: _grpc.UnaryStreamMultiCallable[_training_pb2.ReadReportRequest, _training_pb2.ReadReportResponse]
+    """The report of a comparison that succeeded: one ZIP file in parts, with report.html, which needs nothing beside it,
+    report.json and the figures as PNG. NOT_FOUND where the job made none, FAILED_PRECONDITION while it is under way.
+    """
 
 @_typing.type_check_only
 class TrainingServiceAsyncStub(TrainingServiceStub):
-    """Makes model versions from labelled images, one job at a time."""
+    """Makes model versions from labelled images, and compares models on them, one job at a time."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     StartTraining: _aio.UnaryUnaryMultiCallable[_training_pb2.StartTrainingRequest, _training_pb2.StartTrainingResponse]  # type: ignore[assignment]
@@ -57,9 +65,17 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     """The present state at once, then every change, until the job has ended."""
     CancelJob: _aio.UnaryUnaryMultiCallable[_training_pb2.CancelJobRequest, _training_pb2.CancelJobResponse]  # type: ignore[assignment]
     """Stops the job at its next step. The job may still succeed if it was nearly done."""
+    CompareModels: _aio.UnaryUnaryMultiCallable[_training_pb2.CompareModelsRequest, _training_pb2.CompareModelsResponse]  # type: ignore[assignment]
+    """Every model of the literature beside the CNN, on one data set, as a job whose result is a report. Answers as soon as
+    the job is written down. It registers no model version and touches no alias.
+    """
+    ReadReport: _aio.UnaryStreamMultiCallable[_training_pb2.ReadReportRequest, _training_pb2.ReadReportResponse]  # type: ignore[assignment]
+    """The report of a comparison that succeeded: one ZIP file in parts, with report.html, which needs nothing beside it,
+    report.json and the figures as PNG. NOT_FOUND where the job made none, FAILED_PRECONDITION while it is under way.
+    """
 
 class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Makes model versions from labelled images, one job at a time."""
+    """Makes model versions from labelled images, and compares models on them, one job at a time."""
 
     @_abc_1.abstractmethod
     def StartTraining(
@@ -99,5 +115,25 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_training_pb2.CancelJobResponse, _abc.Awaitable[_training_pb2.CancelJobResponse]]:
         """Stops the job at its next step. The job may still succeed if it was nearly done."""
+
+    @_abc_1.abstractmethod
+    def CompareModels(
+        self,
+        request: _training_pb2.CompareModelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_pb2.CompareModelsResponse, _abc.Awaitable[_training_pb2.CompareModelsResponse]]:
+        """Every model of the literature beside the CNN, on one data set, as a job whose result is a report. Answers as soon as
+        the job is written down. It registers no model version and touches no alias.
+        """
+
+    @_abc_1.abstractmethod
+    def ReadReport(
+        self,
+        request: _training_pb2.ReadReportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_training_pb2.ReadReportResponse], _abc.AsyncIterator[_training_pb2.ReadReportResponse]]:
+        """The report of a comparison that succeeded: one ZIP file in parts, with report.html, which needs nothing beside it,
+        report.json and the figures as PNG. NOT_FOUND where the job made none, FAILED_PRECONDITION while it is under way.
+        """
 
 def add_TrainingServiceServicer_to_server(servicer: TrainingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

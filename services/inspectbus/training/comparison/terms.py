@@ -54,6 +54,8 @@ class Terms(BaseModel):
     """Fits timed for each width, of which the median counts."""
     spoiled: int = Field(default=200, ge=10)
     """Held-out images, at most, that the preprocessing table is made of."""
+    shortened: bool = False
+    """These are the terms of `quick`."""
 
     @classmethod
     def full(cls, plan: Plan, **asked: object) -> Self:
@@ -69,6 +71,7 @@ class Terms(BaseModel):
             "widths": QUICK_WIDTHS,
             "repeats": 1,
             "spoiled": 24,
+            "shortened": True,
         }
         shorter = plan.model_copy(update={"epochs": min(plan.epochs, QUICK_EPOCHS)})
         return cls.model_validate({"plan": shorter, **brief, **asked})
