@@ -89,6 +89,8 @@ def test_the_record_has_the_promised_shape_and_survives_json(whole: tuple[Compar
         for model in ("svm", "knn", "cnn")
     }
     assert record["split"]["held_out"] + record["split"]["train"] == record["data"]["images"] == 80
+    assert record["pointing"] is None, "nobody marked anything"
+    assert record["export"]["images"] == record["split"]["held_out"]
 
 
 def test_the_figures_are_scikit_learns_means_over_the_seeds(whole: tuple[CompareBench, Comparison]) -> None:
