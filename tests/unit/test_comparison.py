@@ -21,7 +21,7 @@ from inspectbus.stores.datasets import Item, Label, cut, split
 from inspectbus.stores.models import read_card
 from inspectbus.training import features
 from inspectbus.training.comparison import network
-from inspectbus.training.comparison.conductor import CNN_KEY, Comparison, Key
+from inspectbus.training.comparison.conductor import CNN_KEY, LIGHT_KEY, Comparison, Key
 from inspectbus.training.comparison.network import TrainedNetwork
 from inspectbus.training.comparison.record import as_record
 from inspectbus.training.comparison.terms import MODELS, Terms, known_models
@@ -86,7 +86,7 @@ def test_the_record_has_the_promised_shape_and_survives_json(whole: tuple[Compar
         (condition, steps, model)
         for condition in ("clean", "distortion", "motion blur", "noise", "all three")
         for steps in ("none", "denoise", "geometry", "all")
-        for model in ("svm", "knn", "cnn")
+        for model in ("svm", "knn", "cnn", "light")
     }
     assert record["split"]["held_out"] + record["split"]["train"] == record["data"]["images"] == 80
     assert record["pointing"] is None, "nobody marked anything"
@@ -109,6 +109,19 @@ def test_the_figures_are_scikit_learns_means_over_the_seeds(whole: tuple[Compare
         record["models"]["cnn"]["f1"]["mean"] - record["models"]["svm"]["f1"]["mean"], abs=1e-9
     )
     assert lead["low"] <= lead["mean"] <= lead["high"]
+
+
+def test_on_clean_images_the_preprocessing_table_says_what_the_first_table_says_of_the_first_seed(
+    bench: CompareBench,
+) -> None:
+    found = bench.compare(models=("svm",), spoiled=1000)
+
+    rows = {(row.model, row.condition, row.steps): row for row in found.preprocessing}
+    for key in (LIGHT_KEY, Key("svm", "frozen")):
+        answers = found.figures[key].answers[0]
+        row = rows[key.model, "clean", "none"]
+        assert row.f1 == pytest.approx(f1_score(found.exam.labels, answers.scores >= answers.threshold))
+        assert row.average_precision == pytest.approx(average_precision_score(found.exam.labels, answers.scores))
 
 
 def test_scratches_are_told_apart_better_than_by_light_or_by_chance(whole: tuple[CompareBench, Comparison]) -> None:
@@ -146,7 +159,7 @@ def test_only_the_models_asked_for_are_compared(bench: CompareBench) -> None:
     assert set(record["models"]) == {"svm", "floor"}
     assert "cnn_less_this" not in record["models"]["svm"]
     assert {each["model"] for each in record["dimensions"]} == {"svm"}
-    assert {each["model"] for each in record["preprocessing"]} == {"svm"}
+    assert {each["model"] for each in record["preprocessing"]} == {"svm", "light"}
 
 
 # --- the held-out part reaches nobody

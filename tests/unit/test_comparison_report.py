@@ -98,6 +98,7 @@ def test_floors_stand_in_every_table_of_models(found: Comparison, tmp_path: Path
     assert len(of_models) == 3
     (of_steps,) = (table for table in tables if "denoise" in table)
     assert "all defective" in of_steps
+    assert "grey and spread" in of_steps
     assert all("all defective" in table and "grey and spread" in table for table in of_models)
     assert any("by chance" in table for table in tables)
     assert all(name in of_models[0] for name in ("CNN", "SVM", "KNN", "BPN", "MLP"))

@@ -481,5 +481,6 @@ def _preprocessing(terms: Terms, lessons: Lessons, exam: Images, way: _Way) -> t
         card = lessons.networks[0].card
         cnn = Network(lessons.networks[0].network(), card.calibration, card.threshold)
     way.stage("preprocessing", len(CONDITIONS) * len(STEPS))
-    rows = preprocessing_table(items, lessons.cut, lessons.preparation, entrants, cnn, way.step)
+    floor = lessons.entrants[LIGHT_KEY][0]
+    rows = preprocessing_table(items, lessons.cut, lessons.preparation, entrants, floor, cnn, way.step)
     return rows, items

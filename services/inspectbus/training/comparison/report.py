@@ -70,7 +70,7 @@ def render(found: Comparison, record: dict[str, Any], pictures: dict[str, bytes]
         conditions=list(CONDITIONS),
         steps=STEPS,
         cells=cells,
-        tried=[name for name in ("svm", "knn", "cnn") if any(model == name for _, _, model in cells)],
+        tried=[name for name in ("svm", "knn", "cnn", "light") if any(model == name for _, _, model in cells)],
         first={name: _first(record, name) for name in ("f1", "average_precision")},
         shown=title(found.shown),
         heatmaps=any(each.explained for each in found.hardest),
