@@ -10,7 +10,7 @@ from inspectbus.stores.datasets import Dataset, open_dataset
 from inspectbus.training.comparison.conductor import Comparison, compare
 from inspectbus.training.comparison.terms import Terms
 from inspectbus.training.plan import Plan, Progress
-from tests.doubles.parts import TINY_BACKBONE, write_set, write_tiny_weights
+from tests.doubles.parts import TINY_BACKBONE, write_marks, write_set, write_tiny_weights
 
 BRIEF = {"candidates": 2, "rounds": 200, "widths": (1, 2, 8), "repeats": 1, "spoiled": 12}
 
@@ -18,9 +18,11 @@ BRIEF = {"candidates": 2, "rounds": 200, "widths": (1, 2, 8), "repeats": 1, "spo
 class CompareBench:
     """A data set, weights and a cache on one disk, to compare on as often as a test wants."""
 
-    def __init__(self, folder: Path, good: int = 48, defective: int = 32) -> None:
+    def __init__(self, folder: Path, good: int = 48, defective: int = 32, *, marked: bool = False) -> None:
         self.folder = folder
         self.root = write_set(folder / "plates", good, defective)
+        if marked:
+            write_marks(self.root)
         self.data = open_dataset(str(self.root))
         self.weights = write_tiny_weights(folder / f"{TINY_BACKBONE}.safetensors")
         self.told: list[Progress] = []

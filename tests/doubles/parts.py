@@ -52,6 +52,23 @@ def write_set(root: Path, good: int = 24, defective: int = 16, sizes: Sequence[t
     return root
 
 
+def scratch_mask(seed: int, *, width: int = 64, height: int = 64) -> NDArray[np.bool_]:
+    """bool (height, width): where the scratch of that plate lies."""
+    sound, scratched = (plate(seed, scratched=each, width=width, height=height) for each in (False, True))
+    return np.asarray((sound != scratched).any(axis=2))
+
+
+def write_marks(root: Path) -> Path:
+    """A mask of each scratch of a `write_set` of one size, 64x64, and the manifest that names them."""
+    (root / "masks").mkdir()
+    rows = ["file,mask", *(f"good/{file.name}," for file in sorted((root / "good").iterdir()))]
+    for number, file in enumerate(sorted((root / "defective").iterdir())):
+        cv2.imwrite(str(root / "masks" / file.name), 255 * scratch_mask(2 * number + 1).astype(np.uint8))
+        rows.append(f"defective/{file.name},masks/{file.name}")
+    (root / "manifest.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
 def write_tiny_weights(file: Path, seed: int = 0) -> Path:
     """Weights for the tiny backbone as a safetensors file: never trained, but used to the look of plates."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():

@@ -21,7 +21,7 @@ from inspectbus.stores.datasets import Item, Label, cut, split
 from inspectbus.stores.models import read_card
 from inspectbus.training import features
 from inspectbus.training.comparison import network
-from inspectbus.training.comparison.conductor import CNN_KEY, Comparison, Key
+from inspectbus.training.comparison.conductor import CNN_KEY, LIGHT_KEY, Comparison, Key
 from inspectbus.training.comparison.network import TrainedNetwork
 from inspectbus.training.comparison.record import as_record
 from inspectbus.training.comparison.terms import MODELS, Terms, known_models
@@ -86,9 +86,11 @@ def test_the_record_has_the_promised_shape_and_survives_json(whole: tuple[Compar
         (condition, steps, model)
         for condition in ("clean", "distortion", "motion blur", "noise", "all three")
         for steps in ("none", "denoise", "geometry", "all")
-        for model in ("svm", "knn", "cnn")
+        for model in ("svm", "knn", "cnn", "light")
     }
     assert record["split"]["held_out"] + record["split"]["train"] == record["data"]["images"] == 80
+    assert record["pointing"] is None, "nobody marked anything"
+    assert record["export"]["images"] == record["split"]["held_out"]
 
 
 def test_the_figures_are_scikit_learns_means_over_the_seeds(whole: tuple[CompareBench, Comparison]) -> None:
@@ -107,6 +109,19 @@ def test_the_figures_are_scikit_learns_means_over_the_seeds(whole: tuple[Compare
         record["models"]["cnn"]["f1"]["mean"] - record["models"]["svm"]["f1"]["mean"], abs=1e-9
     )
     assert lead["low"] <= lead["mean"] <= lead["high"]
+
+
+def test_on_clean_images_the_preprocessing_table_says_what_the_first_table_says_of_the_first_seed(
+    bench: CompareBench,
+) -> None:
+    found = bench.compare(models=("svm",), spoiled=1000)
+
+    rows = {(row.model, row.condition, row.steps): row for row in found.preprocessing}
+    for key in (LIGHT_KEY, Key("svm", "frozen")):
+        answers = found.figures[key].answers[0]
+        row = rows[key.model, "clean", "none"]
+        assert row.f1 == pytest.approx(f1_score(found.exam.labels, answers.scores >= answers.threshold))
+        assert row.average_precision == pytest.approx(average_precision_score(found.exam.labels, answers.scores))
 
 
 def test_scratches_are_told_apart_better_than_by_light_or_by_chance(whole: tuple[CompareBench, Comparison]) -> None:
@@ -144,7 +159,7 @@ def test_only_the_models_asked_for_are_compared(bench: CompareBench) -> None:
     assert set(record["models"]) == {"svm", "floor"}
     assert "cnn_less_this" not in record["models"]["svm"]
     assert {each["model"] for each in record["dimensions"]} == {"svm"}
-    assert {each["model"] for each in record["preprocessing"]} == {"svm"}
+    assert {each["model"] for each in record["preprocessing"]} == {"svm", "light"}
 
 
 # --- the held-out part reaches nobody
@@ -345,7 +360,7 @@ def test_many_unreadable_images_end_the_comparison_and_are_named(bench: CompareB
 
 
 @pytest.mark.parametrize("stage", ["reading", "features", "baselines, seed 0", "cnn, seed 0: training", "dimensions"])
-def test_a_cancelled_comparison_stops_where_it_is_and_leaves_nothing(bench: CompareBench, stage: str) -> None:
+def test_a_cancelled_comparison_stops_where_it_is_and_leaves_nothing_half_done(bench: CompareBench, stage: str) -> None:
     class Stopping(list[Progress]):
         def append(self, progress: Progress) -> None:
             super().append(progress)
@@ -358,7 +373,10 @@ def test_a_cancelled_comparison_stops_where_it_is_and_leaves_nothing(bench: Comp
         bench.compare()
 
     assert bench.told[-1].stage == stage
-    assert list((bench.folder / "trainings").iterdir()) == []
+    # A training that was done by then is kept for the next time.
+    kept = {file.name for file in bench.folder.glob("trainings/*/*")}
+    assert kept == ({"version", "times.json"} if stage == "dimensions" else set())
+    assert not list(bench.folder.glob("trainings/.part-*"))
 
 
 def test_images_asked_for_are_taken_of_both_parts_in_proportion(bench: CompareBench) -> None:

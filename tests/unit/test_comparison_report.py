@@ -14,10 +14,11 @@ import torch
 
 from inspectbus.errors import BadField, StorageFull
 from inspectbus.imaging.decoding import decode
-from inspectbus.training.comparison.bootstrap import Answers
-from inspectbus.training.comparison.conductor import Comparison
-from inspectbus.training.comparison.pictures import hardest_images
+from inspectbus.training.comparison.conductor import Comparison, Hard, Key
+from inspectbus.training.comparison.heatmaps import Pointing
 from inspectbus.training.comparison.report import empty_folder, write_report
+from inspectbus.training.export import Deviation
+from inspectbus.training.pointing import Agreement, Mean
 from tests.doubles.compared import CompareBench
 
 NEEDED = {
@@ -32,13 +33,14 @@ NEEDED = {
     "precision_recall.png",
     "reliability.png",
     "suspects.png",
+    "pointing.png",
 }
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     torch.set_num_threads(1)
-    return CompareBench(tmp_path_factory.mktemp("compared"), good=40, defective=24).compare(seeds=2)
+    return CompareBench(tmp_path_factory.mktemp("compared"), good=40, defective=24, marked=True).compare(seeds=2)
 
 
 class Page(HTMLParser):
@@ -96,7 +98,9 @@ def test_floors_stand_in_every_table_of_models(found: Comparison, tmp_path: Path
     assert len(of_models) == 3
     (of_steps,) = (table for table in tables if "denoise" in table)
     assert "all defective" in of_steps
+    assert "grey and spread" in of_steps
     assert all("all defective" in table and "grey and spread" in table for table in of_models)
+    assert any("by chance" in table for table in tables)
     assert all(name in of_models[0] for name in ("CNN", "SVM", "KNN", "BPN", "MLP"))
 
 
@@ -111,29 +115,88 @@ def test_a_file_name_cannot_write_the_page(found: Comparison, tmp_path: Path) ->
     assert nasty in page.text
 
 
-def test_the_hardest_images_are_the_surest_errors_of_the_cnn(found: Comparison) -> None:
-    # given a CNN that is sure of the opposite for one of each class, and right elsewhere
-    labels = found.exam.labels
-    scores = 0.1 + 0.8 * labels.astype(float)
-    missed, rejected = int(labels.argmax()), int(labels.argmin())
-    scores[missed], scores[rejected] = 0.01, 0.99
-    key = next(key for key in found.figures if key.model == "cnn")
-    figures = {**found.figures, key: replace(found.figures[key], answers=(Answers(scores, 0.5),))}
+def hard_of(found: Comparison, explained: bool) -> list[Hard]:
+    """Some marked images, as if they had been passed."""
+    assert found.pointing is not None
+    looks = [each.explained for each in found.pointing.shown[:2]]
+    return [Hard(look.item, 0.01, look if explained else None) for look in looks]
 
-    items, words = hardest_images(replace(found, figures=figures))
 
-    assert items == [found.exam.items[missed], found.exam.items[rejected]]
-    assert words == ["defective, score 0.01", "good, score 0.99"]
+def test_the_hardest_images_have_their_heatmaps_below(found: Comparison, tmp_path: Path) -> None:
+    heights = {}
+    for explained in (True, False):
+        folder = tmp_path / str(explained)
+        folder.mkdir()
+        record = write_report(replace(found, hardest=hard_of(found, explained)), folder)
+        heights[explained] = decode((folder / "hardest.png").read_bytes()).shape[0]
+        assert ("with its heatmap" in Page((folder / "report.html").read_text()).text) is explained
+        assert record["hardest"] == [
+            {"file": hard.item.name, "label": "defective", "score": 0.01} for hard in hard_of(found, explained)
+        ]
+    assert heights[True] == pytest.approx(2 * heights[False], abs=1)
+
+
+def pointing_of(found: Comparison, hits: float, left_out: tuple[str, ...] = ()) -> Pointing:
+    """Heatmaps that hit so often, with an interval of five points to each side, where chance hits 25 in 100."""
+    assert found.pointing is not None
+    agreement = Agreement(40, Mean(hits, hits - 0.05, hits + 0.05), 0.25, Mean(0.345, 0.3, 0.4), 0.125)
+    return replace(found.pointing, agreement=agreement, left_out=left_out)
+
+
+@pytest.mark.parametrize(
+    ("hits", "words", "others"),
+    [(0.755, "Hits lie above chance", "Hits do not lie"), (0.285, "Hits do not lie above chance", "Hits lie")],
+)
+def test_whether_heatmaps_fall_on_the_defect_is_told_beside_chance(
+    found: Comparison, tmp_path: Path, hits: float, words: str, others: str
+) -> None:
+    write_report(replace(found, pointing=pointing_of(found, hits, ("lost.png",))), tmp_path)
+
+    html = (tmp_path / "report.html").read_text()
+    (table,) = (table for table in re.findall(r"<table>.*?</table>", html, re.DOTALL) if "by chance" in table)
+    of_hits = [f"{100 * each:.1f}" for each in (hits, hits - 0.05, hits + 0.05, 0.25)]
+    assert re.findall(r"\d+\.\d", table) == [*of_hits, "34.5", "30.0", "40.0", "12.5"]
+    text = Page(html).text
+    assert words in text
+    assert others not in text
+    assert "A model can be right for a wrong reason. On the 40 held-out" in text
+    assert "lost.png" in text
+
+
+def test_masks_of_which_none_could_be_used_are_named_without_figures(found: Comparison, tmp_path: Path) -> None:
+    assert found.pointing is not None
+    nothing = replace(found.pointing, agreement=None, shown=[], left_out=("lost.png",))
+
+    record = write_report(replace(found, pointing=nothing), tmp_path)
+
+    assert record["pointing"] == {"images": 0, "left_out": ["lost.png"]}
+    assert not (tmp_path / "pointing.png").exists()
+    assert "lost.png" in Page((tmp_path / "report.html").read_text()).text
+
+
+def test_the_exports_deviation_and_verdicts_are_told(found: Comparison, tmp_path: Path) -> None:
+    for folder, differing, words in (("a", 0, "no verdict differs"), ("b", 3, "3 verdicts differ")):
+        (tmp_path / folder).mkdir()
+        exports = [Deviation(16, 2.5e-6, 0), Deviation(16, 1e-7, differing)]
+
+        record = write_report(replace(found, exports=exports), tmp_path / folder)
+
+        assert record["export"] == {"images": 16, "seeds": 2, "largest": 2.5e-6, "differing": differing}
+        text = Page((tmp_path / folder / "report.html").read_text()).text
+        assert f"at most 2.5e-06; {words}" in text
 
 
 def test_a_report_without_a_cnn_or_errors_still_stands(found: Comparison, tmp_path: Path) -> None:
     figures = {key: each for key, each in found.figures.items() if key.model != "cnn"}
 
-    write_report(replace(found, figures=figures, suspicion=None, points=[], preprocessing=[]), tmp_path)
+    bare = replace(found, figures=figures, shown=Key("svm", "frozen"), suspicion=None, points=[], preprocessing=[])
+
+    write_report(replace(bare, exports=[], hardest=[], pointing=None), tmp_path)
 
     names = {file.name for file in tmp_path.iterdir()}
-    assert not names & {"figure_7_accuracy.png", "figure_8_run_time.png", "suspects.png"}
-    assert "CNN leads" not in (tmp_path / "report.html").read_text()
+    assert not names & {"figure_7_accuracy.png", "figure_8_run_time.png", "suspects.png", "hardest.png", "pointing.png"}
+    page = (tmp_path / "report.html").read_text()
+    assert not any(words in page for words in ("CNN leads", "Heatmaps", "ONNX"))
 
 
 def test_a_folder_that_has_gone_is_told(found: Comparison, tmp_path: Path) -> None:

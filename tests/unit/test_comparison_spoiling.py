@@ -11,7 +11,8 @@ from inspectbus.domain.recipe import Geometry
 from inspectbus.imaging import Image
 from inspectbus.imaging.geometry import correct
 from inspectbus.imaging.preparation import prepare
-from inspectbus.training.comparison.preprocessing import CONDITIONS, DENOISE, treated
+from inspectbus.training.comparison.images import raw_light
+from inspectbus.training.comparison.preprocessing import CONDITIONS, DENOISE, light_of, treated
 from inspectbus.training.comparison.spoiling import (
     BLUR_ANGLE_DEG,
     FAULTS,
@@ -118,7 +119,19 @@ def test_all_steps_bring_a_picture_closer_to_the_clean_one_than_none() -> None:
     plain = Preparation(width=160, height=120)
     clean = prepare(picture, plain)
 
-    left = treated(picture, FAULTS, False, plain, seed=0)
-    mended = treated(picture, FAULTS, True, plain.model_copy(update={"denoise": DENOISE}), seed=0)
+    left = prepare(treated(picture, FAULTS, False, seed=0), plain)
+    mended = prepare(treated(picture, FAULTS, True, seed=0), plain.model_copy(update={"denoise": DENOISE}))
 
     assert miss(mended, clean) < 0.6 * miss(left, clean)
+
+
+def test_the_floor_sees_the_light_of_the_whole_picture_denoised_or_not() -> None:
+    picture = smooth(90, 130)
+    speckled = spoil(picture, ("noise",), seed=0)
+    plain = Preparation(illumination="flatten", width=64, height=64)
+    denoised = plain.model_copy(update={"denoise": DENOISE})
+
+    assert np.array_equal(light_of(picture, plain), raw_light(picture))
+    spread, less = light_of(speckled, plain)[1], light_of(speckled, denoised)[1]
+    assert less < spread
+    assert less == raw_light(cv2.medianBlur(speckled, 3))[1]

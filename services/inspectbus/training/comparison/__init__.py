@@ -12,6 +12,7 @@ held-out part, met here for the first time ────────────�
 | measures, bootstrap | figures with their intervals, alone and against the CNN |
 | subsets, dimensions, suspects | scores by kind of defect or part; over growing width; doubtful labels |
 | spoiling, preprocessing | spoiled images, corrected or not |
+| heatmaps | where the CNN looked, and whether the defect is there |
 | terms, conductor | what a comparison is told; the whole experiment in order |
 | record, pictures, report | report.json, figures as PNG, and report.html, which needs nothing beside it |
 """

@@ -1,7 +1,7 @@
 """The whole experiment, in an order that keeps the held-out part out of every choice.
 
 train part ─> learn: images, features, searches, CNN trainings, widths, suspects ─> Lessons
-held-out part, opened only now ─> examine: scores of every entrant ─> bootstrap ─> Comparison
+held-out part, opened only now ─> examine: scores of every entrant, heatmaps ─> bootstrap ─> Comparison
 
 `learn` is not given the held-out part, and `examine` chooses nothing.
 """
@@ -30,9 +30,11 @@ from inspectbus.training.comparison.bootstrap import Answers, Draws, draw
 from inspectbus.training.comparison.contenders import ALL_DEFECTIVE, BASELINES, LIGHT, Contender
 from inspectbus.training.comparison.dimensions import Narrowed, Point, narrow_all
 from inspectbus.training.comparison.dimensions import examine as examine_widths
+from inspectbus.training.comparison.heatmaps import Explained, Pointing, explained, masked, point
 from inspectbus.training.comparison.images import Images, raw_light, raw_pixels, read_images
 from inspectbus.training.comparison.inputs import Form, Projection, fitted_projection, frozen_features
 from inspectbus.training.comparison.learning import Entrant, Inputs, Judge, Learning, Part
+from inspectbus.training.comparison.measures import surest_errors
 from inspectbus.training.comparison.network import TrainedNetwork, Trainings, train_network
 from inspectbus.training.comparison.preprocessing import CONDITIONS, STEPS, Network, Row, preprocessing_table
 from inspectbus.training.comparison.searches import search
@@ -40,6 +42,7 @@ from inspectbus.training.comparison.subsets import Subsets, find_subsets
 from inspectbus.training.comparison.suspects import Suspicion, suspect
 from inspectbus.training.comparison.terms import CNN, Terms, known_models
 from inspectbus.training.evaluation import labels_of
+from inspectbus.training.export import Deviation
 from inspectbus.training.features import EXTRACT_BATCH, Cut, FeatureCache, cut_network
 from inspectbus.training.plan import Cancelled, Progress
 from inspectbus.training.trainer import ILLUMINATION, VALIDATION_SHARE, code_revision
@@ -48,6 +51,10 @@ OnProgress = Callable[[Progress], None]
 
 TIMED_IMAGES = 16
 """Held-out images on which the way from file to input is timed, thrice; the median counts."""
+
+
+HARDEST = 6
+"""Images of each kind of error that are shown; the worst first."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,17 @@ class Figures:
 
 
 @dataclass(frozen=True)
+class Hard:
+    """A held-out image that the shown model gets wrong."""
+
+    item: Item
+    score: float
+    """Mean over the seeds."""
+    explained: Explained | None
+    """By the CNN of seed 0; None for other models, and for a network without heatmaps."""
+
+
+@dataclass(frozen=True)
 class Comparison:
     """All that the report tells."""
 
@@ -94,6 +112,14 @@ class Comparison:
     figures: Mapping[Key, Figures]
     draws: Draws
     """By Key.name."""
+    exports: Sequence[Deviation]
+    """Of the CNN's exports on the held-out part, by seed; empty where there are none."""
+    shown: Key
+    """The model whose errors are shown: the CNN, or the best of the others where it was not asked for."""
+    hardest: Sequence[Hard]
+    """What that model gets most wrong: defective images passed, then good ones rejected."""
+    pointing: Pointing | None
+    """The CNN's heatmaps, of seed 0, against masks; None without masks, heatmaps or CNN."""
     subsets: Subsets
     points: Sequence[Point]
     preprocessing: Sequence[Row]
@@ -313,6 +339,7 @@ def _examined(terms: Terms, lessons: Lessons, parts: Split, way: _Way, cache: Fe
     if lessons.networks:
         way.stage("held-out part, cnn", len(exam.items) * len(lessons.networks))
         figures[CNN_KEY] = _network_answers(lessons.networks, terms.plan.epochs, exam, way)
+    exports = _exports(lessons.networks, figures[CNN_KEY].answers, exam, way) if lessons.networks else []
     way.stage("bootstrap", 1)
     draws = draw(
         exam.labels,
@@ -322,6 +349,8 @@ def _examined(terms: Terms, lessons: Lessons, parts: Split, way: _Way, cache: Fe
         seed=0,
     )
     way.step()
+    shown = _shown(figures, draws)
+    hardest, pointing = _explained(figures[shown].answers, lessons.networks, exam, way)
     points = examine_widths(lessons.narrowed, features, exam.labels)
     preprocessing, preprocessed = _preprocessing(terms, lessons, exam, way)
     lost = len(exam.lost) + len(lessons.images.lost)
@@ -335,6 +364,10 @@ def _examined(terms: Terms, lessons: Lessons, parts: Split, way: _Way, cache: Fe
         exam=exam,
         figures=figures,
         draws=draws,
+        exports=exports,
+        shown=shown,
+        hardest=hardest,
+        pointing=pointing,
         subsets=find_subsets(exam.items, exam.labels),
         points=points,
         preprocessing=preprocessing,
@@ -398,6 +431,42 @@ def _network_answers(networks: Sequence[TrainedNetwork], epochs: int, exam: Imag
     )
 
 
+def _exports(
+    networks: Sequence[TrainedNetwork], answers: Sequence[Answers], exam: Images, way: _Way
+) -> list[Deviation]:
+    way.stage("held-out part, exported cnn", len(exam.items) * len(networks))
+    found = [
+        trained.export_deviation(exam.items, each.scores, way.step)
+        for trained, each in zip(networks, answers, strict=True)
+    ]
+    return [each for each in found if each is not None]
+
+
+def _shown(figures: Mapping[Key, Figures], draws: Draws) -> Key:
+    if CNN_KEY in figures:
+        return CNN_KEY
+    return max(figures, key=lambda key: draws.plain[key.name]["average_precision"])
+
+
+def _explained(
+    answers: Sequence[Answers], networks: Sequence[TrainedNetwork], exam: Images, way: _Way
+) -> tuple[list[Hard], Pointing | None]:
+    """The errors of the model that gave `answers`, which is the CNN where there are networks."""
+    scores: Floats = np.mean([each.scores for each in answers], axis=0)
+    threshold = float(np.mean([each.threshold for each in answers]))
+    rows = surest_errors(exam.labels, scores, threshold, HARDEST)
+    looks: list[Explained | None] = [None] * len(rows)
+    pointing = None
+    if networks and (network := networks[0].network()).explains:
+        preparation, marked = networks[0].card.preparation, masked(exam.items)
+        way.stage("heatmaps", len(rows) + len(marked))
+        looks = list(explained(network, preparation, [exam.items[row] for row in rows]))
+        way.step(len(rows))
+        pointing = point(network, preparation, marked, way.step) if marked else None
+    hardest = [Hard(exam.items[row], float(scores[row]), look) for row, look in zip(rows, looks, strict=True)]
+    return hardest, pointing
+
+
 def _preprocessing(terms: Terms, lessons: Lessons, exam: Images, way: _Way) -> tuple[list[Row], Sequence[Item]]:
     items: Sequence[Item] = exam.items
     if len(items) > terms.spoiled:
@@ -412,5 +481,6 @@ def _preprocessing(terms: Terms, lessons: Lessons, exam: Images, way: _Way) -> t
         card = lessons.networks[0].card
         cnn = Network(lessons.networks[0].network(), card.calibration, card.threshold)
     way.stage("preprocessing", len(CONDITIONS) * len(STEPS))
-    rows = preprocessing_table(items, lessons.cut, lessons.preparation, entrants, cnn, way.step)
+    floor = lessons.entrants[LIGHT_KEY][0]
+    rows = preprocessing_table(items, lessons.cut, lessons.preparation, entrants, floor, cnn, way.step)
     return rows, items

@@ -62,6 +62,17 @@ def figures(labels: Labels, scores: Floats, threshold: float) -> dict[str, float
     return {name: float(value[0]) for name, value in found.items()}
 
 
+def surest_errors(labels: Labels, scores: Floats, threshold: float, count: int) -> list[int]:
+    """Rows of up to `count` defective images that were passed, the lowest score first, then of as many good ones that
+    were rejected, the highest first."""
+    rows: list[int] = []
+    for label, wrong in ((1, scores < threshold), (0, scores >= threshold)):
+        found = np.flatnonzero((labels == label) & wrong)
+        worst = np.argsort(scores[found] if label else -scores[found], kind="stable")[:count]
+        rows += [int(row) for row in found[worst]]
+    return rows
+
+
 def reliability(labels: Labels, scores: Floats) -> list[tuple[float, float, int]]:
     """(mean score, share defective, images) of each of ten equal bins that holds any."""
     bins = np.minimum((scores * BINS).astype(int), BINS - 1)

@@ -1,6 +1,7 @@
 """Our CNN as an entrant: trained as every other training, by way of a version folder, and judged from that folder.
 
-train side ─> trainer.train ─> version folder, kept ─> evaluation.judged ─> scores of the images to be examined
+train side ─> trainer.train ─> version folder, kept ─┬─> network ─> scores of the images to be examined ─┐
+                                                     └─> model.onnx ─> what it says of the same images ───┴> Deviation
 
 A training takes most of a comparison's time, and the same plan, data, weights and code end in the same version; so one
 that is done is kept, and a comparison that was interrupted, or is made again, takes it from there.
@@ -16,13 +17,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import structlog
 
 from inspectbus.domain.calibration import scored
-from inspectbus.domain.model_version import ModelCard
+from inspectbus.domain.model_version import EXPORT_FILE, ModelCard
 from inspectbus.errors import BadField, CorruptModel, NotFound
 from inspectbus.networks.classifier import Classifier
 from inspectbus.networks.pretrained import load_pretrained
@@ -31,7 +33,8 @@ from inspectbus.stores.datasets import Dataset, Item
 from inspectbus.stores.models import read_card
 from inspectbus.training import trainer
 from inspectbus.training.calibration import Floats
-from inspectbus.training.evaluation import judged
+from inspectbus.training.evaluation import judged_by, logits_of
+from inspectbus.training.export import Deviation, ScoreBatch, deviation, open_export, runtime_installed
 from inspectbus.training.plan import Plan, Progress
 
 log = structlog.get_logger(__name__)
@@ -56,13 +59,28 @@ class TrainedNetwork:
 
     def scores(self, items: Sequence[Item], tell: Callable[[int], None]) -> Floats:
         """(N,), 0 to 1, by the pixels, weights and calibration of the version. Raises BadField for no image."""
-        logits = np.full(len(items), np.nan)
-        for row, logit in judged(self.network(), self.card.preparation, items):
-            if np.isnan(logit):
-                raise BadField(f"{items[row].path} became unreadable while the comparison ran", field=items[row].name)
-            logits[row] = logit
-            tell(1)
+        logits = self._judged_by(partial(logits_of, self.network()), items, tell)
         return scored(logits, self.card.calibration)
+
+    def export_deviation(self, items: Sequence[Item], scores: Floats, tell: Callable[[int], None]) -> Deviation | None:
+        """How far what the version's export says of the items lies from `scores`, and how many verdicts differ.
+
+        None where the version has no export or ONNX Runtime is missing. Raises BadField as `scores` does.
+        """
+        if self.card.export is None or not runtime_installed():
+            return None
+        exported = self._judged_by(open_export(self.folder / EXPORT_FILE), items, tell)
+        thresholds = self.card.thresholds
+        return deviation(scores, exported, [thresholds.qualified_below, thresholds.defective_from])
+
+    def _judged_by(self, judge: ScoreBatch, items: Sequence[Item], tell: Callable[[int], None]) -> Floats:
+        found = np.full(len(items), np.nan)
+        for row, value in judged_by(judge, self.card.preparation, items):
+            if np.isnan(value):
+                raise BadField(f"{items[row].path} became unreadable while the comparison ran", field=items[row].name)
+            found[row] = value
+            tell(1)
+        return found
 
 
 class Trainings:

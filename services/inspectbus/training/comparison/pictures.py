@@ -9,6 +9,7 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -17,13 +18,16 @@ from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from inspectbus.domain.thresholds import Thresholds
+from inspectbus.imaging import Image
 from inspectbus.imaging.decoding import decode
 from inspectbus.stores.datasets import Item, Label
 from inspectbus.training.calibration import Floats
 from inspectbus.training.comparison.conductor import ALL_KEY, CNN_KEY, LIGHT_KEY, Comparison, Key
-from inspectbus.training.comparison.measures import FIXED_OVERKILL, figures, reliability
+from inspectbus.training.comparison.heatmaps import Explained, Marked
+from inspectbus.training.comparison.measures import FIXED_OVERKILL, calibration_error, figures, reliability
 from inspectbus.training.comparison.record import ordered
 from inspectbus.training.evaluation import confusion_of
+from inspectbus.training.pointing import agreement
 
 DPI = 110
 COLOURS = {
@@ -45,9 +49,13 @@ TITLES = {
     "light": "grey and spread",
     "all-defective": "all defective",
 }
-HARDEST = 6
-"""Of each kind of error; the worst first."""
 SUSPECTS = 12
+COLUMNS = 6
+"""Of a gallery."""
+FULL_LOGITS, OPACITY, STRONGEST = 4.0, 0.6, 0.85
+"""The colours of a heatmap, as inference/explanation.py has and explains them; a test holds both to one picture."""
+MARK = "#ff40ff"
+"""What people marked: magenta, which no heatmap has and few parts."""
 TILE = 160
 """Side of a picture in a gallery, pixels."""
 
@@ -70,8 +78,12 @@ def draw_all(found: Comparison, subsets: Mapping[str, Any]) -> Iterator[tuple[st
     yield "roc.png", png(_curves(found, _roc))
     yield "precision_recall.png", png(_curves(found, _precision_recall))
     yield "reliability.png", png(_reliability(found))
-    if (hardest := hardest_images(found))[1]:
-        yield "hardest.png", png(_gallery(*hardest))
+    if found.hardest:
+        words = [f"{each.item.label}, score {each.score:.2f}" for each in found.hardest]
+        looks = [each.explained for each in found.hardest if each.explained is not None]
+        yield "hardest.png", png(_gallery([each.item for each in found.hardest], words, looks))
+    if found.pointing is not None and found.pointing.shown:
+        yield "pointing.png", png(_pointing(found.pointing.shown))
     if found.suspicion is not None:
         rows = found.suspicion.suspects[:SUSPECTS]
         words = [
@@ -85,27 +97,6 @@ def png(figure: Figure) -> bytes:
     FigureCanvasAgg(figure)
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
-
-
-def leading(found: Comparison) -> Key:
-    """The model whose errors are shown: the CNN, or the best of the others where it was not asked for."""
-    if CNN_KEY in found.figures:
-        return CNN_KEY
-    return max(found.figures, key=lambda key: found.draws.plain[key.name]["average_precision"])
-
-
-def hardest_images(found: Comparison) -> tuple[list[Item], list[str]]:
-    """The held-out images that the leading model gets most wrong, by its mean score over the seeds; what it said."""
-    answers = found.figures[leading(found)].answers
-    scores: Floats = np.mean([each.scores for each in answers], axis=0)
-    threshold = float(np.mean([each.threshold for each in answers]))
-    chosen: list[int] = []
-    for label, passed in ((1, scores < threshold), (0, scores >= threshold)):
-        wrong = np.flatnonzero((found.exam.labels == label) & passed)
-        worst = np.argsort(scores[wrong] if label else -scores[wrong], kind="stable")[:HARDEST]
-        chosen += [int(row) for row in wrong[worst]]
-    words = [f"{found.exam.items[row].label}, score {scores[row]:.2f}" for row in chosen]
-    return [found.exam.items[row] for row in chosen], words
 
 
 def _new(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
@@ -266,13 +257,14 @@ def _reliability(found: Comparison) -> Figure:
     for key in ordered(found):
         if key.form == "raw" or key == ALL_KEY:
             continue
-        bins = reliability(found.exam.labels, _first(found, key)[0])
+        scores, _ = _first(found, key)
+        bins = reliability(found.exam.labels, scores)
         axis.plot(
             [score for score, _, _ in bins],
             [share for _, share, _ in bins],
             "o-",
             color=COLOURS[key.model],
-            label=TITLES[key.model],
+            label=f"{TITLES[key.model]}, ECE {100 * calibration_error(found.exam.labels, scores):.1f} %",
             markersize=4,
             linewidth=2 if key == CNN_KEY else 1,
         )
@@ -283,20 +275,62 @@ def _reliability(found: Comparison) -> Figure:
     return figure
 
 
-def _gallery(items: Sequence[Item], words: Sequence[str]) -> Figure:
-    columns = min(6, len(items))
-    rows = -(-len(items) // columns)
+def _gallery(items: Sequence[Item], words: Sequence[str], looks: Sequence[Explained] = ()) -> Figure:
+    """`looks`, where there are any, has one for each item: its heatmap stands below it."""
+    columns = min(COLUMNS, len(items))
+    each = 2 if looks else 1
+    rows = -(-len(items) // columns) * each
     figure, axes = _new(1.9 * columns, 2.35 * rows, rows, columns)
     for axis in axes:
         axis.set_axis_off()
-    for axis, item, said in zip(axes, items, words, strict=False):
+    for number, (item, said) in enumerate(zip(items, words, strict=True)):
+        band, column = divmod(number, columns)
+        axis = axes[band * each * columns + column]
         axis.imshow(_thumbnail(item))
-        axis.set_title(
-            f"{item.name.rpartition('/')[2][-24:]}\n{said}",
-            fontsize=6.5,
-            color="#b00020" if item.label is Label.DEFECTIVE else "#1b5e20",
+        _entitle(axis, item, said)
+        if looks:
+            _look(axes[(band * each + 1) * columns + column], looks[number])
+    return figure
+
+
+def _pointing(shown: Sequence[Marked]) -> Figure:
+    columns = min(COLUMNS, len(shown))
+    rows = -(-len(shown) // columns)
+    figure, axes = _new(1.9 * columns, 2.35 * rows, rows, columns)
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, marked in zip(axes, shown, strict=False):
+        alone = agreement([(marked.explained.heatmap, marked.mask)])
+        _look(axis, marked.explained)
+        axis.contour(marked.mask, levels=[0.5], colors=MARK, linewidths=1)
+        _entitle(
+            axis, marked.explained.item, f"{'hit' if alone.hits.mean else 'miss'}, {100 * alone.heat.mean:.0f} % inside"
         )
     return figure
+
+
+def _entitle(axis: Axes, item: Item, said: str) -> None:
+    axis.set_title(
+        f"{item.name.rpartition('/')[2][-24:]}\n{said}",
+        fontsize=6.5,
+        color="#b00020" if item.label is Label.DEFECTIVE else "#1b5e20",
+    )
+
+
+def _look(axis: Axes, look: Explained) -> None:
+    """In the proportions of the image as it was read, and in its coordinates."""
+    axis.imshow(painted(look.picture, look.heatmap), extent=(-0.5, look.width - 0.5, look.height - 0.5, -0.5))
+
+
+def painted(picture: Image, heatmap: NDArray[np.float32]) -> Image:
+    """The prepared picture with what speaks for DEFECTIVE over it, pixel for pixel as the line's evidence shows it."""
+    height, width = picture.shape[:2]
+    strength = np.maximum(heatmap, 0) / max(float(heatmap.max()), FULL_LOGITS)
+    heat = cv2.resize(strength.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+    colours = cv2.applyColorMap(np.rint(255 * STRONGEST * heat).astype(np.uint8), cv2.COLORMAP_TURBO)
+    cover = OPACITY * heat[:, :, None]
+    over: Image = np.rint(picture * (1 - cover) + colours[:, :, ::-1] * cover).astype(np.uint8)
+    return over
 
 
 def _thumbnail(item: Item) -> NDArray[np.uint8]:

@@ -1,7 +1,8 @@
 """What each step of preprocessing is worth: spoiled images, corrected or not, before models that learnt on clean ones.
 
-examined images ─> spoiled ─> geometry, denoising, or neither ─> the prepared size ─┬─> backbone ─> SVM, KNN
-                                                                                    └─> CNN
+examined images ─> spoiled ─> geometry, denoising, or neither ─┬─> the prepared size ─┬─> backbone ─> SVM, KNN
+                                                               │                      └─> CNN
+                                                               └─> mean grey and its spread ─> floor
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from inspectbus.imaging.preparation import prepare
 from inspectbus.networks.classifier import Classifier
 from inspectbus.stores.datasets import Item
 from inspectbus.training.calibration import Floats
+from inspectbus.training.comparison.contenders import LIGHT
+from inspectbus.training.comparison.images import raw_light
 from inspectbus.training.comparison.learning import Entrant, Inputs
 from inspectbus.training.comparison.measures import figures
 from inspectbus.training.comparison.spoiling import FAULTS, Fault, lens_of, spoil
@@ -52,6 +55,18 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Seen:
+    """What is read of the treated images."""
+
+    features: Inputs
+    """(N, F)."""
+    light: Inputs
+    """(N, 2), as images.raw_light has it."""
+    logits: Floats
+    """(N,), the CNN's; zeros without one."""
+
+
+@dataclass(frozen=True)
 class Network:
     """The CNN as this table judges by it."""
 
@@ -65,10 +80,14 @@ def preprocessing_table(
     cut: Cut,
     preparation: Preparation,
     entrants: Mapping[str, Entrant],
+    floor: Entrant,
     cnn: Network | None,
     tell: Callable[[int], None],
 ) -> list[Row]:
-    """`entrants` judge by the backbone's features. `tell` hears of each pass over the images, and may raise."""
+    """`entrants` judge by the backbone's features, `floor` by light alone.
+
+    `tell` hears of each pass over the images, and may raise.
+    """
     if not entrants and cnn is None:
         return []
     labels = labels_of(items)
@@ -83,11 +102,12 @@ def preprocessing_table(
                 form = preparation.model_copy(update={"denoise": DENOISE if denoise else preparation.denoise})
                 seen = _seen(items, faults, straighten, form, cut, cnn)
                 found = {
-                    name: figures(labels, entrant.scores(seen[0]), entrant.threshold)
+                    name: figures(labels, entrant.scores(seen.features), entrant.threshold)
                     for name, entrant in entrants.items()
                 }
+                found[LIGHT.name] = figures(labels, floor.scores(seen.light), floor.threshold)
                 if cnn is not None:
-                    found["cnn"] = figures(labels, scored(seen[1], cnn.calibration), cnn.threshold)
+                    found["cnn"] = figures(labels, scored(seen.logits, cnn.calibration), cnn.threshold)
                 known[straighten, denoise] = found
             rows += [
                 Row(condition, steps, model, each["accuracy"], each["f1"], each["average_precision"])
@@ -97,27 +117,31 @@ def preprocessing_table(
     return rows
 
 
-def treated(picture: Image, faults: tuple[Fault, ...], straighten: bool, form: Preparation, seed: int) -> Image:
-    """The picture spoiled, then corrected as a station would, in the size the networks take."""
+def treated(picture: Image, faults: tuple[Fault, ...], straighten: bool, seed: int) -> Image:
+    """The picture spoiled, then straightened as a station would, or not."""
     spoiled = spoil(picture, faults, seed)
-    if straighten:
-        spoiled = correct(spoiled, Geometry(lens=lens_of(picture)))
-    return prepare(spoiled, form)
+    return correct(spoiled, Geometry(lens=lens_of(picture))) if straighten else spoiled
+
+
+def light_of(picture: Image, form: Preparation) -> Inputs:
+    """(2,), of the picture denoised as the form has it but else untouched: evened out, its light would be gone."""
+    smallest, largest = 32, 2048
+    height, width = np.clip(picture.shape[:2], smallest, largest)
+    return raw_light(prepare(picture, Preparation(denoise=form.denoise, width=int(width), height=int(height))))
 
 
 def _seen(
     items: Sequence[Item], faults: tuple[Fault, ...], straighten: bool, form: Preparation, cut: Cut, cnn: Network | None
-) -> tuple[Inputs, Floats]:
-    """Features (N, F), and the CNN's logits (N,), of the treated images."""
-    features, logits = [], []
+) -> Seen:
+    features, light, logits = [], [], []
     for start in range(0, len(items), EXTRACT_BATCH):
-        batch = np.stack(
-            [
-                treated(decode(item.read()), faults, straighten, form, start + row)
-                for row, item in enumerate(items[start : start + EXTRACT_BATCH])
-            ]
-        )
+        pictures = [
+            treated(decode(item.read()), faults, straighten, start + row)
+            for row, item in enumerate(items[start : start + EXTRACT_BATCH])
+        ]
+        light += [light_of(picture, form) for picture in pictures]
+        batch = np.stack([prepare(picture, form) for picture in pictures])
         with torch.inference_mode():
             features.append(cut.lower(torch.from_numpy(batch)).float().numpy())
         logits.append(np.zeros(len(batch)) if cnn is None else logits_of(cnn.network, batch))
-    return np.concatenate(features), np.concatenate(logits)
+    return Seen(np.concatenate(features), np.stack(light), np.concatenate(logits))

@@ -1,6 +1,6 @@
 """report.json: the comparison in figures, for machines.
 
-Comparison ─> {"data", "split", "models", "raw_models", "floors", "dimensions", "preprocessing", ...}
+Comparison ─> {"data", "split", "models", "raw_models", "floors", "dimensions", "preprocessing", "pointing", ...}
 
 A model's measures are {"mean", "low", "high", "spread"}: the mean over seeds, its 95 % bootstrap interval over the
 examined images, and the standard deviation over seeds, 0 for one. `floor` is mean grey and its spread; it and calling
@@ -58,6 +58,11 @@ def as_record(found: Comparison) -> dict[str, Any]:
         "preprocessing_images": len(found.preprocessed),
         "preprocessing_floor": _floor(labels_of(found.preprocessed)),
         "subsets": subset_figures(found),
+        "hardest": [
+            {"file": each.item.name, "label": str(each.item.label), "score": each.score} for each in found.hardest
+        ],
+        "pointing": pointing(found),
+        "export": export(found),
         "suspects": suspects(found),
         "fixed_overkill": FIXED_OVERKILL,
         "predict_timed_on": TIMED_IMAGES,
@@ -101,6 +106,30 @@ def subset_figures(found: Comparison) -> dict[str, Any]:
         "words": found.subsets.words,
         "images": {name: len(each) for name, each in found.subsets.rows.items()},
         "models": rows,
+    }
+
+
+def pointing(found: Comparison) -> dict[str, Any] | None:
+    """How the CNN's heatmaps agree with masks: pointing.Agreement, and the images whose masks could not be used.
+
+    None where there are no masks or heatmaps; without figures where no mask could be used.
+    """
+    if found.pointing is None:
+        return None
+    agreement = found.pointing.agreement
+    return {**(asdict(agreement) if agreement else {"images": 0}), "left_out": list(found.pointing.left_out)}
+
+
+def export(found: Comparison) -> dict[str, Any] | None:
+    """How far the exports of the CNN's versions lie from PyTorch on the held-out images, and verdicts that differ, of
+    all seeds together; None where there is none."""
+    if not found.exports:
+        return None
+    return {
+        "images": len(found.exam.labels),
+        "seeds": len(found.exports),
+        "largest": max(each.largest for each in found.exports),
+        "differing": sum(each.differing for each in found.exports),
     }
 
 

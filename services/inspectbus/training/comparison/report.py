@@ -17,9 +17,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from inspectbus.errors import BadField, StorageFull
 from inspectbus.training.comparison.conductor import Comparison
-from inspectbus.training.comparison.pictures import TITLES, draw_all, leading, title
+from inspectbus.training.comparison.pictures import TITLES, draw_all, title
 from inspectbus.training.comparison.preprocessing import CONDITIONS, STEPS
 from inspectbus.training.comparison.record import as_record
+from inspectbus.training.pointing import TOLERANCE
 
 PAGE, RECORD = "report.html", "report.json"
 
@@ -69,9 +70,11 @@ def render(found: Comparison, record: dict[str, Any], pictures: dict[str, bytes]
         conditions=list(CONDITIONS),
         steps=STEPS,
         cells=cells,
-        tried=[name for name in ("svm", "knn", "cnn") if any(model == name for _, _, model in cells)],
+        tried=[name for name in ("svm", "knn", "cnn", "light") if any(model == name for _, _, model in cells)],
         first={name: _first(record, name) for name in ("f1", "average_precision")},
-        shown=title(leading(found)),
+        shown=title(found.shown),
+        heatmaps=any(each.explained for each in found.hardest),
+        tolerance=TOLERANCE,
         seeds=found.terms.seeds,
         models_asked=found.terms.models,
     )
