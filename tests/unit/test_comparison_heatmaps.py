@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -20,7 +19,6 @@ from inspectbus.domain.preparation import Preparation
 from inspectbus.errors import BadField
 from inspectbus.imaging.decoding import decode
 from inspectbus.imaging.preparation import prepare
-from inspectbus.inference import explanation
 from inspectbus.networks.classifier import Classifier
 from inspectbus.networks.trained import load_trained
 from inspectbus.stores.datasets import Item, Label, split
@@ -28,11 +26,9 @@ from inspectbus.stores.models import read_card
 from inspectbus.training.comparison.conductor import CNN_KEY, Comparison
 from inspectbus.training.comparison.heatmaps import Explained, explained, masked, point
 from inspectbus.training.comparison.measures import surest_errors
-from inspectbus.training.comparison.pictures import painted
 from inspectbus.training.comparison.record import as_record
 from tests.doubles.compared import CompareBench
 from tests.doubles.parts import scratch_mask
-from tests.doubles.pictures import textured
 from tests.doubles.tiny_model import BRIGHT, DARK, tiny_version
 
 Said = tuple[NDArray[np.float32], NDArray[np.float32]]
@@ -237,14 +233,6 @@ def test_more_images_than_a_batch_keep_their_order_and_size(network: Classifier,
 
 
 # --- what is shown
-
-
-def test_a_heatmap_has_the_colours_of_the_lines_evidence() -> None:
-    picture = textured(96, 128)
-    for heatmap in (np.array([[-3, 0.5], [2, 1]], np.float32), np.array([[-3, 0.5, 9]], np.float32)):
-        evidence: Any = decode(explanation.painted(picture, heatmap))
-
-        np.testing.assert_array_equal(painted(picture, heatmap), evidence)
 
 
 def test_the_surest_errors_come_first_and_defective_ones_before_good_ones() -> None:

@@ -10,7 +10,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
-from inspectbus.inference.explanation import FULL_LOGITS, painted
+from inspectbus.imaging.overlay import FULL_LOGITS, overlaid
+from inspectbus.inference.explanation import painted
 from tests.doubles.pictures import textured
 
 PICTURE = textured(96, 128)
@@ -59,3 +60,7 @@ def test_the_numbers_are_in_the_file_where_any_program_finds_them(shape: tuple[i
     assert image.size == (128, 96)
     assert told["unit"] == "logit"
     assert np.array(told["rows"]) == pytest.approx(heatmap, abs=1e-4)
+
+
+def test_the_png_holds_the_overlay_pixel_for_pixel() -> None:
+    assert (pixels_of(painted(PICTURE, HOT)) == overlaid(PICTURE, HOT)).all()

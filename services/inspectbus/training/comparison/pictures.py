@@ -9,7 +9,6 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -18,8 +17,8 @@ from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from inspectbus.domain.thresholds import Thresholds
-from inspectbus.imaging import Image
 from inspectbus.imaging.decoding import decode
+from inspectbus.imaging.overlay import overlaid
 from inspectbus.stores.datasets import Item, Label
 from inspectbus.training.calibration import Floats
 from inspectbus.training.comparison.conductor import ALL_KEY, CNN_KEY, LIGHT_KEY, Comparison, Key
@@ -52,8 +51,6 @@ TITLES = {
 SUSPECTS = 12
 COLUMNS = 6
 """Of a gallery."""
-FULL_LOGITS, OPACITY, STRONGEST = 4.0, 0.6, 0.85
-"""The colours of a heatmap, as inference/explanation.py has and explains them; a test holds both to one picture."""
 MARK = "#ff40ff"
 """What people marked: magenta, which no heatmap has and few parts."""
 TILE = 160
@@ -319,18 +316,7 @@ def _entitle(axis: Axes, item: Item, said: str) -> None:
 
 def _look(axis: Axes, look: Explained) -> None:
     """In the proportions of the image as it was read, and in its coordinates."""
-    axis.imshow(painted(look.picture, look.heatmap), extent=(-0.5, look.width - 0.5, look.height - 0.5, -0.5))
-
-
-def painted(picture: Image, heatmap: NDArray[np.float32]) -> Image:
-    """The prepared picture with what speaks for DEFECTIVE over it, pixel for pixel as the line's evidence shows it."""
-    height, width = picture.shape[:2]
-    strength = np.maximum(heatmap, 0) / max(float(heatmap.max()), FULL_LOGITS)
-    heat = cv2.resize(strength.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
-    colours = cv2.applyColorMap(np.rint(255 * STRONGEST * heat).astype(np.uint8), cv2.COLORMAP_TURBO)
-    cover = OPACITY * heat[:, :, None]
-    over: Image = np.rint(picture * (1 - cover) + colours[:, :, ::-1] * cover).astype(np.uint8)
-    return over
+    axis.imshow(overlaid(look.picture, look.heatmap), extent=(-0.5, look.width - 0.5, look.height - 0.5, -0.5))
 
 
 def _thumbnail(item: Item) -> NDArray[np.uint8]:
