@@ -57,6 +57,7 @@ from inspectbus.training.checkpoint import Checkpoint
 from inspectbus.training.features import Maps, cut_network
 from inspectbus.training.fitting import METHOD, WHOLE, Epoch, Source, Upper, fit
 from inspectbus.training.pixels import Pixels, from_pixels
+from inspectbus.training.plan import BATCH, Depth
 from inspectbus.training.precision import Precision, computing_in
 
 EVERYTHING = Augmentation(light=0.1, blur=1.0, noise=3.0, perspective=0.03)
@@ -67,7 +68,7 @@ NORMALISATION = Normalisation(mean=(127.0, 127.0, 127.0), std=(128.0, 128.0, 128
 class Case:
     """What is measured."""
 
-    depth: str
+    depth: Depth
     backbone: str
     side: int
     images: int
@@ -82,7 +83,7 @@ def measure(case: Case, folder: Path) -> dict[str, float]:
     rng = np.random.default_rng(0)
     upper, train, validation = _sources(case, rng, folder)
     method = WHOLE if case.depth == "whole" else METHOD
-    batches = list(train.shown(np.split(np.arange(case.images), case.images // METHOD.batch), rng))
+    batches = list(train.shown(np.split(np.arange(case.images), case.images // BATCH[case.depth]), rng))
     targets = rng.integers(0, 2, case.images).astype(np.float64)
     labels = rng.integers(0, 2, len(validation))
     bare: list[float] = []
@@ -118,7 +119,7 @@ def measure(case: Case, folder: Path) -> dict[str, float]:
         seed=0,
         after_epoch=after_epoch,
         after_step=after_step,
-        method=replace(method, patience=case.turns + 1),
+        method=replace(method, batch=BATCH[case.depth], patience=case.turns + 1),
         precision=case.precision,
         checkpoint=checkpoint,
     )

@@ -62,8 +62,10 @@ class Method:
 MEASURED = 16
 """Images of the batch that precision is measured on: some seconds at 300 pixels."""
 METHOD = Method()
-WHOLE = replace(METHOD, depthwise=True)
-"""From the pixels up, edges and textures are learnt by depthwise kernels as much as by any."""
+WHOLE = replace(METHOD, depthwise=True, decay=1.0, averaging=0.99)
+"""From the pixels up, edges and textures are learnt by depthwise kernels as much as by any, and at the same rate: with
+0.8 and 0.9 of the rate from layer to layer the validation loss on solar cells stayed higher (0.465 and 0.441 after nine
+of 14 epochs, against 0.44 after seven). Averages over an epoch's steps, not half of it."""
 
 
 class Source(Protocol):

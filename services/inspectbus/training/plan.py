@@ -12,6 +12,8 @@ from inspectbus.domain.names import Name
 from inspectbus.training.augmentation import Augmentation
 
 Depth = Literal["upper", "whole"]
+BATCH: Mapping[Depth, int] = {"upper": 32, "whole": 16}
+"""A whole network has more to learn, and takes smaller and so more steps for it at nearly the same price an image."""
 
 
 class Plan(BaseModel):
@@ -31,8 +33,8 @@ class Plan(BaseModel):
     """Side of the square input, pixels."""
     depth: Depth = "upper"
     """"upper": the lower part stays as it is, and learning takes minutes. "whole": every layer learns from pixels."""
-    batch: int = Field(default=32, ge=2, le=1024)
-    """Images per step."""
+    batch: int = Field(default_factory=lambda told: BATCH[told["depth"]], ge=2, le=1024)
+    """Images per step; by default the depth's."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """What layers compute with while they learn. "auto" measures where the whole network learns, so that two trainings
     of one seed may differ by rounding; in an upper part there is little to gain, and it is fp32."""
