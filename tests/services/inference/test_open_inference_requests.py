@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,7 @@ from inspectbus.inference.oip.tensors import HEATMAP, IMAGES, SCORE, outputs_of
 from inspectbus.networks import scorer
 from inspectbus.stores.models import read_card
 from tests.doubles.inference_service import PATIENCE_S, Running, TouchyEngine, field_of
+from tests.doubles.silent_client import SilentClient
 from tests.doubles.tiny_model import BRIGHT, DARK, SIDE, flat_image
 
 Open = Callable[..., Running]
@@ -293,6 +295,23 @@ def test_of_a_thousand_calls_at_once_those_beyond_the_limit_are_told_so(
         # Who asked whether it is ready may have held a place for a moment longer.
         assert late.count(grpc.StatusCode.OK) >= 7
         assert infer(raw(BRIGHT), timeout=PATIENCE_S).model_name == "tiny"
+
+
+def test_of_calls_whose_answers_are_never_read_no_pixels_are_kept(line: Running) -> None:
+    request = raw(*[DARK] * 100).SerializeToString()
+    with SilentClient(line.door.address) as silent:
+        silent.wait_answered(silent.call(METHOD, request))
+        tracemalloc.start()
+        try:
+            for _ in range(50):
+                silent.wait_answered(silent.call(METHOD, request))
+            gc.collect()
+            kept, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert len(silent.answered) == 51
+        assert kept < 10 * len(request)
+        assert infer(line, raw(DARK)).model_name == "tiny"
 
 
 def test_a_tensor_of_a_gigabyte_is_refused_by_its_size(line: Running) -> None:
