@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -166,12 +167,17 @@ class Batcher:
             self._lanes.put(item, item.lane)
             self._show_waiting()
             self._changed.notify_all()
+        # Weakly: were each to hold the other, pixels that were judged long ago would wait for the garbage collector.
+        waiting = weakref.ref(item)
         # After the lock is left: a future that is cancelled at this very moment calls back from here.
-        item.future.add_done_callback(lambda future: self._forget(item) if future.cancelled() else None)
+        item.future.add_done_callback(lambda future: self._forget(waiting()) if future.cancelled() else None)
         return item.future
 
-    def _forget(self, item: _Item) -> None:
-        """A cancelled call gives its place back at once, and not only when its turn comes."""
+    def _forget(self, item: _Item | None) -> None:
+        """A cancelled call gives its place back at once, and not only when its turn comes. None: it has come."""
+        self._metrics.dropped.labels("cancelled").inc()
+        if item is None:
+            return
         with self._changed:
             # Who takes an item out of its lane tells its future, so none is told twice.
             mine = item in self._lanes[item.lane]
@@ -180,7 +186,6 @@ class Batcher:
                 self._show_waiting()
         if mine:
             item.future.set_running_or_notify_cancel()
-        self._metrics.dropped.labels("cancelled").inc()
 
     def _show_waiting(self) -> None:
         for lane in Lane:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import ExitStack
@@ -267,6 +269,21 @@ def test_pixels_of_another_size_are_refused_by_name(opened: Open) -> None:
     with pytest.raises(BadField, match="5x4") as refused:
         opened().call(np.zeros((5, 4, 3), np.uint8))
     assert refused.value.field == "pixels"
+
+
+def test_pixels_are_let_go_when_their_frame_is_answered_and_not_when_the_collector_looks(opened: Open) -> None:
+    batcher = opened(size=1)
+    pixels = image(1)
+    seen = weakref.ref(pixels)
+    gc.disable()
+    try:
+        assert level_of(batcher.call(pixels)) == 1
+        del pixels
+        # The engine's thread still has the last batch at hand, until it takes the next.
+        assert level_of(batcher.call(image(2))) == 2
+        assert seen() is None
+    finally:
+        gc.enable()
 
 
 def test_closing_computes_what_waits_and_takes_nothing_more(engine: BrightnessEngine) -> None:
