@@ -153,6 +153,31 @@ def test_a_call_beyond_the_limit_is_refused_and_the_bus_is_not(engine: Brightnes
     assert all(9 not in batch for batch in engine.batches)
 
 
+def test_images_that_are_called_together_have_a_place_each_or_none_and_are_one_batch(
+    engine: BrightnessEngine, opened: Open
+) -> None:
+    batcher = opened(size=4, limit=3)
+    assert [level_of(future) for future in batcher.call_all([image(1), image(2), image(3)])] == [1, 2, 3]
+    engine.wait_entered()
+    busy(batcher, engine)
+    batcher.call(image(4))
+    with pytest.raises(QueueFull, match="1 images wait for the engine, of 3 that may; there is no room for 3 more"):
+        batcher.call_all([image(5), image(6), image(7)])
+    assert batcher.waiting == 1
+    fitting = batcher.call_all([image(8), image(9)])
+    engine.release()
+    assert [level_of(future) for future in fitting] == [8, 9]
+    assert engine.batches == [[1, 2, 3], [255], [4, 8, 9]]
+
+
+def test_one_image_of_another_size_takes_those_it_came_with_along(engine: BrightnessEngine, opened: Open) -> None:
+    batcher = opened()
+    with pytest.raises(BadField, match="5x4"):
+        batcher.call_all([image(1), np.zeros((SIDE + 1, SIDE, 3), np.uint8)])
+    assert level_of(batcher.call(image(2))) == 2
+    assert engine.batches == [[2]]
+
+
 def test_a_cancelled_call_gives_its_place_back_at_once_and_is_not_computed(
     engine: BrightnessEngine, opened: Open
 ) -> None:

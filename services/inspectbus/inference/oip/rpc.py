@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import Future
 from importlib.metadata import version
 
 import grpc
 
 from inspectbus.api.oip import open_inference_pb2 as oip
 from inspectbus.api.oip.open_inference_pb2_grpc import GRPCInferenceServiceServicer
-from inspectbus.errors import InspectBusError, ModelNotReady, NotFound, QueueFull
-from inspectbus.imaging import Image
-from inspectbus.inference.batcher import Batcher, Scored
+from inspectbus.errors import ModelNotReady, NotFound
 from inspectbus.inference.calls import answers, patience_of
 from inspectbus.inference.loader import Loader, Serving
 from inspectbus.inference.oip.request import images_of, output_names, preparation_hash_of
@@ -68,7 +65,7 @@ class OpenInferenceRpc(GRPCInferenceServiceServicer):
         names = output_names(request, card)
         images = images_of(request, card, self._settings.queue_limit)
         patience_s = patience_of(context, self._settings.call_patience_s)
-        asked = self._ask(images, serving.batcher, time.monotonic() + patience_s)
+        asked = serving.batcher.call_all(images, time.monotonic() + patience_s)
         return response_of(request, names, card, answers(asked, context, patience_s))
 
     def _serving(self, name: str, version: str) -> Serving:
@@ -84,21 +81,3 @@ class OpenInferenceRpc(GRPCInferenceServiceServicer):
                 f"there is no version {version!r} of {name} here; {card.version} is loaded", field="model_version"
             )
         return serving
-
-    def _ask(self, images: list[Image], batcher: Batcher, deadline_s: float) -> list[Future[Scored]]:
-        """All of them are in the queue then, or none. Raises QueueFull."""
-        # Asked beforehand: images that are put and taken back are places that others were refused.
-        if (waiting := batcher.waiting) + len(images) > self._settings.queue_limit:
-            raise QueueFull(
-                f"{waiting} images wait for the engine already, and {self._settings.queue_limit} may; "
-                f"there is no room for {len(images)} more, try again shortly"
-            )
-        asked: list[Future[Scored]] = []
-        try:
-            for image in images:
-                asked.append(batcher.call(image, deadline_s))
-        except InspectBusError:
-            for future in asked:
-                future.cancel()
-            raise
-        return asked
