@@ -21,6 +21,7 @@ from inspectbus.networks.scorer import Scorer
 from inspectbus.networks.trained import load_trained
 from inspectbus.stores.models import read_card
 from tests.doubles.inference_service import PATIENCE_S, Running, TouchyEngine
+from tests.doubles.prepared_frames import prepared_frame
 from tests.doubles.tiny_model import BRIGHT, DARK, SIDE, flat_image, tiny_version
 from tests.doubles.triton import RefusedError, TritonClient, fields_of
 
@@ -99,14 +100,16 @@ def test_metadata_tell_what_the_model_takes_and_gives(line: Running, version: Pa
 
 
 @pytest.mark.parametrize("levels", [(BRIGHT,), LEVELS * 4], ids=["one image", "twenty images"])
-def test_images_get_the_scores_and_verdicts_that_infer_gives(
+def test_images_get_the_scores_and_verdicts_that_the_bus_and_infer_give(
     start: Open, version: Path, triton: TritonClient, levels: tuple[int, ...]
 ) -> None:
-    # given what InferenceService says of the same pixels, by batches of the same size: others round differently
+    # given what the bus and InferenceService say of the same pixels, by batches of one size: others round differently
     line = start(model_dir=version, max_batch_size=1)
     line.wait_ready()
     calls = [InferRequest(pixels=to_pixels(flat_image(level))) for level in levels]
     expected = [line.stub.Infer(call, timeout=PATIENCE_S).judgement for call in calls]
+    decided = line.judge(*[prepared_frame(level) for level in levels])
+    assert [(each.score, each.verdict) for each in decided] == [(each.score, each.verdict) for each in expected]
     # when
     message, tensors = triton.infer(line.door.address, batch(*levels), request_id="4711")
     # then
