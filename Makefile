@@ -7,7 +7,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_ARGS ?=
-GENERATED := services/inspectbus/api/v1
+CONTRACTS := $(wildcard protos/inspectbus/api/*/*.proto)
+GENERATED := services/inspectbus/api
 
 FRAMES ?= 400
 FPS ?=
@@ -47,10 +48,10 @@ lint: $(VENV)/.test ## Format, and mend what can be mended
 	$(BIN)/ruff check --fix .
 
 .PHONY: protos
-protos: $(VENV)/.test ## Generate services/inspectbus/api/v1 from protos/
-	rm -f $(GENERATED)/*_pb2*.py $(GENERATED)/*_pb2*.pyi
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=services --mypy_out=quiet:services protos/inspectbus/api/v1/*.proto
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iprotos --grpc_python_out=services --mypy_grpc_out=quiet:services $$(grep -l '^service ' protos/inspectbus/api/v1/*.proto)
+protos: $(VENV)/.test ## Generate services/inspectbus/api from protos/
+	rm -f $(GENERATED)/*/*_pb2*.py $(GENERATED)/*/*_pb2*.pyi
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=services --mypy_out=quiet:services $(CONTRACTS)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iprotos --grpc_python_out=services --mypy_grpc_out=quiet:services $$(grep -l '^service ' $(CONTRACTS))
 
 .PHONY: clean
 clean: ## Remove the environment and everything a run left behind

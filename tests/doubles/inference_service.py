@@ -13,6 +13,8 @@ from queue import Queue
 
 import grpc
 import numpy as np
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 from prometheus_client.parser import text_string_to_metric_families
 
 from inspectbus.api.v1.decision_pb2 import Decision
@@ -119,3 +121,11 @@ class TouchyEngine:
         if output.heatmaps is not None:
             output.heatmaps[spoilt] = np.nan
         return output
+
+
+def field_of(error: grpc.RpcError) -> str:
+    """The request field that a refusal names."""
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # a failed call is both error and call
+    assert status is not None
+    bad = error_details_pb2.BadRequest()
+    return next((bad.field_violations[0].field for detail in status.details if detail.Unpack(bad)), "")

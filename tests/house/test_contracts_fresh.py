@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PROTOS = ROOT / "protos"
-GENERATED = ROOT / "services" / "inspectbus" / "api" / "v1"
+GENERATED = ROOT / "services" / "inspectbus" / "api"
 
 
 def test_generated_code_is_what_the_contracts_say(tmp_path: Path) -> None:
@@ -24,8 +24,11 @@ def test_generated_code_is_what_the_contracts_say(tmp_path: Path) -> None:
     generate(tmp_path, "python", "mypy", contracts)
     generate(tmp_path, "grpc_python", "mypy_grpc", services)
 
-    fresh = {path.name: path.read_text() for path in (tmp_path / "inspectbus" / "api" / "v1").iterdir()}
-    checked_in = {path.name: path.read_text() for path in GENERATED.glob("*_pb2*")}
+    fresh, checked_in = (
+        {str(path.relative_to(api)): path.read_text() for path in api.rglob("*_pb2*.py*") if path.suffix != ".pyc"}
+        for api in (tmp_path / "inspectbus" / "api", GENERATED)
+    )
+    assert fresh
     assert sorted(fresh) == sorted(checked_in), "run `make protos`"
     stale = [name for name, text in fresh.items() if text != checked_in[name]]
     assert stale == [], "run `make protos`, with the generators' versions of constraints.txt"
@@ -50,8 +53,8 @@ def test_dependencies_reach_back_no_further_than_generated_code_does() -> None:
     """It refuses to be imported beside a library older than its generator."""
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     floors = {name: floor for entry in declared for name, floor in re.findall(r"^([a-z]+)>=([\d.]+)", entry)}
-    protobuf = re.findall(r"Protobuf Python Version: ([\d.]+)", (GENERATED / "frame_pb2.py").read_text())
-    grpcio = re.findall(r"GRPC_GENERATED_VERSION = '([\d.]+)'", (GENERATED / "results_pb2_grpc.py").read_text())
+    protobuf = re.findall(r"Protobuf Python Version: ([\d.]+)", (GENERATED / "v1" / "frame_pb2.py").read_text())
+    grpcio = re.findall(r"GRPC_GENERATED_VERSION = '([\d.]+)'", (GENERATED / "v1" / "results_pb2_grpc.py").read_text())
 
     assert [floors["protobuf"], floors["grpcio"]] == [*protobuf, *grpcio]
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -138,40 +139,63 @@ class Batcher:
         A call that is cancelled, or whose deadline (monotonic seconds) passes before its turn, is not computed: its
         future is cancelled, or fails with TooLate.
         """
-        return self._put(_Item(image, Lane.LIVE, deadline_s), refusable=True)
+        (future,) = self.call_all([image], deadline_s)
+        return future
+
+    def call_all(self, images: Sequence[Image], deadline_s: float = math.inf) -> list[Future[Scored]]:
+        """For a caller who waits for every one of them: each as by `call`, and all have a place, or none."""
+        return self._put([_Item(image, Lane.LIVE, deadline_s) for image in images], refusable=True)
 
     def deliver(self, image: Image, lane: Lane) -> Future[Scored]:
         """For the bus, whose prefetch bounds what it brings. Never refused for want of room."""
-        return self._put(_Item(image, lane, math.inf), refusable=False)
+        (future,) = self._put([_Item(image, lane, math.inf)], refusable=False)
+        return future
 
     @property
     def waiting(self) -> int:
         with self._changed:
             return len(self._lanes)
 
-    def _put(self, item: _Item, *, refusable: bool) -> Future[Scored]:
-        if item.image.shape != self._slot.shape[1:]:
-            height, width, channels = item.image.shape
+    def _put(self, items: list[_Item], *, refusable: bool) -> list[Future[Scored]]:
+        for item in items:
+            self._check(item.image)
+        with self._changed:
+            if self._closing:
+                raise ModelNotReady("the service is stopping")
+            if refusable and len(self._lanes) + len(items) > self._queue_limit:
+                self._metrics.dropped.labels("queue_full").inc(len(items))
+                raise QueueFull(
+                    f"{len(self._lanes)} images wait for the engine, of {self._queue_limit} that may; "
+                    f"there is no room for {len(items)} more, try again shortly"
+                )
+            for item in items:
+                self._lanes.put(item, item.lane)
+            self._show_waiting()
+            self._changed.notify_all()
+        # After the lock is left: a future that is cancelled at this very moment calls back from here.
+        for item in items:
+            self._watch(item)
+        return [item.future for item in items]
+
+    def _check(self, image: Image) -> None:
+        if image.shape != self._slot.shape[1:]:
+            height, width, channels = image.shape
             expected = f"{self._slot.shape[1]}x{self._slot.shape[2]}"
             raise BadField(
                 f"pixels are {height}x{width} with {channels} channels; the model takes {expected} with 3",
                 field="pixels",
             )
-        with self._changed:
-            if self._closing:
-                raise ModelNotReady("the service is stopping")
-            if refusable and len(self._lanes) >= self._queue_limit:
-                self._metrics.dropped.labels("queue_full").inc()
-                raise QueueFull(f"{self._queue_limit} images wait for the engine already; try again shortly")
-            self._lanes.put(item, item.lane)
-            self._show_waiting()
-            self._changed.notify_all()
-        # After the lock is left: a future that is cancelled at this very moment calls back from here.
-        item.future.add_done_callback(lambda future: self._forget(item) if future.cancelled() else None)
-        return item.future
 
-    def _forget(self, item: _Item) -> None:
-        """A cancelled call gives its place back at once, and not only when its turn comes."""
+    def _watch(self, item: _Item) -> None:
+        # Weakly: were each to hold the other, pixels that were judged long ago would wait for the garbage collector.
+        waiting = weakref.ref(item)
+        item.future.add_done_callback(lambda future: self._forget(waiting()) if future.cancelled() else None)
+
+    def _forget(self, item: _Item | None) -> None:
+        """A cancelled call gives its place back at once, and not only when its turn comes. None: it has come."""
+        self._metrics.dropped.labels("cancelled").inc()
+        if item is None:
+            return
         with self._changed:
             # Who takes an item out of its lane tells its future, so none is told twice.
             mine = item in self._lanes[item.lane]
@@ -180,7 +204,6 @@ class Batcher:
                 self._show_waiting()
         if mine:
             item.future.set_running_or_notify_cancel()
-        self._metrics.dropped.labels("cancelled").inc()
 
     def _show_waiting(self) -> None:
         for lane in Lane:

@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
 from functools import partial
 from typing import NamedTuple
 
@@ -16,16 +16,15 @@ import grpc
 from inspectbus.api.v1 import inference_pb2, inference_pb2_grpc
 from inspectbus.api.v1.inference_pb2 import InferRequest, InferStreamRequest, InferStreamResponse, Judgement
 from inspectbus.domain.model_version import ModelCard
-from inspectbus.errors import InspectBusError, ModelNotReady, TooLate
+from inspectbus.errors import InspectBusError, ModelNotReady
 from inspectbus.imaging.pixels import from_pixels
 from inspectbus.inference.batcher import Scored
+from inspectbus.inference.calls import answers, patience_of
 from inspectbus.inference.loader import Loader
 from inspectbus.inference.settings import InferenceSettings
 from inspectbus.inference.verdict import verdict_of
 from inspectbus.runtime.refusals import refusal
 
-LONGEST_DEADLINE_S = 24 * 3600
-"""gRPC reports a call without a deadline as one of centuries."""
 LOOK_S = 0.5
 """How often a stream that has nothing to do looks whether its caller is still there."""
 
@@ -41,25 +40,15 @@ class InferenceRpc(inference_pb2_grpc.InferenceServiceServicer):
         self._settings = settings
 
     def Infer(self, request: InferRequest, context: grpc.ServicerContext) -> inference_pb2.InferResponse:
-        patience_s = self._patience_s(context)
+        patience_s = patience_of(context, self._settings.call_patience_s)
         asked = self._ask(request, time.monotonic() + patience_s)
-
-        def hung_up() -> None:
-            asked.scored.cancel()  # its place goes to another
-
-        if not context.add_callback(hung_up):
-            hung_up()
-        try:
-            scored = asked.scored.result(timeout=patience_s)
-        except (TimeoutError, CancelledError):
-            asked.scored.cancel()
-            raise TooLate("the call ended before its image was judged") from None
+        (scored,) = answers([asked.scored], context, patience_s)
         return inference_pb2.InferResponse(judgement=_judgement(asked.card, scored))
 
     def InferStream(
         self, requests: Iterator[InferStreamRequest], context: grpc.ServicerContext
     ) -> Iterator[InferStreamResponse]:
-        deadline_s = time.monotonic() + self._patience_s(context, default=math.inf)
+        deadline_s = time.monotonic() + patience_of(context, math.inf)
         stream = _Stream(requests, context, window=2 * self._settings.max_batch_size)
         return stream.answers(lambda request: self._ask(request, deadline_s))
 
@@ -92,12 +81,6 @@ class InferenceRpc(inference_pb2_grpc.InferenceServiceServicer):
         if request.preparation_hash:
             serving.check_preparation(request.preparation_hash)
         return _Asked(serving.card, serving.batcher.call(image, deadline_s))
-
-    def _patience_s(self, context: grpc.ServicerContext, default: float | None = None) -> float:
-        left = context.time_remaining()
-        if left is not None and left < LONGEST_DEADLINE_S:
-            return float(left)
-        return self._settings.call_patience_s if default is None else default
 
 
 class _Stream:

@@ -1,8 +1,8 @@
 """The inference service: how its parts are joined.
 
-bus ─> events ─┐
-               ├─> batcher ─> engine          loader: finds the model version, and opens engine and batcher
-gRPC ─> rpc ───┘
+bus ─> events ───┐
+                 ├─> batcher ─> engine          loader: finds the model version, and opens engine and batcher
+gRPC ─> rpc, oip ┘
 """
 
 from __future__ import annotations
@@ -12,18 +12,21 @@ from contextlib import ExitStack, contextmanager
 
 from prometheus_client import CollectorRegistry
 
+from inspectbus.api.oip import open_inference_pb2, open_inference_pb2_grpc
 from inspectbus.api.v1 import inference_pb2, inference_pb2_grpc
 from inspectbus.bus import Bus
 from inspectbus.inference import torch_engine
 from inspectbus.inference.events import subscribed
 from inspectbus.inference.evidence import EvidenceKeeper
 from inspectbus.inference.loader import Loader
+from inspectbus.inference.oip.rpc import OpenInferenceRpc
 from inspectbus.inference.rpc import InferenceRpc
 from inspectbus.inference.settings import InferenceSettings
 from inspectbus.runtime.rpc_server import Door, rpc_server
 from inspectbus.stores.frames import FrameStore, default_url
 
 _CONTRACT = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
+_STANDARD = open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
 
 @contextmanager
@@ -41,5 +44,9 @@ def open_service(settings: InferenceSettings, bus: Bus) -> Iterator[Door]:
         loader = house.enter_context(Loader(settings, registry))
         house.enter_context(subscribed(bus, loader, store, evidence, settings, registry))
         rpc = InferenceRpc(loader, settings)
-        contracts = {_CONTRACT: lambda server: inference_pb2_grpc.add_InferenceServiceServicer_to_server(rpc, server)}
+        oip = OpenInferenceRpc(loader, settings)
+        contracts = {
+            _CONTRACT: lambda server: inference_pb2_grpc.add_InferenceServiceServicer_to_server(rpc, server),
+            _STANDARD: lambda server: open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(oip, server),
+        }
         yield house.enter_context(rpc_server("inference", settings, registry, contracts))

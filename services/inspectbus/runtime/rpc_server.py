@@ -37,6 +37,10 @@ _RESPONSE_STREAM = {False: grpc.unary_stream_rpc_method_handler, True: grpc.stre
 
 MAX_MESSAGE_BYTES = 1000
 """Of an error. Its text travels several times in the trailers, and gRPC drops trailers beyond 8 KiB, status and all."""
+SPARE_STREAMS = 1024
+"""Of one connection, beside the calls in hand: calls that are being refused, and answers that nobody has read. A call's
+thread is free when its answer is made, so for a client that never reads answers would pile up for ever. Wide enough for
+a burst of calls to be refused by their status: what is beyond it hears UNAVAILABLE."""
 RETRY_HINT_S = 0.2
 """Told to callers of retryable errors: long enough for a batch to pass, short enough for a line."""
 
@@ -70,6 +74,7 @@ def rpc_server(
         options=[
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.max_send_message_length", settings.max_message_bytes),
+            ("grpc.max_concurrent_streams", settings.rpc_threads + SPARE_STREAMS),
             # Without this a second process takes the same port silently and half of the calls.
             ("grpc.so_reuseport", 0),
         ],

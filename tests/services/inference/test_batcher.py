@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import ExitStack
@@ -151,6 +153,31 @@ def test_a_call_beyond_the_limit_is_refused_and_the_bus_is_not(engine: Brightnes
     assert all(9 not in batch for batch in engine.batches)
 
 
+def test_images_that_are_called_together_have_a_place_each_or_none_and_are_one_batch(
+    engine: BrightnessEngine, opened: Open
+) -> None:
+    batcher = opened(size=4, limit=3)
+    assert [level_of(future) for future in batcher.call_all([image(1), image(2), image(3)])] == [1, 2, 3]
+    engine.wait_entered()
+    busy(batcher, engine)
+    batcher.call(image(4))
+    with pytest.raises(QueueFull, match="1 images wait for the engine, of 3 that may; there is no room for 3 more"):
+        batcher.call_all([image(5), image(6), image(7)])
+    assert batcher.waiting == 1
+    fitting = batcher.call_all([image(8), image(9)])
+    engine.release()
+    assert [level_of(future) for future in fitting] == [8, 9]
+    assert engine.batches == [[1, 2, 3], [255], [4, 8, 9]]
+
+
+def test_one_image_of_another_size_takes_those_it_came_with_along(engine: BrightnessEngine, opened: Open) -> None:
+    batcher = opened()
+    with pytest.raises(BadField, match="5x4"):
+        batcher.call_all([image(1), np.zeros((SIDE + 1, SIDE, 3), np.uint8)])
+    assert level_of(batcher.call(image(2))) == 2
+    assert engine.batches == [[2]]
+
+
 def test_a_cancelled_call_gives_its_place_back_at_once_and_is_not_computed(
     engine: BrightnessEngine, opened: Open
 ) -> None:
@@ -267,6 +294,21 @@ def test_pixels_of_another_size_are_refused_by_name(opened: Open) -> None:
     with pytest.raises(BadField, match="5x4") as refused:
         opened().call(np.zeros((5, 4, 3), np.uint8))
     assert refused.value.field == "pixels"
+
+
+def test_pixels_are_let_go_when_their_frame_is_answered_and_not_when_the_collector_looks(opened: Open) -> None:
+    batcher = opened(size=1)
+    pixels = image(1)
+    seen = weakref.ref(pixels)
+    gc.disable()
+    try:
+        assert level_of(batcher.call(pixels)) == 1
+        del pixels
+        # The engine's thread still has the last batch at hand, until it takes the next.
+        assert level_of(batcher.call(image(2))) == 2
+        assert seen() is None
+    finally:
+        gc.enable()
 
 
 def test_closing_computes_what_waits_and_takes_nothing_more(engine: BrightnessEngine) -> None:

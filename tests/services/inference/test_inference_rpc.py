@@ -8,9 +8,7 @@ from queue import Queue
 
 import grpc
 import pytest
-from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_status import rpc_status
 
 from inspectbus.api.v1.decision_pb2 import VERDICT_DEFECTIVE, VERDICT_HOLD, VERDICT_QUALIFIED
 from inspectbus.api.v1.inference_pb2 import InferRequest, InferResponse, InferStreamRequest, Judgement
@@ -23,7 +21,7 @@ from inspectbus.imaging.pixels import to_pixels
 from inspectbus.inference.service import open_service
 from inspectbus.inference.settings import InferenceSettings
 from inspectbus.stores.models import ModelStore, read_card
-from tests.doubles.inference_service import PATIENCE_S, Running, TouchyEngine
+from tests.doubles.inference_service import PATIENCE_S, Running, TouchyEngine, field_of
 from tests.doubles.model_owner import model_owner
 from tests.doubles.prepared_frames import prepared_frame
 from tests.doubles.tiny_model import BRIGHT, DARK, SIDE, flat_image, tiny_version
@@ -38,14 +36,6 @@ def pixels(level: int) -> Pixels:
 
 def infer(line: Running, level: int, **how: float) -> Judgement:
     return line.stub.Infer(InferRequest(pixels=pixels(level)), timeout=how.get("timeout", PATIENCE_S)).judgement
-
-
-def field_of(error: grpc.RpcError) -> str:
-    """The request field that a refusal names."""
-    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # a failed call is both error and call
-    assert status is not None
-    bad = error_details_pb2.BadRequest()
-    return next((bad.field_violations[0].field for detail in status.details if detail.Unpack(bad)), "")
 
 
 def test_an_image_is_judged_and_leaves_no_record(start: Open, version: Path) -> None:

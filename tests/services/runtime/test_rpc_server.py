@@ -26,6 +26,7 @@ from inspectbus.errors import BadField, ModelNotReady, NotPossibleNow
 from inspectbus.runtime.identity import LOCAL_ADMIN, Identity, caller
 from inspectbus.runtime.rpc_server import RETRY_HINT_S, Door, rpc_server
 from inspectbus.runtime.settings import ServiceSettings
+from tests.doubles.silent_client import SilentClient
 
 SERVICE = "inspectbus.api.v1.AcquisitionService"
 PATIENCE_S = 10.0
@@ -305,6 +306,21 @@ def test_one_call_more_than_there_are_threads_is_told_so_and_not_queued(scripted
         finish.set()
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert first.result().station.line == "first"
+
+
+def test_a_client_that_never_reads_is_refused_when_its_answers_have_piled_up_and_others_are_served(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inspectbus.runtime.rpc_server.SPARE_STREAMS", 12)
+    settings = ServiceSettings(drain_s=5, rpc_threads=4)
+    request = pb.GetStationRequest(line="x" * 1000).SerializeToString()
+    with open_door(scripted, settings=settings) as door, SilentClient(door.address) as silent:
+        for _ in range(40):
+            silent.wait_answered(silent.call(f"/{SERVICE}/GetStation", request))
+        assert (len(silent.answered), len(silent.ended)) == (12 + 4, 40 - 12 - 4)
+        assert len(scripted.callers) == len(silent.answered)
+        with grpc.insecure_channel(door.address) as channel:
+            assert ask(Stub(channel)).line == "line-1"
 
 
 def test_a_taken_port_is_an_error_that_names_it(door: Door) -> None:
