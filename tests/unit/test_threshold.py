@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import f1_score
 
 from inspectbus.training.calibration import Floats, Labels
-from inspectbus.training.threshold import best_f1_threshold, stable_threshold
+from inspectbus.training.threshold import CLEARANCE, best_f1_threshold, clear_of, stable_threshold
 
 
 def sample(count: int, apart: float, seed: int = 0) -> tuple[Labels, Floats]:
@@ -52,3 +52,36 @@ def test_the_same_seed_gives_the_same_threshold() -> None:
     labels, logits = sample(200, 1.0)
 
     assert stable_threshold(labels, logits, seed=4) == stable_threshold(labels, logits, seed=4)
+
+
+def test_the_best_threshold_never_lies_between_scores_that_rounding_could_swap() -> None:
+    # given the best divide of all between two scores that are as good as one
+    labels, scores = np.array([0, 0, 0, 1, 1, 1]), np.array([0.1, 0.2, 0.5, 0.5 + 1e-6, 0.7, 0.9])
+
+    found = best_f1_threshold(labels, scores)
+
+    assert np.abs(scores - found).min() >= CLEARANCE
+    assert f1_score(labels, scores >= found) == max(f1_score(labels, scores >= one) for one in (0.35, 0.6))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_score_lies_near_the_stable_threshold_even_where_scores_are_dense(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    # Five thousand scores and their twins, a millionth away.
+    scores = np.repeat(rng.random(5000), 2) + np.tile([0, 1e-6], 5000)
+    labels = (rng.random(10_000) < scores).astype(np.int64)
+
+    found = stable_threshold(labels, scores, seed, rounds=20)
+
+    assert np.abs(scores - found).min() >= CLEARANCE
+
+
+def test_a_threshold_in_a_crowd_moves_to_the_nearest_gap() -> None:
+    scores = np.array([0.2, 0.3, 0.3 + 1e-6, 0.3 + 2e-6, 0.5])
+
+    assert clear_of(scores, 0.300001) == pytest.approx(0.25)
+    assert clear_of(scores, 0.41) == 0.41
+
+
+def test_scores_that_are_all_one_leave_the_threshold_where_it_is() -> None:
+    assert clear_of(np.full(4, 0.5), 0.5) == 0.5
