@@ -17,6 +17,7 @@ RUN_ARGS ?=
 OUT ?= .inspectbus/report
 SEEDS ?= 1
 COMPARE_ARGS ?=
+WORKERS ?= 2
 
 .PHONY: help
 help: ## List the chores
@@ -31,12 +32,12 @@ compare: $(VENV)/.run ## Every model on solar cells, or on DATA=, as a report in
 	$(BIN)/inspectbus compare "$(or $(DATA),elpv)" --out "$(OUT)" --seeds $(SEEDS) $(COMPARE_ARGS)
 
 .PHONY: test
-test: $(VENV)/.test servers ## Lint, types, contracts and every test
+test: $(VENV)/.test servers ## Lint, types, contracts and every test (WORKERS= processes)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	cd protos && ../$(BIN)/buf lint
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 .PHONY: soak
 soak: $(VENV)/.test servers ## The long fault tests, with their figures
