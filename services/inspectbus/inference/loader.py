@@ -20,7 +20,7 @@ import structlog
 from inspectbus.domain.model_version import ModelCard
 from inspectbus.errors import InspectBusError, NotPossibleNow
 from inspectbus.inference.batcher import Batcher, BatcherMetrics
-from inspectbus.inference.engine import Engine, open_engine
+from inspectbus.inference.engine import FORMS, Engine, Place, open_engine
 from inspectbus.inference.pinned import check_pinned
 from inspectbus.inference.settings import InferenceSettings
 from inspectbus.runtime.watchdog import Watchdog
@@ -153,8 +153,15 @@ class Loader:
 
     def _open(self, folder: Path, card: ModelCard, alias: str) -> Serving:
         settings = self._settings
-        engine = open_engine(folder, card, settings.device, settings.threads)
-        check_pinned(lambda images: engine.infer(images).scores, folder, card, settings.max_batch_size)
+        place = Place(settings.device, settings.threads, settings.streams)
+        engine = open_engine(settings.engine, folder, card, place)
+        check_pinned(
+            lambda images: engine.infer(images).scores,
+            folder,
+            card,
+            settings.max_batch_size,
+            verdicts=FORMS[settings.engine].reduced,
+        )
         batcher = Batcher(
             engine,
             card.preparation.height,

@@ -39,10 +39,14 @@ class InferenceSettings(ServiceSettings):
     model_patience_s: Seconds = 10.0
     """How long a frame from the bus may wait for a first model before it is held: services start in any order."""
 
+    engine: Literal["torch", "torch-bf16", "onnxruntime", "onnxruntime-tensorrt"] = "torch"
+    """What runs the network; bf16 is half precision, which must keep every verdict of the version's pinned images."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the network runs; auto takes CUDA where torch sees it."""
+    """Where the network runs; auto takes CUDA where the engine sees it."""
+    streams: PositiveInt = Field(default=1, le=64)
+    """Batches that the engine computes side by side."""
     threads: NonNegativeInt = Field(default=0, le=256)
-    """Processor threads per forward pass; 0 leaves it to torch."""
+    """Processor threads for each stream; 0 shares what the machine has."""
 
     max_batch_size: PositiveInt = Field(default=8, le=512)
     """Frames per forward pass; bounded by GPU memory at the largest input size."""
