@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnx
@@ -21,13 +22,14 @@ from inspectbus.domain.preparation import Preparation
 from inspectbus.errors import BadField, CorruptModel, NotPossibleNow
 from inspectbus.inference.engine import FORMS, Engine, Images, Output, Place, check_engine, open_engine
 from inspectbus.inference.pinned import check_pinned
+from inspectbus.inference.settings import InferenceSettings
 from inspectbus.stores.models import read_card
 from tests.doubles.tiny_model import BRIGHT, DARK, flat_image, tiny_version
 
 WIDTH, HEIGHT = 128, 64
 PATIENCE_S = 30.0
 BY_EXPORT = [name for name in FORMS if not name.startswith("torch")]
-LIBRARIES = {"torch": "torch_engine", "onnxruntime": "onnx_engine"}
+LIBRARIES = {"torch": "torch_engine", "onnxruntime": "onnx_engine", "openvino": "openvino_engine"}
 """And the module of ours that alone imports each."""
 
 
@@ -212,22 +214,36 @@ def test_a_truncated_export_is_refused_by_its_name(name: str, share: float, vers
 
 
 @pytest.mark.parametrize("name", BY_EXPORT)
+@pytest.mark.parametrize("weights", ["network.backbone.conv_stem.weight", "network.head.weight"])
 def test_an_export_whose_weights_are_no_numbers_fails_its_first_pinned_image(
-    name: str, version: Path, tmp_path: Path
+    name: str, weights: str, version: Path, tmp_path: Path
 ) -> None:
-    # Given an export with a NaN among its weights
+    # Given an export with a NaN among its weights, and a card that agrees
     graph = onnx.load(version / EXPORT_FILE)
-    weights = next(each for each in graph.graph.initializer if each.name == "network.head.weight")
-    spoilt = numpy_helper.to_array(weights).copy()
+    found = next(each for each in graph.graph.initializer if each.name == weights)
+    spoilt = numpy_helper.to_array(found).copy()
     spoilt.flat[0] = np.nan
-    weights.CopyFrom(numpy_helper.from_array(spoilt, weights.name))
+    found.CopyFrom(numpy_helper.from_array(spoilt, weights))
     folder, card = with_export(tmp_path, version, graph.SerializeToString())
     engine = open_engine(available(name), folder, card, Place("cpu", threads=1))
 
     # Then the gate refuses the engine, by the image's name
-    with pytest.raises(CorruptModel, match="nan") as refused:
+    with pytest.raises(CorruptModel) as refused:
         check_pinned(lambda images: engine.infer(images).scores, folder, card, 2)
     assert refused.value.field == card.pinned[0].file
+
+
+@pytest.mark.parametrize("name", BY_EXPORT)
+def test_what_is_computed_without_numbers_is_no_score(name: str, version: Path, tmp_path: Path) -> None:
+    """Some libraries' clamp makes 0 of NaN, which would call each part good."""
+    graph = onnx.load(version / EXPORT_FILE)
+    stem = next(each for each in graph.graph.initializer if each.name.startswith("network.backbone.conv_stem"))
+    stem.CopyFrom(numpy_helper.from_array(np.full_like(numpy_helper.to_array(stem), np.inf), stem.name))
+    folder, card = with_export(tmp_path, version, graph.SerializeToString())
+
+    scores = open_engine(available(name), folder, card, Place("cpu", threads=1)).infer(pictures(2)).scores
+
+    assert np.isnan(scores).all()
 
 
 @pytest.mark.parametrize("name", BY_EXPORT)
@@ -236,7 +252,7 @@ def test_a_version_from_before_there_were_exports_is_refused_by_what_it_lacks(
 ) -> None:
     card = read_card(version).model_copy(update={"export": None})
 
-    with pytest.raises(NotPossibleNow, match=r"no model\.onnx.*set `engine` to torch") as refused:
+    with pytest.raises(NotPossibleNow, match=r"before versions had model\.onnx.*set `engine` to torch") as refused:
         open_engine(available(name), version, card, Place("cpu"))
 
     assert refused.value.field == "engine"
@@ -270,6 +286,11 @@ def test_a_device_that_is_not_there_is_refused(name: str, version: Path) -> None
         with pytest.raises(NotPossibleNow) as refused:
             ask()
         assert refused.value.field == "device"
+
+
+def test_every_engine_can_be_asked_for_by_the_setting() -> None:
+    asked = set(get_args(InferenceSettings.model_fields["engine"].annotation)) - {"auto"}
+    assert asked == set(FORMS)
 
 
 def test_a_name_nobody_has_is_refused_with_those_there_are() -> None:

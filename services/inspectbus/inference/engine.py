@@ -114,14 +114,40 @@ def _check_onnxruntime(device: Device, *, tensorrt: bool = False) -> None:
 
 
 def _onnxruntime(folder: Path, card: ModelCard, place: Place, *, tensorrt: bool = False) -> Engine:
+    file = _export_of(folder, card)
     from inspectbus.inference.onnx_engine import OnnxEngine
 
-    return OnnxEngine(folder, card, place, tensorrt=tensorrt)
+    return OnnxEngine(file, place, tensorrt=tensorrt)
+
+
+def _check_openvino(device: Device, *, bf16: bool = False) -> None:
+    from inspectbus.inference.openvino_engine import check_processor
+
+    check_processor(device, bf16=bf16)
+
+
+def _openvino(folder: Path, card: ModelCard, place: Place, *, bf16: bool = False) -> Engine:
+    file = _export_of(folder, card)
+    from inspectbus.inference.openvino_engine import OpenVinoEngine
+
+    return OpenVinoEngine(file, place, bf16=bf16)
+
+
+def _export_of(folder: Path, card: ModelCard) -> Path:
+    if card.export is None:
+        raise NotPossibleNow(
+            f"{card.name} {card.version} was made before versions had {EXPORT_FILE}, which this engine runs: "
+            "train it anew, or set `engine` to torch",
+            field="engine",
+        )
+    return folder / EXPORT_FILE
 
 
 _forms = (
     Form("torch", "inference", _check_torch, _torch),
     Form("onnxruntime", "inference", _check_onnxruntime, _onnxruntime),
+    Form("openvino", "openvino", _check_openvino, _openvino),
+    Form("openvino-bf16", "openvino", partial(_check_openvino, bf16=True), partial(_openvino, bf16=True), reduced=True),
     Form("torch-bf16", "inference", partial(_check_torch, bf16=True), partial(_torch, bf16=True), reduced=True),
     Form(
         "onnxruntime-tensorrt",
@@ -160,14 +186,3 @@ def _translated(name: str) -> Iterator[Form]:
             f"engine {name} cannot be loaded: {error}; install inspectbus[{form.extra}], or set `engine` to another",
             field="engine",
         ) from error
-
-
-def export_of(folder: Path, card: ModelCard, engine: str) -> Path:
-    """model.onnx of a version. Raises NotPossibleNow where it was made before there were exports."""
-    if card.export is None:
-        raise NotPossibleNow(
-            f"{card.name} {card.version} has no {EXPORT_FILE}, which engine {engine} runs: "
-            "train it anew, or set `engine` to torch",
-            field="engine",
-        )
-    return folder / EXPORT_FILE

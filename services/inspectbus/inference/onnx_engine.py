@@ -12,9 +12,9 @@ from pathlib import Path
 import onnxruntime
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidProtobuf
 
-from inspectbus.domain.model_version import EXPORT_FILE, ModelCard
+from inspectbus.domain.model_version import EXPORT_FILE
 from inspectbus.errors import CorruptModel, NotPossibleNow
-from inspectbus.inference.engine import Device, Images, Output, Place, export_of
+from inspectbus.inference.engine import Device, Images, Output, Place
 
 Providers = list[str | tuple[str, dict[str, str]]]
 
@@ -29,8 +29,7 @@ DEVICES = {CPU: "cpu", CUDA: "cuda", TENSORRT: "cuda: TensorRT"}
 
 
 class OnnxEngine:
-    def __init__(self, folder: Path, card: ModelCard, place: Place, *, tensorrt: bool = False) -> None:
-        file = export_of(folder, card, "onnxruntime")
+    def __init__(self, file: Path, place: Place, *, tensorrt: bool = False) -> None:
         providers = chosen_providers(place.device, tensorrt=tensorrt)
         options = onnxruntime.SessionOptions()
         # The caller's thread works too: a pool of n has n - 1 helpers, here those of all streams together.

@@ -39,7 +39,7 @@ class InferenceSettings(ServiceSettings):
     model_patience_s: Seconds = 10.0
     """How long a frame from the bus may wait for a first model before it is held: services start in any order."""
 
-    engine: Literal["torch", "torch-bf16", "onnxruntime", "onnxruntime-tensorrt"] = "torch"
+    engine: Literal["torch", "torch-bf16", "onnxruntime", "onnxruntime-tensorrt", "openvino", "openvino-bf16"] = "torch"
     """What runs the network; bf16 is half precision, which must keep every verdict of the version's pinned images."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the network runs; auto takes CUDA where the engine sees it."""
