@@ -93,6 +93,8 @@ class Form:
     open: Callable[[Path, ModelCard, Place], Engine]
     reduced: bool = False
     """It computes in fewer bits than training did, so it must also keep every pinned image's verdict."""
+    by_name_only: str = ""
+    """Why `auto` leaves it out."""
 
 
 def _check_torch(device: Device, *, bf16: bool = False) -> None:
@@ -154,6 +156,7 @@ _forms = (
         "inference",
         partial(_check_onnxruntime, tensorrt=True),
         partial(_onnxruntime, tensorrt=True),
+        by_name_only="TensorRT takes minutes to build its engine: set `engine` to it where that pays",
     ),
 )
 FORMS = {form.name: form for form in _forms}

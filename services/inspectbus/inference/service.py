@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from inspectbus.api.v1 import inference_pb2, inference_pb2_grpc
 from inspectbus.bus import Bus
-from inspectbus.inference.engine import check_engine
+from inspectbus.inference.choice import check_engines
 from inspectbus.inference.events import subscribed
 from inspectbus.inference.evidence import EvidenceKeeper
 from inspectbus.inference.loader import Loader
@@ -32,7 +32,7 @@ def open_service(settings: InferenceSettings, bus: Bus) -> Iterator[Door]:
 
     Raises NotPossibleNow when the engine or the device that was asked for is not there.
     """
-    check_engine(settings.engine, settings.device)
+    check_engines(settings.engine, settings.device)
     registry = CollectorRegistry()
     bus.report_to(registry)
     store = FrameStore(settings.frame_store_url or default_url(settings.state_dir))
