@@ -38,6 +38,8 @@ CHOICES_FILE = "engines.json"
 RACE_S = 2.0
 """A race ends with the round in which this has passed. Loading a model takes as long already."""
 MOST_ROUNDS = 15
+LARGEST_BATCH = 32
+"""More images at once change no order, but make each turn longer."""
 FAIR_ROUNDS = 3
 OUT_OF_REACH = 2.0
 """Whose quickest run of three took this many times the leader's middle one leaves the race: its turns would take most
@@ -72,7 +74,7 @@ class Candidate(BaseModel):
     deviation: float | None = None
     """The largest difference of a pinned image's score from the recorded one."""
     images_per_s: float | None = None
-    """Of full batches, on all streams together; None where there was nobody to race with."""
+    """In batches, on all streams together; None where there was nobody to race with."""
 
 
 class Choice(BaseModel):
@@ -192,7 +194,7 @@ def _speeds(
     """Images per second of each, where there are several."""
     if len(engines) == 1:
         return {}
-    size = settings.max_batch_size
+    size = min(settings.max_batch_size, LARGEST_BATCH)
     batch = np.resize(pinned, (size, *pinned.shape[1:]))  # repeats them
     with ExitStack() as stack:
         runs: dict[str, Callable[[], object]] = {}

@@ -20,7 +20,15 @@ import torch
 from inspectbus.domain.model_version import EXPORT_FILE, ModelCard
 from inspectbus.errors import CorruptModel, InspectBusError, NotPossibleNow
 from inspectbus.inference import choice as room
-from inspectbus.inference.choice import CHOICES_FILE, MOST_REMEMBERED, Choice, check_engines, chosen_engine, race
+from inspectbus.inference.choice import (
+    CHOICES_FILE,
+    MOST_REMEMBERED,
+    MOST_ROUNDS,
+    Choice,
+    check_engines,
+    chosen_engine,
+    race,
+)
 from inspectbus.inference.engine import FORMS, Engine, Images, Output, Place
 from inspectbus.inference.settings import InferenceSettings
 from inspectbus.stores.models import read_card
@@ -76,7 +84,7 @@ class Machine:
 
     def choose(self, engine: Any = "auto", **how: Any) -> Choice:
         self.opened.clear()
-        settings = InferenceSettings(state_dir=self.state, engine=engine, max_batch_size=8, **how)
+        settings = InferenceSettings(**{"state_dir": self.state, "engine": engine, "max_batch_size": 8, **how})
         return chosen_engine(settings, self.folder, self.card, self.clock)[1]
 
 
@@ -130,6 +138,15 @@ def test_of_two_that_are_alike_the_one_in_full_precision_is_taken(machine: Machi
     machine.has(FULL, 0.00103)
     machine.has(HALF, 0.001)
     assert machine.choose().chosen == FULL
+
+
+def test_a_race_is_of_batches_that_end_soon_and_leaves_no_thread_behind(machine: Machine) -> None:
+    machine.has("torch", 0.001)
+    machine.has("onnxruntime", 0.001)
+    assert set(speeds(machine.choose(max_batch_size=500)).values()) == {1000}
+    # The gate runs a whole batch of each, and the race rounds of 32 images by two engines
+    assert machine.clock.now_s == pytest.approx(2 * 0.502 + MOST_ROUNDS * 2 * 0.032)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("race-")]
 
 
 def test_one_alone_is_not_measured(machine: Machine) -> None:
