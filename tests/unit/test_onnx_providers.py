@@ -13,33 +13,29 @@ from inspectbus.inference.onnx_engine import chosen_providers
 from inspectbus.stores.models import read_card
 from tests.doubles.tiny_model import tiny_version
 
-CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 
-def names(device: Device, *, tensorrt: bool = False) -> list[str]:
-    return [each if isinstance(each, str) else each[0] for each in chosen_providers(device, tensorrt=tensorrt)]
+def names(device: Device) -> list[str]:
+    return [each if isinstance(each, str) else each[0] for each in chosen_providers(device)]
 
 
 def available(monkeypatch: pytest.MonkeyPatch, *providers: str) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [*providers, CPU])
 
 
-def test_auto_takes_cuda_where_it_is_and_tensorrt_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_takes_cuda_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     available(monkeypatch)
     assert names("auto") == names("cpu") == [CPU]
-    available(monkeypatch, TENSORRT, CUDA)
+    available(monkeypatch, CUDA)
     assert names("auto") == names("cuda") == [CUDA, CPU]
     assert names("cpu") == [CPU]
-    assert names("auto", tensorrt=True) == names("cuda", tensorrt=True) == [TENSORRT, CUDA, CPU]
 
 
-@pytest.mark.parametrize(("device", "tensorrt"), [("cuda", False), ("cuda", True), ("auto", True), ("cpu", True)])
-def test_a_provider_that_this_build_has_not_is_refused(
-    device: Device, tensorrt: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_provider_that_this_build_has_not_is_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     available(monkeypatch)
-    with pytest.raises(NotPossibleNow) as refused:
-        chosen_providers(device, tensorrt=tensorrt)
+    with pytest.raises(NotPossibleNow, match="onnxruntime-gpu") as refused:
+        chosen_providers("cuda")
     assert refused.value.field == "device"
 
 

@@ -158,10 +158,8 @@ def _measured(
     engines: dict[str, Engine] = {}
     found: dict[str, Candidate] = {}
     fault: CorruptModel | None = None
-    for name, form in FORMS.items():
+    for name in FORMS:
         try:
-            if form.by_name_only:
-                raise NotPossibleNow(form.by_name_only)
             engine = open_engine(name, folder, card, _place(settings))
         except CorruptModel:
             raise  # a broken file is the version's fault, and no engine that can do without it makes up for that

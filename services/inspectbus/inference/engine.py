@@ -93,8 +93,6 @@ class Form:
     open: Callable[[Path, ModelCard, Place], Engine]
     reduced: bool = False
     """It computes in fewer bits than training did, so it must also keep every pinned image's verdict."""
-    by_name_only: str = ""
-    """Why `auto` leaves it out."""
 
 
 def _check_torch(device: Device, *, bf16: bool = False) -> None:
@@ -109,17 +107,17 @@ def _torch(folder: Path, card: ModelCard, place: Place, *, bf16: bool = False) -
     return TorchEngine(folder, card, place, bf16=bf16)
 
 
-def _check_onnxruntime(device: Device, *, tensorrt: bool = False) -> None:
+def _check_onnxruntime(device: Device) -> None:
     from inspectbus.inference.onnx_engine import chosen_providers
 
-    chosen_providers(device, tensorrt=tensorrt)
+    chosen_providers(device)
 
 
-def _onnxruntime(folder: Path, card: ModelCard, place: Place, *, tensorrt: bool = False) -> Engine:
+def _onnxruntime(folder: Path, card: ModelCard, place: Place) -> Engine:
     file = _export_of(folder, card)
     from inspectbus.inference.onnx_engine import OnnxEngine
 
-    return OnnxEngine(file, place, tensorrt=tensorrt)
+    return OnnxEngine(file, place)
 
 
 def _check_openvino(device: Device, *, bf16: bool = False) -> None:
@@ -151,13 +149,6 @@ _forms = (
     Form("openvino", "openvino", _check_openvino, _openvino),
     Form("openvino-bf16", "openvino", partial(_check_openvino, bf16=True), partial(_openvino, bf16=True), reduced=True),
     Form("torch-bf16", "inference", partial(_check_torch, bf16=True), partial(_torch, bf16=True), reduced=True),
-    Form(
-        "onnxruntime-tensorrt",
-        "inference",
-        partial(_check_onnxruntime, tensorrt=True),
-        partial(_onnxruntime, tensorrt=True),
-        by_name_only="TensorRT takes minutes to build its engine: set `engine` to it where that pays",
-    ),
 )
 FORMS = {form.name: form for form in _forms}
 

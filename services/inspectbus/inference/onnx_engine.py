@@ -1,4 +1,4 @@
-"""ONNX Runtime as an engine: a version's model.onnx on the processor, or by one of its providers on CUDA.
+"""ONNX Runtime as an engine: a version's model.onnx on the processor, or by its provider on CUDA.
 
 images (N, H, W, 3) uint8 ─> session of model.onnx ─> scores and heatmaps
 
@@ -18,19 +18,18 @@ from inspectbus.inference.engine import Device, Images, Output, Place
 
 Providers = list[str | tuple[str, dict[str, str]]]
 
-CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 BY_CUDA: Providers = [
     # The default tries every algorithm anew for each size of batch, on live frames.
     (CUDA, {"cudnn_conv_algo_search": "HEURISTIC"}),
     CPU,
 ]
-BY_TENSORRT: Providers = [TENSORRT, *BY_CUDA]
-DEVICES = {CPU: "cpu", CUDA: "cuda", TENSORRT: "cuda: TensorRT"}
+DEVICES = {CPU: "cpu", CUDA: "cuda"}
 
 
 class OnnxEngine:
-    def __init__(self, file: Path, place: Place, *, tensorrt: bool = False) -> None:
-        providers = chosen_providers(place.device, tensorrt=tensorrt)
+    def __init__(self, file: Path, place: Place) -> None:
+        providers = chosen_providers(place.device)
         options = onnxruntime.SessionOptions()
         # The caller's thread works too: a pool of n has n - 1 helpers, here those of all streams together.
         each = place.threads_each
@@ -46,11 +45,11 @@ class OnnxEngine:
         except Exception as error:  # its faults have no common base; a graph that is whole may be none for this release
             raise NotPossibleNow(f"onnxruntime refuses {EXPORT_FILE}: {error}"[:500], field=EXPORT_FILE) from error
         self._provider: str = self._session.get_providers()[0]
-        if self._provider != _name(providers[0]):
+        if providers is BY_CUDA and self._provider != CUDA:
             # It only logs a warning, and would compute on the processor in its place.
             raise NotPossibleNow(
-                f"onnxruntime could not start its {_name(providers[0])}, though it was built with it: its log says "
-                "why; mend it, or set `device` to cpu",
+                f"onnxruntime could not start its {CUDA}, though it was built with it: its log says why; mend it, or "
+                "set `device` to cpu",
                 field="device",
             )
         self._images: str = self._session.get_inputs()[0].name
@@ -71,22 +70,14 @@ class OnnxEngine:
         return Output(*self._session.run(None, {self._images: images}))
 
 
-def chosen_providers(device: Device, *, tensorrt: bool = False) -> Providers:
+def chosen_providers(device: Device) -> Providers:
     """ONNX Runtime's names, the one that is meant first. Raises NotPossibleNow when it is not in the build we have."""
-    available = onnxruntime.get_available_providers()
-    if tensorrt and device == "cpu":
-        raise NotPossibleNow("onnxruntime-tensorrt runs on CUDA, and `device` is cpu", field="device")
-    if not tensorrt and (device == "cpu" or (device == "auto" and CUDA not in available)):
-        return [CPU]
-    wanted = BY_TENSORRT if tensorrt else BY_CUDA
-    if (name := _name(wanted[0])) not in available:
+    if device != "cpu" and CUDA in onnxruntime.get_available_providers():
+        return BY_CUDA
+    if device == "cuda":
         raise NotPossibleNow(
-            f"the onnxruntime that is installed has no {name}: install onnxruntime-gpu in its place, or set `device` "
-            "and `engine` to others",
+            f"the onnxruntime that is installed has no {CUDA}: install onnxruntime-gpu in its place, or set `device` "
+            "to cpu",
             field="device",
         )
-    return wanted
-
-
-def _name(provider: str | tuple[str, dict[str, str]]) -> str:
-    return provider if isinstance(provider, str) else provider[0]
+    return [CPU]

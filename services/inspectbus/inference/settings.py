@@ -39,9 +39,7 @@ class InferenceSettings(ServiceSettings):
     model_patience_s: Seconds = 20.0
     """How long a frame from the bus may wait for a first model before it is held: services start in any order."""
 
-    engine: Literal[
-        "auto", "torch", "torch-bf16", "onnxruntime", "onnxruntime-tensorrt", "openvino", "openvino-bf16"
-    ] = "auto"
+    engine: Literal["auto", "torch", "torch-bf16", "onnxruntime", "openvino", "openvino-bf16"] = "auto"
     """What runs the network; auto measures what is installed, once for each version, and takes the fastest that gives
     the version's pinned images their scores and, in half precision (bf16), their verdicts."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
