@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -274,6 +275,25 @@ def test_an_engine_whose_library_is_not_installed_says_what_to_install(
         with pytest.raises(NotPossibleNow, match=rf"install inspectbus\[{FORMS[name].extra}\]") as refused:
             ask()
         assert refused.value.field == "engine"
+
+
+def test_openvino_reports_to_nobody_that_it_is_used(tmp_path: Path) -> None:
+    """Left alone it does so when it is imported, and keeps an id for it in the home folder."""
+    available("openvino")
+    ask = (
+        "from inspectbus.inference import openvino_engine; from openvino.tools.ovc import telemetry_utils as found; "
+        "print(found.tm.__name__)"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", ask],
+        env={"HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=True,
+    )
+    assert told.stdout.strip() == "openvino.tools.ovc.telemetry_stub"
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")

@@ -7,16 +7,21 @@ In bf16 the network computes in half precision; what makes a score of its logit 
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino
 
 from inspectbus.domain.model_version import EXPORT_FILE
 from inspectbus.errors import NotPossibleNow
 from inspectbus.inference.engine import Device, Images, Output, Place
+
+# Importing openvino tells its maker so, over the network, with an id that it keeps in the home folder. Where the
+# package that does so is missing, it has a stub for it. What a plant runs is nobody else's business.
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+import openvino  # noqa: E402
 
 
 class OpenVinoEngine:
