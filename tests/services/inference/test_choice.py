@@ -17,8 +17,11 @@ import numpy as np
 import pytest
 import torch
 
+from inspectbus.api.v1.decision_pb2 import HOLD_REASON_NO_MODEL
+from inspectbus.api.v1.inference_pb2 import InferRequest
 from inspectbus.domain.model_version import EXPORT_FILE, ModelCard
 from inspectbus.errors import CorruptModel, InspectBusError, NotPossibleNow
+from inspectbus.imaging.pixels import to_pixels
 from inspectbus.inference import choice as room
 from inspectbus.inference.choice import (
     CHOICES_FILE,
@@ -33,7 +36,8 @@ from inspectbus.inference.engine import FORMS, Engine, Images, Output, Place
 from inspectbus.inference.settings import InferenceSettings
 from inspectbus.stores.models import read_card
 from tests.doubles.inference_service import Running
-from tests.doubles.tiny_model import BRIGHT, DARK, tiny_version
+from tests.doubles.prepared_frames import prepared_frame
+from tests.doubles.tiny_model import BRIGHT, DARK, flat_image, tiny_version
 
 PATIENCE_S = 20.0
 FULL, HALF = "onnxruntime", "openvino-bf16"
@@ -423,6 +427,48 @@ def test_the_service_tells_its_choice_with_figures_and_reasons_and_keeps_it(
     # And another start measures nothing
     monkeypatch.setattr(room, "_measured", None)
     assert start(model_dir=exported, streams=2).wait_ready().measured_at == told.measured_at
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_both_doors_give_the_same_whichever_engine_is_asked_for(
+    name: str, exported: Path, start: Callable[..., Running]
+) -> None:
+    try:
+        check_engines(name, "auto")
+    except NotPossibleNow as error:
+        pytest.skip(error.message)
+    line = start(model_dir=exported, engine=name)
+
+    decisions = line.judge(*(prepared_frame(level) for level in (DARK, 127, BRIGHT)))
+    requests = [InferRequest(pixels=to_pixels(flat_image(level))) for level in (DARK, 127, BRIGHT)]
+    judged = [line.stub.Infer(request, timeout=PATIENCE_S).judgement for request in requests]
+
+    assert [each.verdict for each in decisions] == [each.verdict for each in judged]
+    assert [each.score for each in decisions] == pytest.approx([each.score for each in judged], abs=1e-5)
+    told = line.engine()
+    assert told.engine.startswith(name.split("-")[0])
+    assert [(each.name, each.chosen) for each in told.candidates] == [(name, True)]
+    assert not told.HasField("measured_at")
+
+
+def test_a_service_whose_engine_is_not_installed_does_not_start(
+    exported: Path, start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.delitem(sys.modules, "inspectbus.inference.openvino_engine", raising=False)
+    with pytest.raises(NotPossibleNow, match=r"install inspectbus\[openvino\]") as refused:
+        start(model_dir=exported, engine="openvino-bf16")
+    assert refused.value.field == "engine"
+
+
+def test_a_version_that_the_engine_asked_for_cannot_run_is_named_to_whoever_asks(
+    version: Path, start: Callable[..., Running]
+) -> None:
+    # Given a version without an export, and an engine that runs nothing else
+    line = start(model_dir=version, engine="onnxruntime", model_patience_s=0.5)
+    (held,) = line.judge(prepared_frame(DARK))
+    assert held.hold.reason == HOLD_REASON_NO_MODEL
+    assert f"{version.name} was made before versions had model.onnx" in line.engine().detail
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
