@@ -39,6 +39,7 @@ def test_a_provider_that_this_build_has_not_is_refused_with_what_to_install(monk
     assert refused.value.field == "device"
 
 
+@pytest.mark.filterwarnings("ignore:Specified provider")
 def test_a_provider_that_is_listed_and_does_not_start_is_no_silent_processor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
