@@ -339,20 +339,23 @@ def test_all_run_by_turns_and_the_slow_one_leaves_after_three() -> None:
 
         return running
 
-    took = race({"a": run("a", 0.1), "b": run("b", 0.15), "c": run("c", 0.9)}, clock, budget_s=3.8)
+    took = race({"a": run("a", 0.1), "b": run("b", 0.15), "c": run("c", 0.9)}, clock, race_s=3.8)
 
     assert took == pytest.approx({"a": 0.1, "b": 0.15, "c": 0.9})
     assert order == ["a", "b", "c"] * 3 + ["a", "b"] * 2
 
 
-def test_a_race_of_slow_networks_ends_with_its_first_round() -> None:
+@pytest.mark.parametrize(("run_s", "rounds"), [(0.5, 3), (1.2, 3), (1.6, 2), (5, 1)])
+def test_a_race_on_a_busy_machine_has_three_rounds_and_one_of_slow_networks_ends_sooner(
+    run_s: float, rounds: int
+) -> None:
     clock = Clock()
 
     def slow() -> None:
-        clock.now_s += 5
+        clock.now_s += run_s
 
-    assert race({"a": slow, "b": slow}, clock, budget_s=2) == {"a": 5, "b": 5}
-    assert clock.now_s == 10
+    assert race({"a": slow, "b": slow}, clock, race_s=2, longest_s=6) == pytest.approx({"a": run_s, "b": run_s})
+    assert clock.now_s == pytest.approx(2 * run_s * rounds)
 
 
 def test_one_slow_run_does_not_decide_a_race() -> None:
@@ -364,7 +367,7 @@ def test_one_slow_run_does_not_decide_a_race() -> None:
     def steady() -> None:
         clock.now_s += 0.11
 
-    took = race({"steady": steady, "stumbling": stumbling}, clock, budget_s=3)
+    took = race({"steady": steady, "stumbling": stumbling}, clock, race_s=3)
 
     assert took["stumbling"] == pytest.approx(0.1)
 
