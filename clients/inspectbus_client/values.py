@@ -312,6 +312,15 @@ class Judgement:
 
 
 @dataclass(frozen=True)
+class EngineCandidate:
+    name: str
+    chosen: bool
+    reason: str
+    images_per_s: float | None
+    deviation: float | None
+
+
+@dataclass(frozen=True)
 class Engine:
     ready: bool
     detail: str
@@ -326,6 +335,9 @@ class Engine:
     waiting: int
     queue_limit: int
     qualified_below: float | None
+    candidates: tuple[EngineCandidate, ...]
+    measured_at: datetime | None
+    streams: int
 
 
 @dataclass(frozen=True)

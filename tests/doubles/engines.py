@@ -20,6 +20,7 @@ class BrightnessEngine:
 
     name = "brightness"
     device = "here"
+    streams = 1
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []

@@ -100,7 +100,7 @@ class TouchyEngine:
 
     def __init__(self, real: Engine) -> None:
         self._real = real
-        self.name, self.device = real.name, real.device
+        self.name, self.device, self.streams = real.name, real.device, real.streams
         self.poison: set[int] = set()
         self.nonsense: set[int] = set()
         self.seen: list[int] = []

@@ -74,6 +74,7 @@ class StubEngine:
 
     name = "stub"
     device = "none"
+    streams = 1
 
     def __init__(self, batch_ms: float) -> None:
         self._batch_s = batch_ms / 1000

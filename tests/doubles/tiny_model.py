@@ -15,10 +15,12 @@ from safetensors.torch import save_file
 
 from inspectbus.domain.calibration import scored
 from inspectbus.domain.model_version import (
+    EXPORT_FILE,
     WEIGHTS_FILE,
     Architecture,
     Calibration,
     DataFingerprint,
+    Export,
     ModelCard,
     Normalisation,
     PinnedImage,
@@ -27,6 +29,7 @@ from inspectbus.domain.preparation import Preparation
 from inspectbus.networks.classifier import Classifier, build
 from inspectbus.stores.datasets import Item
 from inspectbus.stores.models import write_card
+from inspectbus.training.export import OPSET, export
 from inspectbus.training.validation import write_validation
 
 SIDE = 32
@@ -47,16 +50,18 @@ def tiny_version(
     misjudged: int = 0,
     images: str = "flat images",
     validation: Sequence[tuple[str, float]] | None = None,
+    exported: bool = False,
+    backbone: str = "test_efficientnet",
 ) -> Path:
     """Writes a whole version to parent/<version>, ready for `ModelStore.publish`, and gives that folder.
 
     It says of `misjudged` of its twenty defective validation images, of twenty good ones beside, that they are good;
     `images` names the set they come from. Or else `validation` has label and score of each; none, as before they were
-    kept.
+    kept. Only where it is `exported`, which takes a second or two, other engines than torch can run it.
     """
     preparation = preparation or Preparation(width=SIDE, height=SIDE)
     calibration = calibration or Calibration()
-    architecture = Architecture(backbone="test_efficientnet", dropout=0.5)
+    architecture = Architecture(backbone=backbone, dropout=0.5)
     normalisation = Normalisation(mean=(127.0, 127.0, 127.0), std=(128.0, 128.0, 128.0))
     network = _sure_of_brightness(architecture, normalisation, preparation, seed)
 
@@ -69,6 +74,7 @@ def tiny_version(
         cv2.imwrite(str(folder / f"pinned/{number}.png"), image[:, :, ::-1])
         pinned.append(PinnedImage(file=f"pinned/{number}.png", score=_score(network, image, calibration)))
     _write_validation(folder, _flat_validation(misjudged) if validation is None else validation, images)
+    heatmap = export(network, backbone, calibration, preparation, folder / EXPORT_FILE) if exported else None
     card = ModelCard(
         name=name,
         architecture=architecture,
@@ -96,6 +102,7 @@ def tiny_version(
             if file.is_file()
         },
         pinned=tuple(pinned),
+        export=Export(opset=OPSET, heatmap=heatmap, images=2, deviation=0) if exported else None,
     )
     write_card(folder, card)
     return folder.rename(parent / card.version)

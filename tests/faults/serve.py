@@ -9,25 +9,27 @@ import os
 import resource
 import sys
 from importlib import import_module
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from inspectbus import line
 from inspectbus.__main__ import main
+from inspectbus.errors import NotPossibleNow
 
 
 def replace_torch() -> None:
     """Stands in for the one module of inference that imports torch, which alone takes seconds."""
 
-    def open_stub(folder: Path, card: object, device: str, threads: int) -> object:
+    def open_stub(*how: object, bf16: bool) -> object:
+        if bf16:
+            raise NotPossibleNow("the stub has one precision")  # or it would race with itself
         from tests.doubles.stub_model import StubEngine
 
         return StubEngine(float(os.environ.get("STUB_BATCH_MS", "0")))
 
     stub: Any = ModuleType("inspectbus.inference.torch_engine")
     stub.TorchEngine = open_stub
-    stub.chosen_device = lambda device: device
+    stub.chosen_device = lambda device, **more: device
     sys.modules[stub.__name__] = stub
     # `from inspectbus.inference import torch_engine` looks here first.
     import inspectbus.inference

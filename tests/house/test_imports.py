@@ -113,13 +113,15 @@ def loaded_by(modules: str) -> set[str]:
             HEAVY | {"sqlalchemy", "alembic", "cv2"},
         ),
         ("inspectbus.results.service", HEAVY | {"cv2"}),
+        # Only the engine that is chosen loads its library, so a machine needs no other.
+        ("inspectbus.inference.service", HEAVY | {"onnxruntime", "openvino", "sqlalchemy"}),
         ("inspectbus.line", HEAVY | {"sqlalchemy", "cv2", "numpy"}),
         (
             "inspectbus_client",
             HEAVY | {"numpy", "cv2", "sqlalchemy", "pydantic", "structlog", "typer", "prometheus_client", "yaml"},
         ),
     ],
-    ids=["acquisition", "its sources", "results", "the line before it opens", "the client"],
+    ids=["acquisition", "its sources", "results", "inference", "the line before it opens", "the client"],
 )
 def test_a_light_room_loads_nothing_heavy(modules: str, absent: set[str]) -> None:
     loaded = loaded_by(modules)

@@ -7,9 +7,13 @@ import shutil
 import tempfile
 import uuid
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from inspectbus.doctor.finding import Finding, State
 from inspectbus.errors import InspectBusError, NotFound, TooLate, Unreachable
+
+if TYPE_CHECKING:
+    from inspectbus_client import Engine
 
 ROOM_SHARE = 0.05
 """Of a disk that should be free, at least."""
@@ -92,12 +96,28 @@ def look_at_served(name: str, alias: str, models_address: str, address: str) -> 
     if not engine.ready:
         return [Finding("served model", State.FAIL, f"inference has loaded none, and frames are held: {engine.detail}")]
     if (engine.model, engine.model_version) == (name, version):
-        return [Finding("served model", State.OK, f"inference judges with {name}@{alias}, version {version}")]
+        says = f"inference judges with {name}@{alias}, version {version}"
+        return [Finding("served model", State.OK, says), *_engines(engine)]
     says = (
         f"inference judges with {engine.model}/{engine.model_version}, and {name}@{alias} is version {version}: "
         "restart inference to take it"
     )
-    return [Finding("served model", State.WARN, says)]
+    return [Finding("served model", State.WARN, says), *_engines(engine)]
+
+
+def _engines(engine: Engine) -> list[Finding]:
+    """Which was chosen, how fast the others are, and why some may not judge. A service of before tells none."""
+    if not engine.candidates:
+        return []
+    ready = [each for each in engine.candidates if not each.reason]
+    raced = sorted(
+        (each for each in ready if each.images_per_s is not None), key=lambda each: -(each.images_per_s or 0)
+    )
+    says = f"{engine.engine} on {engine.device} judges"
+    if raced:
+        says += "; images/s: " + ", ".join(f"{each.name} {each.images_per_s:.0f}" for each in raced)
+    left_out = "; ".join(f"{each.name}: {each.reason}" for each in engine.candidates if each.reason)
+    return [Finding("engine", State.OK, f"{says}; left out: {left_out}" if left_out else says)]
 
 
 def _files(name: str, version: str, store_url: str, cache: Path) -> str:

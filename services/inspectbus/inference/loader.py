@@ -1,6 +1,6 @@
 """From "which model?" to a warm engine behind a batcher, in the background, again and again until there is one.
 
-alias ─> card (model directory) ─> verified folder (model store) ─> engine ─> pinned images give their scores ─> warm
+alias ─> card (model directory) ─> verified folder (model store) ─> the engine of choice, gated and warm
    └── not yet, away, or corrupt: the reason is shown and counted, and we look again
 """
 
@@ -20,8 +20,8 @@ import structlog
 from inspectbus.domain.model_version import ModelCard
 from inspectbus.errors import InspectBusError, NotPossibleNow
 from inspectbus.inference.batcher import Batcher, BatcherMetrics
-from inspectbus.inference.engine import Engine, open_engine
-from inspectbus.inference.pinned import check_pinned
+from inspectbus.inference.choice import Choice, chosen_engine
+from inspectbus.inference.engine import Engine
 from inspectbus.inference.settings import InferenceSettings
 from inspectbus.runtime.watchdog import Watchdog
 from inspectbus.stores.model_directory import ModelDirectory
@@ -41,6 +41,8 @@ class Serving:
     batcher: Batcher
     loaded_at_s: float
     """Seconds since the epoch."""
+    choice: Choice
+    """How the engine came to be the one."""
 
     def check_preparation(self, preparation_hash: str) -> None:
         """Raises NotPossibleNow when pixels were prepared otherwise than the version was trained and tested on."""
@@ -153,8 +155,7 @@ class Loader:
 
     def _open(self, folder: Path, card: ModelCard, alias: str) -> Serving:
         settings = self._settings
-        engine = open_engine(folder, card, settings.device, settings.threads)
-        check_pinned(lambda images: engine.infer(images).scores, folder, card, settings.max_batch_size)
+        engine, choice = chosen_engine(settings, folder, card)
         batcher = Batcher(
             engine,
             card.preparation.height,
@@ -166,7 +167,7 @@ class Loader:
             queue_limit=settings.queue_limit,
             drain_s=settings.drain_s,
         )
-        return Serving(card, alias, engine, self._parts.enter_context(batcher), time.time())
+        return Serving(card, alias, engine, self._parts.enter_context(batcher), time.time(), choice)
 
     def _succeeded(self, serving: Serving) -> None:
         with self._changed:

@@ -14,14 +14,18 @@ from inspectbus.domain.model_version import ModelCard
 from inspectbus.errors import CorruptModel, UnreadableImage
 from inspectbus.imaging.decoding import decode
 from inspectbus.inference.engine import Images, Scores
+from inspectbus.inference.verdict import verdict_of
 
 
-def check_pinned(score: Callable[[Images], Scores], folder: Path, card: ModelCard, batch_size: int) -> None:
+def check_pinned(
+    score: Callable[[Images], Scores], folder: Path, card: ModelCard, batch_size: int, *, verdicts: bool = False
+) -> float:
     """Each pinned image must get its recorded score from `score`, in batches of `batch_size`. Warms it up too.
 
-    Raises CorruptModel naming the image.
+    With `verdicts` it must get the recorded score's verdict too: within the tolerance there may be a threshold.
+    Gives the largest difference. Raises CorruptModel naming the image.
     """
-    images = np.stack([_pinned(folder, image.file, card) for image in card.pinned])
+    images = pinned_images(folder, card)
     scores = np.concatenate([_scores(score, images[at : at + batch_size]) for at in range(0, len(images), batch_size)])
     for image, found in zip(card.pinned, scores.tolist(), strict=True):
         # Written so that NaN fails: no comparison with it is true.
@@ -31,7 +35,19 @@ def check_pinned(score: Callable[[Images], Scores], folder: Path, card: ModelCar
                 f"{card.pinned_tolerance} apart is allowed",
                 field=image.file,
             )
+        if verdicts and verdict_of(found, card.thresholds) != verdict_of(image.score, card.thresholds):
+            raise CorruptModel(
+                f"pinned image {image.file} scores {found:.4f} here, and {image.score:.4f} when the version was made: "
+                "near, but another verdict",
+                field=image.file,
+            )
     _scores(score, np.zeros((batch_size, *images.shape[1:]), np.uint8))
+    return float(np.abs(scores - [image.score for image in card.pinned]).max())
+
+
+def pinned_images(folder: Path, card: ModelCard) -> Images:
+    """As they were prepared, in the order of the card. Raises CorruptModel naming one that cannot be read."""
+    return np.stack([_pinned(folder, image.file, card) for image in card.pinned])
 
 
 def _scores(score: Callable[[Images], Scores], images: Images) -> Scores:

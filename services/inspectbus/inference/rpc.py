@@ -14,12 +14,19 @@ from typing import NamedTuple
 import grpc
 
 from inspectbus.api.v1 import inference_pb2, inference_pb2_grpc
-from inspectbus.api.v1.inference_pb2 import InferRequest, InferStreamRequest, InferStreamResponse, Judgement
+from inspectbus.api.v1.inference_pb2 import (
+    EngineCandidate,
+    InferRequest,
+    InferStreamRequest,
+    InferStreamResponse,
+    Judgement,
+)
 from inspectbus.domain.model_version import ModelCard
 from inspectbus.errors import InspectBusError, ModelNotReady
 from inspectbus.imaging.pixels import from_pixels
 from inspectbus.inference.batcher import Scored
 from inspectbus.inference.calls import answers, patience_of
+from inspectbus.inference.choice import Candidate, Choice
 from inspectbus.inference.loader import Loader
 from inspectbus.inference.settings import InferenceSettings
 from inspectbus.inference.verdict import verdict_of
@@ -71,6 +78,10 @@ class InferenceRpc(inference_pb2_grpc.InferenceServiceServicer):
                 answer.qualified_below = serving.card.thresholds.qualified_below
             answer.loaded_at.FromNanoseconds(int(serving.loaded_at_s * 1e9))
             answer.waiting = serving.batcher.waiting
+            answer.streams = serving.engine.streams
+            answer.candidates.extend(_candidate(each, serving.choice) for each in serving.choice.candidates)
+            if serving.choice.measured_at_s is not None:
+                answer.measured_at.FromNanoseconds(int(serving.choice.measured_at_s * 1e9))
         return answer
 
     def _ask(self, request: InferRequest | InferStreamRequest, deadline_s: float) -> _Asked:
@@ -155,6 +166,16 @@ class _Stream:
         except InspectBusError as error:
             answer = InferStreamResponse(position=position, refusal=refusal(error))
         self._answers.put(answer)
+
+
+def _candidate(each: Candidate, choice: Choice) -> EngineCandidate:
+    return EngineCandidate(
+        name=each.name,
+        chosen=each.name == choice.chosen,
+        reason=each.reason,
+        images_per_s=each.images_per_s,
+        deviation=each.deviation,
+    )
 
 
 def _judgement(card: ModelCard, scored: Scored) -> Judgement:

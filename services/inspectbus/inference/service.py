@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from inspectbus.api.oip import open_inference_pb2, open_inference_pb2_grpc
 from inspectbus.api.v1 import inference_pb2, inference_pb2_grpc
 from inspectbus.bus import Bus
-from inspectbus.inference import torch_engine
+from inspectbus.inference.choice import check_engines
 from inspectbus.inference.events import subscribed
 from inspectbus.inference.evidence import EvidenceKeeper
 from inspectbus.inference.loader import Loader
@@ -33,9 +33,9 @@ _STANDARD = open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService
 def open_service(settings: InferenceSettings, bus: Bus) -> Iterator[Door]:
     """Serves at once; a model is loaded in the background, and until then calls are told UNAVAILABLE.
 
-    Raises NotPossibleNow when the device that was asked for is not there.
+    Raises NotPossibleNow when the engine or the device that was asked for is not there.
     """
-    torch_engine.chosen_device(settings.device)
+    check_engines(settings.engine, settings.device)
     registry = CollectorRegistry()
     bus.report_to(registry)
     store = FrameStore(settings.frame_store_url or default_url(settings.state_dir))

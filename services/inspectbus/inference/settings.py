@@ -36,13 +36,18 @@ class InferenceSettings(ServiceSettings):
     """Where model versions rest (file://, s3://); empty: the folder `models` in state_dir."""
     model_retry_s: PositiveFloat = Field(default=2.0, le=600, allow_inf_nan=False)
     """How often a service without a model looks for one."""
-    model_patience_s: Seconds = 10.0
+    model_patience_s: Seconds = 20.0
     """How long a frame from the bus may wait for a first model before it is held: services start in any order."""
 
+    engine: Literal["auto", "torch", "torch-bf16", "onnxruntime", "openvino", "openvino-bf16"] = "auto"
+    """What runs the network; auto measures what is installed, once for each version, and takes the fastest that gives
+    the version's pinned images their scores and, in half precision (bf16), their verdicts."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the network runs; auto takes CUDA where torch sees it."""
+    """Where the network runs; auto takes CUDA where the engine sees it."""
+    streams: PositiveInt = Field(default=1, le=64)
+    """Batches that the engine computes side by side."""
     threads: NonNegativeInt = Field(default=0, le=256)
-    """Processor threads per forward pass; 0 leaves it to torch."""
+    """Processor threads for each stream; 0 shares what the machine has."""
 
     max_batch_size: PositiveInt = Field(default=8, le=512)
     """Frames per forward pass; bounded by GPU memory at the largest input size."""

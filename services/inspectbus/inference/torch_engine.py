@@ -1,50 +1,59 @@
 """PyTorch as an engine: on the processor or on CUDA, weights from safetensors only.
 
-images (N, H, W, 3) uint8 ─> device ─> Scorer (channels-last, autocast on CUDA) ─> scores and heatmaps
+images (N, H, W, 3) uint8 ─> device ─> Scorer (channels-last, autocast to bf16 where told) ─> scores and heatmaps
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from inspectbus.domain.model_version import ModelCard
 from inspectbus.errors import NotPossibleNow
-from inspectbus.inference.engine import Images, Output
+from inspectbus.inference.engine import Device, Images, Output, Place
 from inspectbus.networks.scorer import Scorer
 from inspectbus.networks.trained import load_trained
 
 
 class TorchEngine:
-    def __init__(self, folder: Path, card: ModelCard, device: Literal["auto", "cpu", "cuda"], threads: int) -> None:
-        self._device = chosen_device(device)
-        if threads:
+    def __init__(self, folder: Path, card: ModelCard, place: Place, *, bf16: bool = False) -> None:
+        self._device = chosen_device(place.device, bf16=bf16)
+        self._bf16 = bf16
+        if threads := place.threads_each:
             # For the whole process; each thread looks once, before its first computation.
             torch.set_num_threads(threads)
+        self._streams = place.streams
         network = load_trained(folder, card.architecture, card.normalisation)
         self._scorer = Scorer(network, card.calibration).eval().to(self._device)
 
     @property
     def name(self) -> str:
-        return f"torch {torch.__version__}"
+        return f"torch {torch.__version__}" + (", bf16" if self._bf16 else "")
 
     @property
     def device(self) -> str:
         return f"cuda: {torch.cuda.get_device_name(self._device)}" if self._device.type == "cuda" else "cpu"
 
+    @property
+    def streams(self) -> int:
+        return self._streams
+
     def infer(self, images: Images) -> Output:
-        on_cuda = self._device.type == "cuda"
-        with torch.inference_mode(), torch.autocast(self._device.type, enabled=on_cuda):
+        with torch.inference_mode(), torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
             found = self._scorer(torch.from_numpy(images).to(self._device))
         return Output(*(each.cpu().numpy() for each in found))
 
 
-def chosen_device(device: Literal["auto", "cpu", "cuda"]) -> torch.device:
-    """The device that is meant. Raises NotPossibleNow when it is not there."""
-    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
+def chosen_device(device: Device, *, bf16: bool = False) -> torch.device:
+    """The device that is meant. Raises NotPossibleNow when it is not there, or not for bf16."""
+    if device != "cpu" and torch.cuda.is_available():
+        return torch.device("cuda")
+    if device == "cuda":
         raise NotPossibleNow("device cuda was asked for, and torch sees no CUDA here", field="device")
-    return torch.device("cuda")
+    if bf16:
+        raise NotPossibleNow(
+            "torch-bf16 is for CUDA: on a processor its autocast is slower than other engines are with float32",
+            field="device",
+        )
+    return torch.device("cpu")

@@ -15,7 +15,7 @@ import pika
 import pytest
 from typer.testing import Result
 
-from inspectbus.api.v1.inference_pb2 import GetEngineResponse
+from inspectbus.api.v1.inference_pb2 import EngineCandidate, GetEngineResponse
 from inspectbus.bus.rabbitmq import addresses, topology
 from inspectbus.doctor.clock import judged
 from inspectbus.doctor.database import look_at_database
@@ -130,6 +130,29 @@ def test_the_version_that_judges_is_compared_with_the_one_in_production(served: 
         (found,) = look_at_served("elpv", "production", training, inference)
 
     assert (found.state, words in found.says) == (state, True)
+
+
+def test_the_engine_that_judges_is_told_with_the_others_speed_and_why_some_may_not() -> None:
+    with open_plant() as plant:
+        plant.engine = GetEngineResponse(
+            ready=True,
+            model="elpv",
+            model_version="1b2c1b2c1b2c1b2c",
+            engine="openvino 2026.4.1, bf16",
+            device="cpu",
+            candidates=[
+                EngineCandidate(name="torch", images_per_s=18.2, deviation=0),
+                EngineCandidate(name="onnxruntime", reason="it is not installed"),
+                EngineCandidate(name="openvino-bf16", chosen=True, images_per_s=164.8, deviation=0.004),
+            ],
+        )
+        _, found = look_at_served("elpv", "production", plant.addresses["training"], plant.addresses["inference"])
+
+    assert (found.about, found.state) == ("engine", "ok")
+    assert found.says == (
+        "openvino 2026.4.1, bf16 on cpu judges; images/s: openvino-bf16 165, torch 18; "
+        "left out: onnxruntime: it is not installed"
+    )
 
 
 def test_a_warning_alone_is_exit_code_1(

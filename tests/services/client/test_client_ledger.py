@@ -242,6 +242,7 @@ def test_the_engine_tells_its_batches(client: Client) -> None:
     assert engine.ready
     assert engine.batches == {8: 3}
     assert engine.loaded_at is None
+    assert [(each.name, each.images_per_s, each.deviation) for each in engine.candidates] == [("torch", 18.5, None)]
 
 
 def test_pixels_come_from_any_buffer_of_the_right_shape() -> None:

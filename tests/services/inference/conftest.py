@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from inspectbus.inference import loader
+from inspectbus.inference import choice
 from inspectbus.inference.engine import open_engine
 from inspectbus.inference.settings import InferenceSettings
 from tests.doubles.inference_service import Running, TouchyEngine, running
@@ -30,7 +30,7 @@ def touchy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Queue[TouchyEngine]]:
         return engine
 
     engines: list[TouchyEngine] = []
-    monkeypatch.setattr(loader, "open_engine", open_touchy)
+    monkeypatch.setattr(choice, "open_engine", open_touchy)
     yield made
     for engine in engines:
         engine.gate.set()

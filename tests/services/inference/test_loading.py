@@ -8,19 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from inspectbus.domain.model_version import WEIGHTS_FILE, Architecture, Calibration, ModelCard, PinnedImage
-from inspectbus.domain.preparation import Preparation
 from inspectbus.errors import CorruptModel, NotPossibleNow
-from inspectbus.inference.engine import Engine, Images, Scores, open_engine
+from inspectbus.inference.engine import Engine, Images, Place, Scores, open_engine
 from inspectbus.inference.pinned import check_pinned
-from inspectbus.networks.trained import load_trained
 from inspectbus.stores.models import read_card
-from inspectbus.training.export import export
 from tests.doubles.tiny_model import BRIGHT, DARK, SIDE, flat_image, tiny_version
 
 Weights = dict[str, torch.Tensor]
@@ -39,7 +35,7 @@ def folder(made: Path, tmp_path: Path) -> Path:
 
 def opened(folder: Path) -> tuple[Engine, ModelCard]:
     card = read_card(folder)
-    return open_engine(folder, card, "cpu", 0), card
+    return open_engine("torch", folder, card, Place("cpu")), card
 
 
 def scorer(engine: Engine) -> Callable[[Images], Scores]:
@@ -110,6 +106,22 @@ def test_a_version_whose_pinned_image_scores_otherwise_here_is_refused_by_the_im
     assert refused.value.field == second.file
 
 
+def test_half_precision_must_also_keep_the_verdict_of_every_pinned_image(made: Path) -> None:
+    # Given a version whose threshold lies just below the score of its defective image
+    card = read_card(made)
+    card = card.model_copy(update={"threshold": card.pinned[1].score - 0.002})
+    recorded = np.array([image.score for image in card.pinned], np.float32)
+
+    def a_little_less(images: Images) -> Scores:
+        return (recorded - np.float32(0.004))[: len(images)]
+
+    # Then a score within the tolerance, but on the other side, is enough for float32 only
+    assert check_pinned(a_little_less, made, card, 2) == pytest.approx(0.004, abs=1e-4)
+    with pytest.raises(CorruptModel, match="another verdict") as refused:
+        check_pinned(a_little_less, made, card, 2, verdicts=True)
+    assert refused.value.field == card.pinned[1].file
+
+
 def test_an_engine_that_gives_no_numbers_fails_its_pinned_images(made: Path) -> None:
     def broken(images: Images) -> Scores:
         return np.full(len(images), np.nan, np.float32)
@@ -124,7 +136,7 @@ def test_weights_that_are_no_numbers_are_refused_by_the_tensors_name(folder: Pat
 
     card = with_weights(folder, spoil)
     with pytest.raises(CorruptModel, match=r"head\.bias"):
-        open_engine(folder, card, "cpu", 0)
+        open_engine("torch", folder, card, Place("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -140,23 +152,23 @@ def test_weights_that_are_no_numbers_are_refused_by_the_tensors_name(folder: Pat
 def test_weights_that_do_not_fit_the_architecture_are_refused(folder: Path, change: Callable[[Weights], None]) -> None:
     card = with_weights(folder, change)
     with pytest.raises(CorruptModel, match="does not fit"):
-        open_engine(folder, card, "cpu", 0)
+        open_engine("torch", folder, card, Place("cpu"))
 
 
 def test_a_weights_file_of_another_kind_is_refused(folder: Path) -> None:
     card = read_card(folder)
     torch.save({"a": 1}, folder / WEIGHTS_FILE)  # a pickle
     with pytest.raises(CorruptModel, match="does not fit"):
-        open_engine(folder, card, "cpu", 0)
+        open_engine("torch", folder, card, Place("cpu"))
     (folder / WEIGHTS_FILE).write_bytes((2**62).to_bytes(8, "little") + b"{}")  # a header of exabytes
     with pytest.raises(CorruptModel, match="does not fit"):
-        open_engine(folder, card, "cpu", 0)
+        open_engine("torch", folder, card, Place("cpu"))
 
 
 def test_an_unknown_architecture_is_refused(made: Path) -> None:
     card = read_card(made).model_copy(update={"architecture": Architecture(backbone="hf-hub:someone/something")})
     with pytest.raises(CorruptModel, match="architecture"):
-        open_engine(made, card, "cpu", 0)
+        open_engine("torch", made, card, Place("cpu"))
 
 
 @pytest.mark.parametrize("bad", ["text", "other size"])
@@ -172,32 +184,8 @@ def test_a_pinned_image_that_is_none_or_of_another_size_is_refused(folder: Path,
         check_pinned(scorer(engine), folder, card, 4)
 
 
-def test_the_torch_engine_and_the_export_give_the_same_scores_and_heatmaps(tmp_path: Path) -> None:
-    # Given a version, its weights as an export too, and images that are dark on the left and bright on the right
-    preparation = Preparation(width=128, height=64)
-    calibration = Calibration(temperature=1.5, bias=0.2)
-    folder = tiny_version(tmp_path, preparation=preparation, calibration=calibration)
-    engine, card = opened(folder)
-    network = load_trained(folder, card.architecture, card.normalisation)
-    export(network, card.architecture.backbone, calibration, preparation, tmp_path / "model.onnx")
-    images = np.stack([flat_image(level, 128, 64) for level in (DARK, 90, BRIGHT)])
-    images[1, :, 64:] = BRIGHT
-    # When both judge them
-    scores, heatmaps = engine.infer(images)
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
-    exported = session.run(["score", "heatmap"], {"images": images})
-    # Then they agree, also about the place
-    assert heatmaps is not None
-    np.testing.assert_allclose(exported[0], scores, atol=1e-6)
-    np.testing.assert_allclose(exported[1], heatmaps, rtol=1e-4, atol=1e-4)
-    assert heatmaps.shape == (3, 2, 4)
-    assert heatmaps[1, :, 3].min() > heatmaps[1, :, 0].max() + 1
-    # And the gate that every engine passes lets the export in
-    check_pinned(lambda batch: session.run(["score"], {"images": batch})[0], folder, card, 4)
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 def test_a_device_that_is_not_there_is_refused(made: Path) -> None:
     with pytest.raises(NotPossibleNow, match="cuda") as refused:
-        open_engine(made, read_card(made), "cuda", 0)
+        open_engine("torch", made, read_card(made), Place("cuda"))
     assert refused.value.field == "device"

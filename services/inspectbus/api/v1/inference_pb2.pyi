@@ -211,6 +211,9 @@ class GetEngineResponse(_message.Message):
     WAITING_FIELD_NUMBER: _builtins.int
     QUEUE_LIMIT_FIELD_NUMBER: _builtins.int
     QUALIFIED_BELOW_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    MEASURED_AT_FIELD_NUMBER: _builtins.int
+    STREAMS_FIELD_NUMBER: _builtins.int
     ready: _builtins.bool
     """False while no model version is loaded; `detail` says why."""
     detail: _builtins.str
@@ -225,11 +228,21 @@ class GetEngineResponse(_message.Message):
     queue_limit: _builtins.int
     qualified_below: _builtins.float
     """Unset: the threshold alone divides."""
+    streams: _builtins.int
+    """Batches that the engine computes side by side."""
     @_builtins.property
     def loaded_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def batches(self) -> _containers.ScalarMap[_builtins.int, _builtins.int]:
         """Batches run since start, by their size."""
+
+    @_builtins.property
+    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___EngineCandidate]:
+        """What became of each engine there is; the one alone that the setting `engine` names."""
+
+    @_builtins.property
+    def measured_at(self) -> _timestamp_pb2.Timestamp:
+        """When they were measured, perhaps at an earlier start. Unset: only one could judge, or the setting names it."""
 
     def __init__(
         self,
@@ -247,13 +260,60 @@ class GetEngineResponse(_message.Message):
         waiting: _builtins.int = ...,
         queue_limit: _builtins.int = ...,
         qualified_below: _builtins.float | None = ...,
+        candidates: _abc.Iterable[Global___EngineCandidate] | None = ...,
+        measured_at: _timestamp_pb2.Timestamp | None = ...,
+        streams: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_qualified_below", b"_qualified_below", "loaded_at", b"loaded_at", "qualified_below", b"qualified_below"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_qualified_below", b"_qualified_below", "loaded_at", b"loaded_at", "measured_at", b"measured_at", "qualified_below", b"qualified_below"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_qualified_below", b"_qualified_below", "batches", b"batches", "detail", b"detail", "device", b"device", "engine", b"engine", "loaded_at", b"loaded_at", "model", b"model", "model_version", b"model_version", "preparation_hash", b"preparation_hash", "qualified_below", b"qualified_below", "queue_limit", b"queue_limit", "ready", b"ready", "threshold", b"threshold", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_qualified_below", b"_qualified_below", "batches", b"batches", "candidates", b"candidates", "detail", b"detail", "device", b"device", "engine", b"engine", "loaded_at", b"loaded_at", "measured_at", b"measured_at", "model", b"model", "model_version", b"model_version", "preparation_hash", b"preparation_hash", "qualified_below", b"qualified_below", "queue_limit", b"queue_limit", "ready", b"ready", "streams", b"streams", "threshold", b"threshold", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__qualified_below: _TypeAlias = _typing.Literal["qualified_below"]  # noqa: Y015
     _WhichOneofArgType__qualified_below: _TypeAlias = _typing.Literal["_qualified_below", b"_qualified_below"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__qualified_below) -> _WhichOneofReturnType__qualified_below | None: ...
 
 Global___GetEngineResponse: _TypeAlias = GetEngineResponse  # noqa: Y015
+
+@_typing.final
+class EngineCandidate(_message.Message):
+    """One of the engines that may judge, or why it may not."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CHOSEN_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    IMAGES_PER_S_FIELD_NUMBER: _builtins.int
+    DEVIATION_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """As the setting `engine` spells it."""
+    chosen: _builtins.bool
+    reason: _builtins.str
+    """Why it may not judge: it is not installed, say, or a pinned image scores otherwise. Empty: it may."""
+    images_per_s: _builtins.float
+    """Of full batches on all streams, on this machine. Unset: not measured."""
+    deviation: _builtins.float
+    """The largest difference of a pinned image's score from the one it got when the version was made."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        chosen: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+        images_per_s: _builtins.float | None = ...,
+        deviation: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_deviation", b"_deviation", "_images_per_s", b"_images_per_s", "deviation", b"deviation", "images_per_s", b"images_per_s"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deviation", b"_deviation", "_images_per_s", b"_images_per_s", "chosen", b"chosen", "deviation", b"deviation", "images_per_s", b"images_per_s", "name", b"name", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__deviation: _TypeAlias = _typing.Literal["deviation"]  # noqa: Y015
+    _WhichOneofArgType__deviation: _TypeAlias = _typing.Literal["_deviation", b"_deviation"]  # noqa: Y015
+    _WhichOneofReturnType__images_per_s: _TypeAlias = _typing.Literal["images_per_s"]  # noqa: Y015
+    _WhichOneofArgType__images_per_s: _TypeAlias = _typing.Literal["_images_per_s", b"_images_per_s"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__deviation) -> _WhichOneofReturnType__deviation | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__images_per_s) -> _WhichOneofReturnType__images_per_s | None: ...
+
+Global___EngineCandidate: _TypeAlias = EngineCandidate  # noqa: Y015
