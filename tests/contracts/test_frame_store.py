@@ -328,7 +328,7 @@ def test_other_stores_are_refused_by_the_settings_name(url: str) -> None:
     [
         KEY.replace("line-1", "line-2"),
         KEY.replace("top", "side"),
-        KEY.replace(FRAME_ID, str(uuid.uuid4())),
+        KEY.replace(FRAME_ID, "c127629f-8b08-4fb6-b920-8e5811c433b3"),
         f"{FRAME_ID}-original.png",
         "../" + KEY,
         "",
