@@ -224,17 +224,20 @@ def test_a_cancelled_comparison_stops_and_has_no_report(service: Service, compar
 
 
 def test_a_comparison_that_fails_says_why_and_the_next_one_runs(
-    folder: Path, service: Service, comparison: ScriptedComparison
+    folder: Path, open_one: Open, comparison: ScriptedComparison
 ) -> None:
-    job = service.compare()
-    comparison.fail(BadField("parts has one class only"))
-    done = service.outcome(job.job_id)
-    assert (done.state, done.error) == (pb.JOB_STATE_FAILED, "parts has one class only")
-    assert _no_report(service, job.job_id, grpc.StatusCode.NOT_FOUND).endswith("parts has one class only")
+    with open_one(None, comparison) as service:
+        job = service.compare()
+        comparison.fail(BadField("parts has one class only"))
+        done = service.outcome(job.job_id)
+        assert (done.state, done.error) == (pb.JOB_STATE_FAILED, "parts has one class only")
+        assert _no_report(service, job.job_id, grpc.StatusCode.NOT_FOUND).endswith("parts has one class only")
 
-    after = service.compare()
-    comparison.succeed()
-    assert service.outcome(after.job_id).state == pb.JOB_STATE_SUCCEEDED
+        after = service.compare()
+        comparison.succeed()
+        assert service.outcome(after.job_id).state == pb.JOB_STATE_SUCCEEDED
+
+    # A worker tidies up after it has told the outcome; once the service is closed it has.
     assert not list((folder / "state/training").glob("*"))
 
 
