@@ -1,13 +1,14 @@
 """The batcher: frames from both doors wait here, and an idle engine takes what is there at once.
 
-    call ── refused when full ──> ┌ live    ┐                                         ┌ stream ┐
+    call ── can it be in time? ─> ┌ live    ┐                                         ┌ stream ┐
     bus  ── never refused ──────> └ backlog ┘ slots ─> batch, split over the streams ─┤  ...   ├─> each frame's future
-                                                                                      └ stream ┘
+                                      └── cancelled, or its deadline passes: dropped  └ stream ┘
 
 Work-conserving: while all streams compute, frames gather; when one is idle, nothing waits for company, unless
 `max_batch_wait_s` allows it, and then each frame counts from its own arrival. Pixels are copied once, when they arrive,
-into the memory that the engine will read (`slots`). Every frame taken is answered exactly once: with its score, with
-the error that concerns it, or by its own cancellation.
+into the memory that the engine will read (`slots`). A call whose deadline cannot be met, by what the engine's last runs
+took (`admission`), is refused at once, for it would cost others theirs; frames from the bus are all judged. Every frame
+taken is answered exactly once: with its score, with the error that concerns it, or by its own cancellation.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ import numpy as np
 import structlog
 
 from inspectbus.bus import Lane
+from inspectbus.bus.contract import BACKLOG_SHARE
 from inspectbus.errors import BadField, Internal, ModelNotReady, QueueFull, TooLate
 from inspectbus.imaging import Image
+from inspectbus.inference.admission import MARGIN, Ahead, Pace, answered_in_s
 from inspectbus.inference.engine import Engine, Heatmap, Images, Output
 from inspectbus.inference.metrics import BatcherMetrics
 from inspectbus.inference.slots import Run, SlotQueue, batch_sizes, memory_for
@@ -94,16 +97,24 @@ class Batcher:
         self._make = memory_for(engine.device, (max_batch_size, *self._shape))
         # One for each stream to compute, and one for each lane to fill meanwhile.
         self._queue: SlotQueue[_Item] = SlotQueue(self._slot, ready=engine.streams + len(Lane))
-        self._computing = 0
+        self._pace = Pace()
+        self._under_way: dict[int, tuple[float, int]] = {}
+        """Of each stream that computes: since when, and how many images."""
+        self._next_deadline_s = math.inf
         self._closing = False
+        self._ended = False
         self._lock = threading.Lock()
         self._arrived = threading.Condition(self._lock)
+        self._sooner = threading.Condition(self._lock)
+        """A deadline came that is before all others."""
         self._threads = [
-            threading.Thread(target=self._work, name=f"inference-batcher-{number}", daemon=True)
-            for number in range(engine.streams)
+            threading.Thread(target=self._work, args=(stream,), name=f"inference-batcher-{stream}", daemon=True)
+            for stream in range(engine.streams)
         ]
+        self._timer = threading.Thread(target=self._keep_deadlines, name="inference-batcher-timer", daemon=True)
 
     def __enter__(self) -> Batcher:
+        self._timer.start()
         for thread in self._threads:
             thread.start()
         return self
@@ -122,6 +133,9 @@ class Batcher:
             thread.join(max(0.0, until_s - time.monotonic()))
         with self._lock:
             waiting = self._queue.clear()
+            self._ended = True
+            self._sooner.notify_all()
+        self._timer.join(LOOK_S)
         for item in waiting:
             self._metrics.went(item.lane, 1)
         if first:
@@ -130,10 +144,11 @@ class Batcher:
         _fail(left, ModelNotReady("the service stopped before this image's turn"))
 
     def call(self, image: Image, deadline_s: float = math.inf) -> Future[Scored]:
-        """For a caller who waits. Raises QueueFull at the limit.
+        """For a caller who waits. Raises QueueFull at the limit, and when the deadline (monotonic seconds) is nearer
+        than an answer; it says when to come again. A stream that is idle tries in any case.
 
-        A call that is cancelled, or whose deadline (monotonic seconds) passes before its turn, is not computed: its
-        future is cancelled, or fails with TooLate.
+        A call that is cancelled, or whose deadline passes before its turn, is not computed: its future is cancelled, or
+        fails with TooLate at its deadline.
         """
         (future,) = self.call_all([image], deadline_s)
         return future
@@ -163,7 +178,7 @@ class Batcher:
             if self._closing:
                 raise ModelNotReady("the service is stopping")
             if refusable:
-                self._admit(len(items))
+                self._admit(len(items), deadline_s - now)
             places = self._seated(items)
         self._metrics.came(lane, len(items))
         # Not under the lock: others come, and streams take, while we copy.
@@ -173,6 +188,8 @@ class Batcher:
             for item in items:
                 self._queue.filled(item)
             self._arrived.notify(len(items))
+            if deadline_s < self._next_deadline_s:
+                self._sooner.notify()
         # After the lock is left: a future that is cancelled at this very moment calls back from here.
         for item in items:
             self._watch(item)
@@ -187,14 +204,36 @@ class Batcher:
                 field="pixels",
             )
 
-    def _admit(self, count: int) -> None:
-        waiting = len(self._queue)
-        if waiting + count > self._queue_limit:
+    def _admit(self, count: int, left_s: float) -> None:
+        waiting, streams = len(self._queue), self._engine.streams
+        if (excess := waiting + count - self._queue_limit) > 0:
             self._metrics.dropped("queue_full", Lane.LIVE, count)
             raise QueueFull(
                 f"{waiting} images wait for the engine, of {self._queue_limit} that may; "
-                f"there is no room for {count} more, try again shortly"
+                f"there is no room for {count} more, try again shortly",
+                retry_s=self._pace.work_s(excess, self._max_batch_size) / streams if self._pace.known else None,
             )
+        # An idle stream costs nobody anything. It also measures again, so that one slow run refuses no call for ever.
+        idle = not waiting and len(self._under_way) < streams
+        # One that is late already is no matter of room: it is told so.
+        if idle or left_s <= 0 or not self._pace.known:
+            return
+        needed_s = MARGIN * answered_in_s(self._pace, self._ahead(), count, size=self._max_batch_size, streams=streams)
+        if needed_s > left_s:
+            self._metrics.dropped("no_time", Lane.LIVE, count)
+            raise QueueFull(
+                f"{waiting} images wait for the engine: an answer may take {needed_s:.2f} s, and the call ends in "
+                f"{left_s:.2f} s; try again in {needed_s - left_s:.2f} s",
+                retry_s=needed_s - left_s,
+            )
+
+    def _ahead(self) -> Ahead:
+        now = self._clock()
+        remaining_s = sum(
+            max(0.0, begun_s + self._pace.batch_s(count) - now) for begun_s, count in self._under_way.values()
+        )
+        slowed = BACKLOG_SHARE / (BACKLOG_SHARE - 1) if self._queue.count(Lane.BACKLOG) else 1.0
+        return Ahead(remaining_s, self._queue.count(Lane.LIVE), slowed)
 
     def _seated(self, items: list[_Item]) -> list[Image]:
         places = []
@@ -234,13 +273,41 @@ class Batcher:
             self._metrics.dropped("cancelled", item.lane)
             item.future.set_running_or_notify_cancel()
 
+    def _keep_deadlines(self) -> None:
+        while True:
+            with self._lock:
+                if self._ended:
+                    return
+                now = self._clock()
+                late, cancelled = self._overdue(now)
+                self._next_deadline_s = min((item.deadline_s for item in self._queue.ready()), default=math.inf)
+                if not (late or cancelled):
+                    self._sooner.wait(min(self._next_deadline_s - now, LOOK_S))
+            self._drop(late, cancelled)
+
+    def _overdue(self, now: float) -> tuple[list[_Item], list[_Item]]:
+        """Whose deadline has passed while they waited leaves: the late, and those who have just been cancelled."""
+        late: list[_Item] = []
+        cancelled: list[_Item] = []
+        for item in [item for item in self._queue.ready() if item.deadline_s <= now]:
+            (late if item.future.set_running_or_notify_cancel() else cancelled).append(item)
+            self._queue.leave(item)
+        return late, cancelled
+
+    def _drop(self, late: list[_Item], cancelled: list[_Item]) -> None:
+        for reason, items in (("deadline", late), ("cancelled", cancelled)):
+            for item in items:
+                self._metrics.went(item.lane, 1)
+                self._metrics.dropped(reason, item.lane)
+        _fail(late, TooLate("the call's deadline passed before its turn"))
+
     # --- who is computed
 
-    def _work(self) -> None:
-        while (batch := self._next()) is not None:
-            self._judge(batch)
+    def _work(self, stream: int) -> None:
+        while (batch := self._next(stream)) is not None:
+            self._judge(stream, batch)
 
-    def _next(self) -> Run[_Item] | None:
+    def _next(self, stream: int) -> Run[_Item] | None:
         """The next batch, when there is one. None when we are closing and nothing waits any more."""
         batch = None
         while batch is None:
@@ -248,10 +315,9 @@ class Batcher:
                 if not self._due():
                     return None
                 batch, late, cancelled = self._taken()
-            for item in cancelled:
-                self._metrics.went(item.lane, 1)
-                self._metrics.dropped("cancelled", item.lane)
-            self._drop_late(late)
+                if batch is not None:
+                    self._under_way[stream] = (self._clock(), len(batch.items))
+            self._drop(late, cancelled)
         lane, now = batch.slot.lane, self._clock()
         self._metrics.went(lane, len(batch.items))
         self._metrics.begun(lane, [now - item.arrived_s for item in batch.items])
@@ -273,7 +339,6 @@ class Batcher:
             return False
 
         batch = self._queue.take(self._share(), wanted)
-        self._computing += len(batch.items) if batch is not None else 0
         # Whoever was woken for a part of this batch may have looked already, and sleep again.
         if len(self._queue):
             self._arrived.notify()
@@ -298,34 +363,34 @@ class Batcher:
 
         One that took all would leave the next to be idle with nothing until it has answered.
         """
-        share = math.ceil((len(self._queue) + self._computing) / self._engine.streams)
+        computed = sum(count for _, count in self._under_way.values())
+        share = math.ceil((len(self._queue) + computed) / self._engine.streams)
         return self._padded(min(share, self._max_batch_size))
 
     def _padded(self, count: int) -> int:
         return next((size for size in self._sizes if size >= count), count)
 
-    def _drop_late(self, late: list[_Item]) -> None:
-        for item in late:
-            self._metrics.went(item.lane, 1)
-            self._metrics.dropped("deadline", item.lane)
-        _fail(late, TooLate("the call's deadline passed before its turn"))
-
-    def _judge(self, batch: Run[_Item]) -> None:
+    def _judge(self, stream: int, batch: Run[_Item]) -> None:
+        batch.closed_up()
         try:
-            batch.closed_up()
-            self._run(batch, 0, len(batch.items))
+            answers = self._computed(batch, 0, len(batch.items))
         finally:
+            # Before anybody is answered, who may call again at once: this stream is idle, and the memory free.
             with self._lock:
+                del self._under_way[stream]
                 self._queue.done(batch)
-                self._computing -= len(batch.items)
+        for item, answer in zip(batch.items, answers, strict=True):
+            if isinstance(answer, Scored):
+                item.future.set_result(answer)
+            else:
+                item.future.set_exception(answer)
 
-    def _run(self, batch: Run[_Item], first: int, count: int) -> None:
-        """Computes and answers the batch's items from `first` on."""
-        items = batch.items[first : first + count]
+    def _computed(self, batch: Run[_Item], first: int, count: int) -> list[Scored | Internal]:
+        """What the engine says of the batch's images from `first` on."""
         # Whatever lies beside them makes up a size that the engine likes. At a slot's end that is before them.
         size = self._padded(count)
         start = min(batch.start + first, self._max_batch_size - size)
-        begun = time.perf_counter()
+        begun_s = self._clock()
         try:
             with self._watchdog.watching(f"a pass of {count} images through the network"):
                 output = self._engine.infer(batch.slot.images[start : start + size])
@@ -334,17 +399,17 @@ class Batcher:
             self._metrics.engine_errors.inc()
             if count > 1:
                 log.warning("the engine failed on a batch, trying its images one by one", error=repr(error))
-                for place in range(first, first + count):
-                    self._run(batch, place, 1)
-                return
+                return [self._computed(batch, place, 1)[0] for place in range(first, first + count)]
             log.error("the engine failed on an image", error=repr(error))
-            _fail(items, Internal(f"the engine failed on this image: {type(error).__name__}: {error}"[:500]))
-            return
-        self._metrics.ran(count, time.perf_counter() - begun)
+            return [Internal(f"the engine failed on this image: {type(error).__name__}: {error}"[:500])]
+        compute_s = self._clock() - begun_s
+        with self._lock:
+            self._pace.observe(count, compute_s)
+        self._metrics.ran(count, compute_s)
         now = time.time()
         ours = slice(batch.start + first - start, batch.start + first - start + count)
-        for item, score, heatmap in zip(items, output.scores[ours].tolist(), heatmaps[ours], strict=True):
-            item.future.set_result(Scored(score, item.queued_at_s, now, heatmap))
+        rows = zip(batch.items[first : first + count], output.scores[ours].tolist(), heatmaps[ours], strict=True)
+        return [Scored(score, item.queued_at_s, now, heatmap) for item, score, heatmap in rows]
 
 
 def _checked(output: Output, count: int) -> Sequence[Heatmap | None]:

@@ -563,12 +563,13 @@ def test_however_they_arrive_every_frame_is_answered_exactly_once(
 
     def arrive(levels: list[int], dice: random.Random) -> None:
         for level in levels:
-            way = dice.choice(["call", "cancelled call", "late call", "live", "backlog"])
+            way = dice.choice(["call", "cancelled call", "late call", "hasty call", "live", "backlog"])
             try:
                 if way == "live" or way == "backlog":
                     future = batcher.deliver(image(level), Lane(way))
                 else:
-                    future = batcher.call(image(level), time.monotonic() + (0 if way == "late call" else PATIENCE_S))
+                    patience_s = {"late call": 0.0, "hasty call": 0.002}.get(way, PATIENCE_S)
+                    future = batcher.call(image(level), time.monotonic() + patience_s)
             except QueueFull:
                 answers[level].append("refused")
                 continue
