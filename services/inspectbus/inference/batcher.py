@@ -181,21 +181,27 @@ class Batcher:
                 self._admit(len(items), deadline_s - now)
             places = self._seated(items)
         self._metrics.came(lane, len(items))
-        # Not under the lock: others come, and streams take, while we copy.
-        for place, image in zip(places, images, strict=True):
-            np.copyto(place, image)
-        with self._lock:
-            for item in items:
-                self._queue.filled(item)
-            self._arrived.notify(len(items))
-            if deadline_s < self._next_deadline_s:
-                self._sooner.notify()
+        # Of a call with many images the first batch is computed while we copy the next.
+        for at in range(0, len(items), self._max_batch_size):
+            chunk = slice(at, at + self._max_batch_size)
+            # Not under the lock: others come, and streams take, while we copy.
+            for place, image in zip(places[chunk], images[chunk], strict=True):
+                np.copyto(place, image)
+            with self._lock:
+                for item in items[chunk]:
+                    self._queue.filled(item)
+                self._arrived.notify(len(items[chunk]))
+                if deadline_s < self._next_deadline_s:
+                    self._sooner.notify()
         # After the lock is left: a future that is cancelled at this very moment calls back from here.
         for item in items:
             self._watch(item)
         return [item.future for item in items]
 
     def _check(self, image: Image) -> None:
+        # What could not be copied must not take a place first.
+        if image.dtype != np.uint8:
+            raise BadField(f"pixels are {image.dtype}; the model takes uint8", field="pixels")
         if image.shape != self._shape:
             height, width, channels = image.shape
             raise BadField(

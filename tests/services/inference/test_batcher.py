@@ -311,6 +311,52 @@ def test_an_engine_that_forgets_a_heatmap_is_an_error() -> None:
         batcher.call(image(1)).result(PATIENCE_S)
 
 
+def test_pixels_of_another_kind_are_refused_by_name_and_take_no_place(opened: Open) -> None:
+    batcher = opened()
+    with pytest.raises(BadField, match="float32; the model takes uint8"):
+        batcher.call_all([image(1), np.zeros((SIDE, SIDE, 3), np.float32)])
+    assert batcher.waiting == 0
+
+
+def test_images_without_memory_to_lie_in_fail_alone(
+    engine: BrightnessEngine, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = 4  # what a batcher of one stream begins with, and one
+
+    def allocated() -> Images:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise MemoryError
+        return np.empty((2, SIDE, SIDE, 3), np.uint8)
+
+    monkeypatch.setattr("inspectbus.inference.batcher.memory_for", lambda device, shape: allocated)
+    batcher = opened(size=2)
+    first = busy(batcher, engine)
+    kept = batcher.call_all([image(level) for level in range(5)])
+    with pytest.raises(MemoryError):
+        batcher.call_all([image(8), image(9)])
+    assert batcher.waiting == 5
+    engine.release()
+    assert [level_of(future) for future in (first, *kept, batcher.call(image(7)))] == [255, *range(5), 7]
+    assert not any(8 in batch or 9 in batch for batch in engine.batches)
+
+
+def test_a_call_with_more_images_than_a_batch_has_begins_with_the_first(
+    engine: BrightnessEngine, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batcher = opened(size=2)
+    copied = np.copyto
+
+    def copy(place: Image, pixels: Image) -> None:
+        if pixels[0, 0, 0] == 3:
+            engine.wait_entered()
+        copied(place, pixels)
+
+    monkeypatch.setattr("inspectbus.inference.batcher.np.copyto", copy)
+    assert [level_of(future) for future in batcher.call_all([image(level) for level in range(5)])] == list(range(5))
+
+
 def test_pixels_of_another_size_are_refused_by_name(opened: Open) -> None:
     with pytest.raises(BadField, match="5x4") as refused:
         opened().call(np.zeros((5, 4, 3), np.uint8))
