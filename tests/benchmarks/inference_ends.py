@@ -3,8 +3,10 @@
     raw:     the engine in a tight loop   stdin: BATCH STREAMS SECONDS ─> images a second, and what a pass took
     serve:   the inference service        stdout: where it listens; ends with its input
     clients: callers in a closed loop     stdin: CALLERS SECONDS ─> answers, what they took, and the CPU of the callers
+    flood:   calls that come evenly       stdin: RATE PATIENCE_MS SECONDS ─> what became of them, and the CPU of it
 
-One JSON line for each line of input. A closed loop: each caller asks again as soon as it is answered.
+One JSON line for each line of input. A closed loop: each caller asks again as soon as it is answered. A flood asks
+however many are answered, so many times a second.
 """
 
 from __future__ import annotations
@@ -78,13 +80,13 @@ class Clients:
                 return
             begun_s = time.perf_counter()
 
-            def answered(error: str) -> None:
+            def answered(outcome: str) -> None:
                 took_s.append(time.perf_counter() - begun_s)
-                if error:
-                    failures.append(error)
+                if outcome != ANSWER:
+                    failures.append(outcome)
                 again()
 
-            self._ask(answered)
+            self._ask(PATIENCE_S, answered)
 
         for _ in range(callers):
             again()
@@ -99,23 +101,74 @@ class Clients:
         return {"answers": took_s[first:last], "wall_s": wall_s, "cpu_s": used_s}
 
 
-Asker = Callable[[Callable[[str], None]], None]
-"""Asks once, and later tells the error, or nothing."""
+class Flood:
+    """Calls at an even rate, each with a deadline."""
+
+    def __init__(self, form: str, address: str, side: str) -> None:
+        self._ask = ASKERS[form](address, int(side))
+
+    def run(self, rate: int, patience_ms: int, seconds: float) -> dict[str, Any]:
+        took_s: dict[str, list[float]] = {ANSWER: [], REFUSED: [], LATE: []}
+        over, patience_s, sent = threading.Event(), patience_ms / 1000, 0
+        left = threading.Semaphore(0)
+
+        def call() -> None:
+            begun_s = time.perf_counter()
+
+            def answered(outcome: str) -> None:
+                took_s[outcome].append(time.perf_counter() - begun_s)
+                left.release()
+
+            self._ask(patience_s, answered)
+
+        # By the time until the queue is full nothing can be told of what comes after.
+        counted: dict[str, int] | None = None
+        begun_s = counted_s = time.perf_counter()
+        used_s = 0.0
+        while (now_s := time.perf_counter() - begun_s) < 2 * patience_s + seconds:
+            if counted is None and now_s >= 2 * patience_s:
+                counted = {outcome: len(each) for outcome, each in took_s.items()}
+                counted_s, used_s = time.perf_counter(), time.process_time()
+            for _ in range(int(now_s * rate) - sent):
+                call()
+                sent += 1
+            over.wait(0.001)
+        last = {outcome: len(each) for outcome, each in took_s.items()}
+        wall_s, used_s = time.perf_counter() - counted_s, time.process_time() - used_s
+        for _ in range(sent):
+            assert left.acquire(timeout=PATIENCE_S), "a call was never answered"
+        assert counted is not None
+        found = {outcome: each[counted[outcome] : last[outcome]] for outcome, each in took_s.items()}
+        return {**found, "wall_s": wall_s, "cpu_s": used_s}
+
+
+ANSWER, REFUSED, LATE = "answers", "refused", "late"
+"""What becomes of a call; any other word is an error."""
+
+Asker = Callable[[float, Callable[[str], None]], None]
+"""Asks once with so many seconds' patience, and later tells what became of it."""
 
 
 def _ask_inspectbus(address: str, side: int) -> Asker:
     import grpc
 
-    from inspectbus.api.v1.inference_pb2 import InferRequest
+    from inspectbus.api.v1.inference_pb2 import InferRequest, InferResponse
     from inspectbus.api.v1.inference_pb2_grpc import InferenceServiceStub
     from inspectbus.imaging.pixels import to_pixels
 
     stub = InferenceServiceStub(grpc.insecure_channel(address))
     request = InferRequest(pixels=to_pixels(np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)))
 
-    def ask(answered: Callable[[str], None]) -> None:
-        call = stub.Infer.future(request, timeout=PATIENCE_S)
-        call.add_done_callback(lambda done: answered("" if (error := done.exception()) is None else str(error)))
+    outcomes = {grpc.StatusCode.RESOURCE_EXHAUSTED: REFUSED, grpc.StatusCode.DEADLINE_EXCEEDED: LATE}
+
+    def ask(patience_s: float, answered: Callable[[str], None]) -> None:
+        call = stub.Infer.future(request, timeout=patience_s)
+
+        def done(ended: grpc.Future[InferResponse]) -> None:
+            error = ended.exception()
+            answered(ANSWER if error is None else outcomes.get(error.code(), str(error)))  # type: ignore[attr-defined]
+
+        call.add_done_callback(done)
 
     return ask
 
@@ -159,7 +212,7 @@ def main(role: str, *how: str) -> None:
     if role == "serve":
         serve(*how)
         return
-    run: Callable[..., dict[str, Any]] = Raw(*how).run if role == "raw" else Clients(*how).run
+    run: Callable[..., dict[str, Any]] = {"raw": Raw, "clients": Clients, "flood": Flood}[role](*how).run
     say({})
     for line in sys.stdin:
         *numbers, seconds = line.split()
