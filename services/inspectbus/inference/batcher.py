@@ -32,7 +32,7 @@ from inspectbus.imaging import Image
 from inspectbus.inference.admission import MARGIN, Ahead, Pace, answered_in_s
 from inspectbus.inference.engine import Engine, Heatmap, Images, Output
 from inspectbus.inference.metrics import BatcherMetrics
-from inspectbus.inference.slots import Run, SlotQueue, batch_sizes, memory_for
+from inspectbus.inference.slots import Run, Slot, SlotQueue, batch_sizes, memory_for
 from inspectbus.runtime.watchdog import Watchdog
 
 log = structlog.get_logger(__name__)
@@ -357,12 +357,23 @@ class Batcher:
                 return False
             patience_s = LOOK_S
             for slot in self._queue.heads():
-                oldest_s = min(item.arrived_s for item in slot.waiting.values())
-                left_s = oldest_s + self._max_batch_wait_s - self._clock()
-                if self._closing or slot.full or left_s <= 0:
+                if self._closing or slot.full or not self._max_batch_wait_s:
+                    return True
+                left_s = self._company_until_s(slot) - self._clock()
+                if left_s <= 0:
                     return True
                 patience_s = min(patience_s, left_s)
             self._arrived.wait(patience_s)
+
+    def _company_until_s(self, slot: Slot[_Item]) -> float:
+        """When the first of them has waited long enough, or must go to be in time."""
+        compute_s = MARGIN * self._pace.batch_s(len(slot.waiting))
+        until_s = math.inf
+        for item in slot.waiting.values():
+            # How early one with a deadline must go is not known before the first run.
+            wait_s = self._max_batch_wait_s if self._pace.known or item.deadline_s == math.inf else 0.0
+            until_s = min(until_s, item.arrived_s + wait_s, item.deadline_s - compute_s)
+        return until_s
 
     def _share(self) -> int:
         """Images of the next batch at most: a stream's share of all that there are, computed ones included.

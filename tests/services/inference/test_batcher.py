@@ -532,7 +532,9 @@ def test_closing_computes_what_waits_and_takes_nothing_more(engine: BrightnessEn
     assert not any(thread.name.startswith("inference-batcher") for thread in threading.enumerate())
 
 
-def test_closing_behind_a_stuck_engine_ends_in_time_and_answers_those_who_wait(engine: BrightnessEngine) -> None:
+@pytest.mark.parametrize("streams", [1, 3])
+def test_closing_behind_a_stuck_engine_ends_in_time_and_answers_those_who_wait(streams: int) -> None:
+    engine = BrightnessEngine(streams)
     batcher = make(engine, size=1, drain_s=0.2)
     with batcher:
         stuck = busy(batcher, engine)

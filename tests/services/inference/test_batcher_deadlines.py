@@ -75,7 +75,7 @@ def batcher(engine: ScriptedEngine, registry: CollectorRegistry) -> Iterator[Bat
         engine.release()
 
 
-def make(engine: ScriptedEngine, registry: CollectorRegistry, limit: int = 64) -> Batcher:
+def make(engine: ScriptedEngine, registry: CollectorRegistry, limit: int = 64, wait_s: float = 0.0) -> Batcher:
     return Batcher(
         engine,
         SIDE,
@@ -83,7 +83,7 @@ def make(engine: ScriptedEngine, registry: CollectorRegistry, limit: int = 64) -
         BatcherMetrics(registry, SIZE),
         Watchdog(60.0),
         max_batch_size=SIZE,
-        max_batch_wait_s=0,
+        max_batch_wait_s=wait_s,
         queue_limit=limit,
         drain_s=PATIENCE_S,
         clock=engine.clock,
@@ -163,6 +163,21 @@ def test_an_idle_engine_tries_even_when_it_was_slow_so_that_one_slow_run_refuses
     batcher.call(image(1)).result(PATIENCE_S)
     for _ in range(3):
         assert batcher.call(image(2), engine.clock() + 0.05).result(PATIENCE_S)
+
+
+def test_nobody_waits_for_company_beyond_the_moment_to_be_in_time(
+    engine: ScriptedEngine, registry: CollectorRegistry
+) -> None:
+    with make(engine, registry, wait_s=1000.0) as batcher:
+        # Nothing is known of the engine: it goes at once.
+        batcher.call(image(1), engine.clock() + 100).result(PATIENCE_S)
+        for future in batcher.call_all([image(2)] * SIZE):
+            future.result(PATIENCE_S)
+        # It must go now, to be in time.
+        deadline_s = engine.clock() + 1.2 * (BASE_S + EACH_S)
+        batcher.call(image(3), deadline_s).result(PATIENCE_S)
+        assert engine.clock() <= deadline_s
+    assert [len(batch) for batch in engine.batches] == [1, SIZE, 1]
 
 
 def test_a_call_whose_deadline_passes_while_the_engine_is_busy_is_told_then_and_not_at_its_turn(
