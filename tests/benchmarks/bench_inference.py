@@ -78,6 +78,8 @@ class Overload:
     offered_per_s: float
     goodput_per_s: float
     late_per_s: float
+    beyond_per_s: float
+    """More than a connection may have open."""
     client_cpu: float
     refused_p50_s: float
     refused_p99_s: float
@@ -215,12 +217,13 @@ def load(clients: Sequence[End], callers: int, seconds: float) -> Load:
 
 def flood(source: End, rate: float, seconds: float) -> Overload:
     told = asked(source, round(rate), OVERLOAD_PATIENCE_MS, seconds)
-    counts = {outcome: len(told[outcome]) / told["wall_s"] for outcome in ("answers", "refused", "late")}
+    counts = {outcome: len(told[outcome]) / told["wall_s"] for outcome in ("answers", "refused", "late", "beyond")}
     refused_s = told["refused"] or [0.0]  # a machine that got faster meanwhile refuses nobody
     return Overload(
         sum(counts.values()),
         counts["answers"],
         counts["late"],
+        counts["beyond"],
         told["cpu_s"] / told["wall_s"],
         float(np.percentile(refused_s, 50)),
         float(np.percentile(refused_s, 99)),
@@ -255,6 +258,7 @@ def summary(engine: Engine, turns: Sequence[Turn]) -> dict[str, Any]:
                 "offered_per_s": round(median(turn.overload.offered_per_s for turn in turns), 1),
                 "goodput_per_s": round(median(turn.overload.goodput_per_s for turn in turns), 1),
                 "late_per_s": round(median(turn.overload.late_per_s for turn in turns), 1),
+                "beyond_per_s": round(median(turn.overload.beyond_per_s for turn in turns), 1),
                 "client_cpu": round(median(turn.overload.client_cpu for turn in turns), 2),
                 "refused_p50_ms": round(1000 * median(turn.overload.refused_p50_s for turn in turns), 2),
                 "refused_p99_ms": round(1000 * median(turn.overload.refused_p99_s for turn in turns), 2),
