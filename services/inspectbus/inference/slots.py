@@ -181,10 +181,11 @@ class SlotQueue(Generic[T]):
         self._lay_by(run.slot)
 
     def clear(self) -> list[T]:
-        """Whoever waits leaves, also those whose image is still being written."""
+        """Whoever waits leaves, also those whose image is still being written. The memory goes too."""
         left = list(self._seats)
         self._seats.clear()
         self._lanes.clear()
+        self._unused.clear()
         self._counts = dict.fromkeys(Lane, 0)
         for roomy in self._roomy.values():
             roomy.clear()

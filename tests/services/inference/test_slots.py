@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,6 +127,27 @@ def test_one_that_was_being_written_when_the_queue_was_cleared_is_nobody(queue: 
     assert len(queue) == 0
     with pytest.raises(IndexError):
         queue.take(SIZE, lambda _: True)
+
+
+def test_a_queue_that_is_cleared_keeps_no_memory() -> None:
+    made: list[weakref.ref[Images]] = []
+
+    def noted() -> Images:
+        images = memory()
+        made.append(weakref.ref(images))
+        return images
+
+    queue: SlotQueue[Frame] = SlotQueue(noted, ready=2)
+    for level in range(3 * SIZE):
+        put(queue, level)
+    gc.disable()
+    try:
+        queue.done(take(queue))
+        queue.clear()
+        assert len(made) == 3
+        assert not any(images() is not None for images in made)
+    finally:
+        gc.enable()
 
 
 WAYS = st.one_of(
