@@ -12,9 +12,10 @@ MEMORY = 16
 """Runs after which a run counts a third: enough for an average, few enough to follow a machine that gets busy."""
 ALIKE = 1e-3
 """Variance of batch sizes below which nothing can be told of how the time grows with the size."""
-MARGIN = 1.25
-"""Predictions are averages. Calls that were let in by a hair would miss their deadlines every other time, and those of
-them that were computed would have cost others theirs."""
+MARGIN = 2.0
+"""Half of a caller's patience is for what nobody predicts: the ways there and back, which a flood makes long (75 ms on
+two cores at three times the capacity), and that an average is one. A call let in by a hair is answered too late and has
+cost others their turn; a queue half as long keeps the engine as busy."""
 
 
 class Pace:

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 from inspectbus.bus import Lane
 from inspectbus.errors import QueueFull, TooLate
 from inspectbus.imaging import Image
+from inspectbus.inference.admission import MARGIN
 from inspectbus.inference.batcher import Batcher, Scored
 from inspectbus.inference.engine import Images, Output
 from inspectbus.inference.metrics import BatcherMetrics
@@ -120,8 +121,8 @@ def test_a_call_that_cannot_meet_its_deadline_is_refused_at_once_and_told_when_t
     learn(batcher)
     busy(batcher, engine)
     queued = batcher.call_all([image(1)] * 16)
-    # One is computed, two batches wait, and its own comes then: some 0.11 s, and a quarter more to be sure.
-    needed_s = 1.25 * (BASE_S + EACH_S + 2 * BATCH_S + BASE_S + EACH_S)
+    # One is computed, two batches wait, and its own comes then: some 0.08 s, and the margin.
+    needed_s = MARGIN * (BASE_S + EACH_S + 2 * BATCH_S + BASE_S + EACH_S)
     with pytest.raises(QueueFull, match=r"16 images wait .* try again in") as refused:
         batcher.call(image(2), engine.clock() + 0.08)
     assert refused.value.retry_s == pytest.approx(needed_s - 0.08, rel=0.3)
