@@ -30,16 +30,20 @@ import grpc
 
 
 class InspectBusError(Exception):
-    """Base of all errors. `field` names the request field or file at fault, empty when none is."""
+    """Base of all errors. `field` names the request field or file at fault, empty when none is.
+
+    `retry_s` is when the same call may succeed, where that is known; None leaves it to whoever tells the caller.
+    """
 
     code: grpc.StatusCode = grpc.StatusCode.INTERNAL
     retryable: bool = False
     outage: bool = False
     """What everybody needs is full or away: not the fault of the one message that met it, and never counted as one."""
 
-    def __init__(self, message: str, *, field: str = "") -> None:
+    def __init__(self, message: str, *, field: str = "", retry_s: float | None = None) -> None:
         super().__init__(message)
         self.field = field
+        self.retry_s = retry_s
 
     @property
     def message(self) -> str:

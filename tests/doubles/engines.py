@@ -15,15 +15,20 @@ PATIENCE_S = 10.0
 class BrightnessEngine:
     """Scores an image by its first pixel: level / 255. Remembers every batch it was given, as lists of levels.
 
-    `hold` makes it stop inside `infer` until `release`; levels in `poison` make it raise.
+    `hold` makes it stop inside `infer` until `release`, and only then it reads the pixels of its scores; levels in
+    `poison` make it raise.
     """
 
     name = "brightness"
     device = "here"
-    streams = 1
 
-    def __init__(self) -> None:
+    def __init__(self, streams: int = 1) -> None:
+        self.streams = streams
         self.batches: list[list[int]] = []
+        self.at_once = 0
+        """The most batches it was ever given side by side."""
+        self._inside = 0
+        self._counting = threading.Lock()
         self.poison: set[int] = set()
         self.entered = threading.Semaphore(0)
         """Released each time a batch is begun."""
@@ -40,10 +45,17 @@ class BrightnessEngine:
         assert self.entered.acquire(timeout=PATIENCE_S), "the engine was not called"
 
     def infer(self, images: Images) -> Output:
-        levels = [int(image[0, 0, 0]) for image in images]
-        self.batches.append(levels)
-        self.entered.release()
-        assert self._gate.wait(PATIENCE_S), "the test never released the engine"
+        levels = images[:, 0, 0, 0].tolist()
+        with self._counting:
+            self.batches.append(levels)
+            self._inside += 1
+            self.at_once = max(self.at_once, self._inside)
+        try:
+            self.entered.release()
+            assert self._gate.wait(PATIENCE_S), "the test never released the engine"
+        finally:
+            with self._counting:
+                self._inside -= 1
         if self.poison.intersection(levels):
             raise RuntimeError("this image cannot be computed")
-        return Output(np.array([level / 255 for level in levels], np.float32))
+        return Output((images[:, 0, 0, 0] / 255).astype(np.float32))

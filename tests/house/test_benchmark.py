@@ -50,3 +50,19 @@ def test_the_quick_benchmark_of_training_ends_with_the_ratio_of_both_depths_as_j
         assert figures["epoch_s"] > 0
         assert figures["ratio"] == pytest.approx(figures["epoch_s"] / figures["bare_s"], rel=0.05)
         assert 0 < figures["learning_ratio"] <= figures["ratio"]
+
+
+def test_the_quick_benchmark_of_inference_ends_with_its_figures_as_json() -> None:
+    told = benchmark(
+        "bench_inference", "--quick", "--engine", "onnxruntime", "--backbone", "test_efficientnet", "--side", "64"
+    )
+
+    assert set(told["service_over_raw"]) == {"8", "32", "64"}
+    assert all(ratio > 0 for ratio in told["service_over_raw"].values())
+    figures = told["figures"]
+    one = figures["callers"]["1"]
+    assert told["single_p50_over_raw"] == pytest.approx(one["p50_ms"] / figures["raw_single_ms"], rel=0.05)
+    assert 0 < one["p50_ms"] <= one["p99_ms"]
+    overload = figures["overload"]
+    assert overload["offered_per_s"] >= overload["goodput_per_s"]
+    assert told["overload_goodput"] >= 0

@@ -1,11 +1,14 @@
 """The batcher: frames from both doors wait here, and an idle engine takes what is there at once.
 
-    call ── refused when full ──> ┌ live    ┐
-    bus  ── never refused ──────> └ backlog ┘ ─> batch of at most max_batch_size ─> engine ─> each frame's future
+    call ── can it be in time? ─> ┌ live    ┐                                         ┌ stream ┐
+    bus  ── never refused ──────> └ backlog ┘ slots ─> batch, split over the streams ─┤  ...   ├─> each frame's future
+                                      └── cancelled, or its deadline passes: dropped  └ stream ┘
 
-Work-conserving: while the engine computes, frames gather; when it is idle, nothing waits for company, unless
-`max_batch_wait_s` allows it, and then each frame counts from its own arrival. Every frame taken is answered exactly
-once: with its score, with the error that concerns it, or by its own cancellation.
+Work-conserving: while all streams compute, frames gather; when one is idle, nothing waits for company, unless
+`max_batch_wait_s` allows it, and then each frame counts from its own arrival. Pixels are copied once, when they arrive,
+into the memory that the engine will read (`slots`). A call whose deadline cannot be met, by what the engine's last runs
+took (`admission`), is refused at once, for it would cost others theirs; frames from the bus are all judged. Every frame
+taken is answered exactly once: with its score, with the error that concerns it, or by its own cancellation.
 """
 
 from __future__ import annotations
@@ -14,26 +17,28 @@ import math
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from types import TracebackType
 
 import numpy as np
-import prometheus_client as prometheus
 import structlog
 
 from inspectbus.bus import Lane
-from inspectbus.bus.lanes import Lanes
+from inspectbus.bus.contract import BACKLOG_SHARE
 from inspectbus.errors import BadField, Internal, ModelNotReady, QueueFull, TooLate
 from inspectbus.imaging import Image
-from inspectbus.inference.engine import Engine, Heatmap, Output
+from inspectbus.inference.admission import MARGIN, Ahead, Pace, answered_in_s
+from inspectbus.inference.engine import Engine, Heatmap, Images, Output
+from inspectbus.inference.metrics import BatcherMetrics
+from inspectbus.inference.slots import Run, Slot, SlotQueue, batch_sizes, memory_for
 from inspectbus.runtime.watchdog import Watchdog
 
 log = structlog.get_logger(__name__)
 
 LOOK_S = 1.0
-"""How long the idle thread sleeps between looks: nothing depends on it, a lost wake-up would cost a second."""
+"""How long an idle thread sleeps between looks: nothing depends on it, a lost wake-up would cost a second."""
 
 
 @dataclass(frozen=True)
@@ -47,47 +52,23 @@ class Scored:
     heatmap: Heatmap | None = field(default=None, compare=False)
 
 
-class BatcherMetrics:
-    """Made once per registry; a batcher that follows another goes on counting."""
-
-    def __init__(self, registry: prometheus.CollectorRegistry, max_batch_size: int) -> None:
-        sizes = sorted({*(2**power for power in range(max_batch_size.bit_length())), max_batch_size})
-        self.batch_size = prometheus.Histogram(
-            "inspectbus_inference_batch_size", "Images per run of the engine.", buckets=sizes, registry=registry
-        )
-        self.queue_seconds = prometheus.Histogram(
-            "inspectbus_inference_queue_seconds", "From arrival to the engine.", ["lane"], registry=registry
-        )
-        self.compute_seconds = prometheus.Histogram(
-            "inspectbus_inference_compute_seconds", "One run of the engine.", registry=registry
-        )
-        self.waiting = prometheus.Gauge(
-            "inspectbus_inference_waiting", "Images that wait for the engine.", ["lane"], registry=registry
-        )
-        self.dropped = prometheus.Counter(
-            "inspectbus_inference_dropped", "Calls not computed, by reason.", ["reason"], registry=registry
-        )
-        self.engine_errors = prometheus.Counter(
-            "inspectbus_inference_engine_errors", "Runs of the engine that raised.", registry=registry
-        )
-        self.sizes = dict.fromkeys(range(1, max_batch_size + 1), 0)
-        """Runs by exact size, for GetEngine. Only the engine's thread writes, and never a new key."""
-
-
 @dataclass(eq=False)
 class _Item:
     """One image that waits. `deadline_s` is on the monotonic clock; nobody waits for an answer after it."""
 
-    image: Image
     lane: Lane
     deadline_s: float
+    arrived_s: float
     future: Future[Scored] = field(default_factory=Future)
-    arrived_s: float = field(default_factory=time.monotonic)
     queued_at_s: float = field(default_factory=time.time)
 
 
 class Batcher:
-    """One engine, one thread, one bounded queue. Use as a context; leaving it computes what waits."""
+    """One engine, a thread for each of its streams, one bounded queue. Use as a context; leaving computes what waits.
+
+    Its memory is that of its slots (`SlotQueue`): with n images that may wait at most, some n plus four batches for the
+    lanes' ends and one for each stream. `queue_limit` bounds n for calls, the bus's prefetch what comes beside.
+    """
 
     def __init__(
         self,
@@ -101,21 +82,41 @@ class Batcher:
         max_batch_wait_s: float,
         queue_limit: int,
         drain_s: float,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
         self._metrics = metrics
         self._watchdog = watchdog
+        self._max_batch_size = max_batch_size
         self._max_batch_wait_s = max_batch_wait_s
         self._queue_limit = queue_limit
         self._drain_s = drain_s
-        self._slot = np.empty((max_batch_size, height, width, 3), np.uint8)
-        self._lanes: Lanes[_Item] = Lanes()
+        self._clock = clock
+        self._shape = (height, width, 3)
+        self._sizes = batch_sizes(engine.device, max_batch_size)
+        self._make = memory_for(engine.device, (max_batch_size, *self._shape))
+        # One for each stream to compute, and one for each lane to fill meanwhile.
+        self._queue: SlotQueue[_Item] = SlotQueue(self._slot, ready=engine.streams + len(Lane))
+        self._pace = Pace()
+        self._under_way: dict[int, tuple[float, int]] = {}
+        """Of each stream that computes: since when, and how many images."""
+        self._next_deadline_s = math.inf
         self._closing = False
-        self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._work, name="inference-batcher", daemon=True)
+        self._ended = False
+        self._lock = threading.Lock()
+        self._arrived = threading.Condition(self._lock)
+        self._sooner = threading.Condition(self._lock)
+        """A deadline came that is before all others."""
+        self._threads = [
+            threading.Thread(target=self._work, args=(stream,), name=f"inference-batcher-{stream}", daemon=True)
+            for stream in range(engine.streams)
+        ]
+        self._timer = threading.Thread(target=self._keep_deadlines, name="inference-batcher-timer", daemon=True)
 
     def __enter__(self) -> Batcher:
-        self._thread.start()
+        self._timer.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -123,158 +124,309 @@ class Batcher:
 
     def close(self) -> None:
         """Takes nothing more, and computes what waits for at most `drain_s`; what is left then fails."""
-        with self._changed:
+        until_s = time.monotonic() + self._drain_s
+        with self._lock:
+            first = not self._closing
             self._closing = True
-            self._changed.notify_all()
-        self._thread.join(self._drain_s)
-        with self._changed:
-            waiting = self._lanes.clear()
-            self._show_waiting()
+            self._arrived.notify_all()
+        for thread in self._threads:
+            thread.join(max(0.0, until_s - time.monotonic()))
+        with self._lock:
+            waiting = self._queue.clear()
+            self._ended = True
+            self._sooner.notify_all()
+        self._timer.join(LOOK_S)
+        for item in waiting:
+            self._metrics.went(item.lane, 1)
+        if first:
+            self._metrics.slot_bytes.dec(self._queue.slots * self._slot_bytes)
         left = [item for item in waiting if item.future.set_running_or_notify_cancel()]
         _fail(left, ModelNotReady("the service stopped before this image's turn"))
 
     def call(self, image: Image, deadline_s: float = math.inf) -> Future[Scored]:
-        """For a caller who waits. Raises QueueFull at the limit.
+        """For a caller who waits. Raises QueueFull at the limit, and when the deadline (monotonic seconds) is nearer
+        than an answer; it says when to come again. A stream that is idle tries in any case.
 
-        A call that is cancelled, or whose deadline (monotonic seconds) passes before its turn, is not computed: its
-        future is cancelled, or fails with TooLate.
+        A call that is cancelled, or whose deadline passes before its turn, is not computed: its future is cancelled, or
+        fails with TooLate at its deadline.
         """
         (future,) = self.call_all([image], deadline_s)
         return future
 
     def call_all(self, images: Sequence[Image], deadline_s: float = math.inf) -> list[Future[Scored]]:
         """For a caller who waits for every one of them: each as by `call`, and all have a place, or none."""
-        return self._put([_Item(image, Lane.LIVE, deadline_s) for image in images], refusable=True)
+        return self._put(images, Lane.LIVE, deadline_s, refusable=True)
 
     def deliver(self, image: Image, lane: Lane) -> Future[Scored]:
         """For the bus, whose prefetch bounds what it brings. Never refused for want of room."""
-        (future,) = self._put([_Item(image, lane, math.inf)], refusable=False)
+        (future,) = self._put([image], lane, math.inf, refusable=False)
         return future
 
     @property
     def waiting(self) -> int:
-        with self._changed:
-            return len(self._lanes)
+        with self._lock:
+            return len(self._queue)
 
-    def _put(self, items: list[_Item], *, refusable: bool) -> list[Future[Scored]]:
-        for item in items:
-            self._check(item.image)
-        with self._changed:
+    # --- who comes and goes
+
+    def _put(self, images: Sequence[Image], lane: Lane, deadline_s: float, *, refusable: bool) -> list[Future[Scored]]:
+        for image in images:
+            self._check(image)
+        now = self._clock()
+        items = [_Item(lane, deadline_s, now) for _ in images]
+        with self._lock:
             if self._closing:
                 raise ModelNotReady("the service is stopping")
-            if refusable and len(self._lanes) + len(items) > self._queue_limit:
-                self._metrics.dropped.labels("queue_full").inc(len(items))
-                raise QueueFull(
-                    f"{len(self._lanes)} images wait for the engine, of {self._queue_limit} that may; "
-                    f"there is no room for {len(items)} more, try again shortly"
-                )
-            for item in items:
-                self._lanes.put(item, item.lane)
-            self._show_waiting()
-            self._changed.notify_all()
+            if refusable:
+                self._admit(len(items), deadline_s - now)
+            places = self._seated(items)
+        self._metrics.came(lane, len(items))
+        # Of a call with many images the first batch is computed while we copy the next.
+        for at in range(0, len(items), self._max_batch_size):
+            chunk = slice(at, at + self._max_batch_size)
+            # Not under the lock: others come, and streams take, while we copy.
+            for place, image in zip(places[chunk], images[chunk], strict=True):
+                np.copyto(place, image)
+            with self._lock:
+                for item in items[chunk]:
+                    self._queue.filled(item)
+                self._arrived.notify(len(items[chunk]))
+                if deadline_s < self._next_deadline_s:
+                    self._sooner.notify()
         # After the lock is left: a future that is cancelled at this very moment calls back from here.
         for item in items:
             self._watch(item)
         return [item.future for item in items]
 
     def _check(self, image: Image) -> None:
-        if image.shape != self._slot.shape[1:]:
+        # What could not be copied must not take a place first.
+        if image.dtype != np.uint8:
+            raise BadField(f"pixels are {image.dtype}; the model takes uint8", field="pixels")
+        if image.shape != self._shape:
             height, width, channels = image.shape
-            expected = f"{self._slot.shape[1]}x{self._slot.shape[2]}"
             raise BadField(
-                f"pixels are {height}x{width} with {channels} channels; the model takes {expected} with 3",
+                f"pixels are {height}x{width} with {channels} channels; the model takes "
+                f"{self._shape[0]}x{self._shape[1]} with 3",
                 field="pixels",
             )
 
+    def _admit(self, count: int, left_s: float) -> None:
+        waiting, streams = len(self._queue), self._engine.streams
+        if (excess := waiting + count - self._queue_limit) > 0:
+            self._metrics.dropped("queue_full", Lane.LIVE, count)
+            raise QueueFull(
+                f"{waiting} images wait for the engine, of {self._queue_limit} that may; "
+                f"there is no room for {count} more, try again shortly",
+                retry_s=self._pace.work_s(excess, self._max_batch_size) / streams if self._pace.known else None,
+            )
+        # An idle stream costs nobody anything. It also measures again, so that one slow run refuses no call for ever.
+        idle = not waiting and len(self._under_way) < streams
+        # One that is late already is no matter of room: it is told so.
+        if idle or left_s <= 0 or not self._pace.known:
+            return
+        needed_s = MARGIN * answered_in_s(self._pace, self._ahead(), count, size=self._max_batch_size, streams=streams)
+        if needed_s > left_s:
+            self._metrics.dropped("no_time", Lane.LIVE, count)
+            raise QueueFull(
+                f"{waiting} images wait for the engine: an answer may take {needed_s:.2f} s, and the call ends in "
+                f"{left_s:.2f} s; try again in {needed_s - left_s:.2f} s",
+                retry_s=needed_s - left_s,
+            )
+
+    def _ahead(self) -> Ahead:
+        now = self._clock()
+        remaining_s = sum(
+            max(0.0, begun_s + self._pace.batch_s(count) - now) for begun_s, count in self._under_way.values()
+        )
+        slowed = BACKLOG_SHARE / (BACKLOG_SHARE - 1) if self._queue.count(Lane.BACKLOG) else 1.0
+        return Ahead(remaining_s, self._queue.count(Lane.LIVE), slowed)
+
+    def _seated(self, items: list[_Item]) -> list[Image]:
+        places = []
+        for number, item in enumerate(items):
+            try:
+                places.append(self._queue.seat(item, item.lane))
+            except MemoryError:
+                for other in items[:number]:
+                    self._queue.filled(other)
+                    self._queue.leave(other)
+                raise
+        return places
+
+    def _slot(self) -> Images:
+        images = self._make()
+        self._metrics.slot_bytes.inc(self._slot_bytes)
+        return images
+
+    @property
+    def _slot_bytes(self) -> int:
+        return self._max_batch_size * math.prod(self._shape)
+
     def _watch(self, item: _Item) -> None:
-        # Weakly: were each to hold the other, pixels that were judged long ago would wait for the garbage collector.
+        # Weakly: were each to hold the other, what was answered long ago would wait for the garbage collector.
         waiting = weakref.ref(item)
         item.future.add_done_callback(lambda future: self._forget(waiting()) if future.cancelled() else None)
 
     def _forget(self, item: _Item | None) -> None:
         """A cancelled call gives its place back at once, and not only when its turn comes. None: it has come."""
-        self._metrics.dropped.labels("cancelled").inc()
         if item is None:
             return
-        with self._changed:
-            # Who takes an item out of its lane tells its future, so none is told twice.
-            mine = item in self._lanes[item.lane]
-            if mine:
-                self._lanes[item.lane].remove(item)
-                self._show_waiting()
+        with self._lock:
+            # Who takes an item out of its place tells its future, so none is told twice.
+            mine = self._queue.leave(item)
         if mine:
+            self._metrics.went(item.lane, 1)
+            self._metrics.dropped("cancelled", item.lane)
             item.future.set_running_or_notify_cancel()
 
-    def _show_waiting(self) -> None:
-        for lane in Lane:
-            self._metrics.waiting.labels(lane.value).set(len(self._lanes[lane]))
+    def _keep_deadlines(self) -> None:
+        while True:
+            with self._lock:
+                if self._ended:
+                    return
+                now = self._clock()
+                late, cancelled = self._overdue(now)
+                self._next_deadline_s = min((item.deadline_s for item in self._queue.ready()), default=math.inf)
+                if not (late or cancelled):
+                    self._sooner.wait(min(self._next_deadline_s - now, LOOK_S))
+            self._drop(late, cancelled)
 
-    def _work(self) -> None:
-        while self._wait():
-            batch, late = self._take()
-            self._metrics.dropped.labels("deadline").inc(len(late))
-            _fail(late, TooLate("the call's deadline passed before its turn"))
-            if batch:
-                self._judge(batch)
-
-    def _wait(self) -> bool:
-        """Until a batch is due. False when we are closing and nothing waits any more."""
-        with self._changed:
-            while True:
-                count = len(self._lanes)
-                if self._closing:
-                    return count > 0
-                if not count:
-                    self._changed.wait(LOOK_S)
-                    continue
-                oldest = min(self._lanes[lane][0].arrived_s for lane in Lane if self._lanes[lane])
-                patience_s = oldest + self._max_batch_wait_s - time.monotonic()
-                if count >= len(self._slot) or patience_s <= 0:
-                    return True
-                self._changed.wait(min(patience_s, LOOK_S))
-
-    def _take(self) -> tuple[list[_Item], list[_Item]]:
-        """The next batch, and the calls before it whose deadline has passed."""
-        batch: list[_Item] = []
+    def _overdue(self, now: float) -> tuple[list[_Item], list[_Item]]:
+        """Whose deadline has passed while they waited leaves: the late, and those who have just been cancelled."""
         late: list[_Item] = []
-        now = time.monotonic()
-        with self._changed:
-            while len(batch) < len(self._slot) and len(self._lanes):
-                item = self._lanes.next()
-                if not item.future.set_running_or_notify_cancel():
-                    continue
-                if item.deadline_s <= now:
-                    late.append(item)
-                    continue
-                self._metrics.queue_seconds.labels(item.lane.value).observe(now - item.arrived_s)
-                batch.append(item)
-            self._show_waiting()
-        return batch, late
+        cancelled: list[_Item] = []
+        for item in [item for item in self._queue.ready() if item.deadline_s <= now]:
+            (late if item.future.set_running_or_notify_cancel() else cancelled).append(item)
+            self._queue.leave(item)
+        return late, cancelled
 
-    def _judge(self, batch: list[_Item]) -> None:
-        for place, item in enumerate(batch):
-            np.copyto(self._slot[place], item.image)
-        begun = time.perf_counter()
+    def _drop(self, late: list[_Item], cancelled: list[_Item]) -> None:
+        for reason, items in (("deadline", late), ("cancelled", cancelled)):
+            for item in items:
+                self._metrics.went(item.lane, 1)
+                self._metrics.dropped(reason, item.lane)
+        _fail(late, TooLate("the call's deadline passed before its turn"))
+
+    # --- who is computed
+
+    def _work(self, stream: int) -> None:
+        while (batch := self._next(stream)) is not None:
+            self._judge(stream, batch)
+
+    def _next(self, stream: int) -> Run[_Item] | None:
+        """The next batch, when there is one. None when we are closing and nothing waits any more."""
+        batch = None
+        while batch is None:
+            with self._lock:
+                if not self._due():
+                    return None
+                batch, late, cancelled = self._taken()
+                if batch is not None:
+                    self._under_way[stream] = (self._clock(), len(batch.items))
+            self._drop(late, cancelled)
+        lane, now = batch.slot.lane, self._clock()
+        self._metrics.went(lane, len(batch.items))
+        self._metrics.begun(lane, [now - item.arrived_s for item in batch.items])
+        return batch
+
+    def _taken(self) -> tuple[Run[_Item] | None, list[_Item], list[_Item]]:
+        """A batch, and of those before it whose deadline has passed, and who have just been cancelled."""
+        late: list[_Item] = []
+        cancelled: list[_Item] = []
+        now = self._clock()
+
+        def wanted(item: _Item) -> bool:
+            if not item.future.set_running_or_notify_cancel():
+                cancelled.append(item)
+            elif item.deadline_s <= now:
+                late.append(item)
+            else:
+                return True
+            return False
+
+        batch = self._queue.take(self._share(), wanted)
+        # Whoever was woken for a part of this batch may have looked already, and sleep again.
+        if len(self._queue):
+            self._arrived.notify()
+        return batch, late, cancelled
+
+    def _due(self) -> bool:
+        """Waits until a batch is due. False when we are closing and nothing waits any more."""
+        while True:
+            if self._closing and not len(self._queue):
+                return False
+            patience_s = LOOK_S
+            for slot in self._queue.heads():
+                if self._closing or slot.full or not self._max_batch_wait_s:
+                    return True
+                left_s = self._company_until_s(slot) - self._clock()
+                if left_s <= 0:
+                    return True
+                patience_s = min(patience_s, left_s)
+            self._arrived.wait(patience_s)
+
+    def _company_until_s(self, slot: Slot[_Item]) -> float:
+        """When the first of them has waited long enough, or must go to be in time."""
+        compute_s = MARGIN * self._pace.batch_s(len(slot.waiting))
+        until_s = math.inf
+        for item in slot.waiting.values():
+            # How early one with a deadline must go is not known before the first run.
+            wait_s = self._max_batch_wait_s if self._pace.known or item.deadline_s == math.inf else 0.0
+            until_s = min(until_s, item.arrived_s + wait_s, item.deadline_s - compute_s)
+        return until_s
+
+    def _share(self) -> int:
+        """Images of the next batch at most: a stream's share of all that there are, computed ones included.
+
+        One that took all would leave the next to be idle with nothing until it has answered.
+        """
+        computed = sum(count for _, count in self._under_way.values())
+        share = math.ceil((len(self._queue) + computed) / self._engine.streams)
+        return self._padded(min(share, self._max_batch_size))
+
+    def _padded(self, count: int) -> int:
+        return next((size for size in self._sizes if size >= count), count)
+
+    def _judge(self, stream: int, batch: Run[_Item]) -> None:
+        batch.closed_up()
         try:
-            with self._watchdog.watching(f"a pass of {len(batch)} images through the network"):
-                output = self._engine.infer(self._slot[: len(batch)])
-            heatmaps = _checked(output, len(batch))
+            answers = self._computed(batch, 0, len(batch.items))
+        finally:
+            # Before anybody is answered, who may call again at once: this stream is idle, and the memory free.
+            with self._lock:
+                del self._under_way[stream]
+                self._queue.done(batch)
+        for item, answer in zip(batch.items, answers, strict=True):
+            if isinstance(answer, Scored):
+                item.future.set_result(answer)
+            else:
+                item.future.set_exception(answer)
+
+    def _computed(self, batch: Run[_Item], first: int, count: int) -> list[Scored | Internal]:
+        """What the engine says of the batch's images from `first` on."""
+        # Whatever lies beside them makes up a size that the engine likes. At a slot's end that is before them.
+        size = self._padded(count)
+        start = min(batch.start + first, self._max_batch_size - size)
+        begun_s = self._clock()
+        try:
+            with self._watchdog.watching(f"a pass of {count} images through the network"):
+                output = self._engine.infer(batch.slot.images[start : start + size])
+            heatmaps = _checked(output, size)
         except Exception as error:  # an engine may raise anything; it concerns these images and never the next
             self._metrics.engine_errors.inc()
-            if len(batch) > 1:
+            if count > 1:
                 log.warning("the engine failed on a batch, trying its images one by one", error=repr(error))
-                for item in batch:
-                    self._judge([item])
-                return
+                return [self._computed(batch, place, 1)[0] for place in range(first, first + count)]
             log.error("the engine failed on an image", error=repr(error))
-            _fail(batch, Internal(f"the engine failed on this image: {type(error).__name__}: {error}"[:500]))
-            return
-        self._metrics.compute_seconds.observe(time.perf_counter() - begun)
-        self._metrics.batch_size.observe(len(batch))
-        self._metrics.sizes[len(batch)] += 1
+            return [Internal(f"the engine failed on this image: {type(error).__name__}: {error}"[:500])]
+        compute_s = self._clock() - begun_s
+        with self._lock:
+            self._pace.observe(count, compute_s)
+        self._metrics.ran(count, compute_s)
         now = time.time()
-        for item, score, heatmap in zip(batch, output.scores.tolist(), heatmaps, strict=True):
-            item.future.set_result(Scored(score, item.queued_at_s, now, heatmap))
+        ours = slice(batch.start + first - start, batch.start + first - start + count)
+        rows = zip(batch.items[first : first + count], output.scores[ours].tolist(), heatmaps[ours], strict=True)
+        return [Scored(score, item.queued_at_s, now, heatmap) for item, score, heatmap in rows]
 
 
 def _checked(output: Output, count: int) -> Sequence[Heatmap | None]:

@@ -50,7 +50,7 @@ class Engine(Protocol):
 
     @property
     def device(self) -> str:
-        """Where: "cpu", "cuda: NVIDIA H100"."""
+        """Where: "cpu", "cuda: NVIDIA H100". Where it begins with cuda, batches come in few sizes, in pinned memory."""
 
     @property
     def streams(self) -> int:

@@ -19,9 +19,10 @@ import structlog
 
 from inspectbus.domain.model_version import ModelCard
 from inspectbus.errors import InspectBusError, NotPossibleNow
-from inspectbus.inference.batcher import Batcher, BatcherMetrics
+from inspectbus.inference.batcher import Batcher
 from inspectbus.inference.choice import Choice, chosen_engine
 from inspectbus.inference.engine import Engine
+from inspectbus.inference.metrics import BatcherMetrics
 from inspectbus.inference.settings import InferenceSettings
 from inspectbus.runtime.watchdog import Watchdog
 from inspectbus.stores.model_directory import ModelDirectory

@@ -52,9 +52,11 @@ class InferenceSettings(ServiceSettings):
     max_batch_size: PositiveInt = Field(default=8, le=512)
     """Frames per forward pass; bounded by GPU memory at the largest input size."""
     max_batch_wait_s: Annotated[NonNegativeFloat, Field(le=1, allow_inf_nan=False)] = 0.0
-    """How long a frame may wait for company on an idle engine, counted from its own arrival; 0 never waits."""
+    """How long a frame may wait for company on an idle engine, counted from its own arrival, and a call never so long
+    that its deadline would be missed; 0 never waits."""
     queue_limit: PositiveInt = Field(default=128, le=65536)
-    """Frames that may wait for the engine; a call that would be one more is told RESOURCE_EXHAUSTED."""
+    """Frames that may wait for the engine; a call that would be one more is told RESOURCE_EXHAUSTED. With prefetch and
+    max_batch_size it bounds the memory of batches: prepared images, (queue_limit + 2 * prefetch) and some batches."""
     prefetch: PositiveInt = Field(default=32, le=4096)
     """Frames in hand from the bus. They are never refused, so it must be less than queue_limit."""
     call_patience_s: PositiveFloat = Field(default=30.0, le=600, allow_inf_nan=False)

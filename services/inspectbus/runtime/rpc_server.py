@@ -42,7 +42,7 @@ SPARE_STREAMS = 1024
 thread is free when its answer is made, so for a client that never reads answers would pile up for ever. Wide enough for
 a burst of calls to be refused by their status: what is beyond it hears UNAVAILABLE."""
 RETRY_HINT_S = 0.2
-"""Told to callers of retryable errors: long enough for a batch to pass, short enough for a line."""
+"""Told to callers of retryable errors that know no better: long enough for a batch to pass, short enough for a line."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,8 @@ def to_status(error: InspectBusError) -> status_pb2.Status:
         violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=text)
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if error.retryable:
-        delay = duration_pb2.Duration(nanos=int(RETRY_HINT_S * 1e9))
+        delay = duration_pb2.Duration()
+        delay.FromNanoseconds(int((RETRY_HINT_S if error.retry_s is None else error.retry_s) * 1e9))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     packed = []
     for detail in details:

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,8 +22,9 @@ from inspectbus.bus import Lane
 from inspectbus.bus.contract import BACKLOG_SHARE
 from inspectbus.errors import BadField, Internal, ModelNotReady, QueueFull, TooLate
 from inspectbus.imaging import Image
-from inspectbus.inference.batcher import Batcher, BatcherMetrics, Scored
+from inspectbus.inference.batcher import Batcher, Scored
 from inspectbus.inference.engine import Engine, Images, Output
+from inspectbus.inference.metrics import BatcherMetrics
 from inspectbus.runtime.watchdog import Watchdog
 from tests.doubles.engines import PATIENCE_S, BrightnessEngine
 
@@ -36,15 +38,21 @@ def image(level: int) -> Image:
 
 
 def make(
-    engine: Engine, *, size: int = 4, wait_s: float = 0.0, limit: int = 1000, drain_s: float = PATIENCE_S
+    engine: Engine,
+    *,
+    size: int = 4,
+    wait_s: float = 0.0,
+    limit: int = 1000,
+    drain_s: float = PATIENCE_S,
+    registry: CollectorRegistry | None = None,
+    watchdog: Watchdog | None = None,
 ) -> Batcher:
-    metrics = BatcherMetrics(CollectorRegistry(), size)
     return Batcher(
         engine,
         SIDE,
         SIDE,
-        metrics,
-        Watchdog(60.0),
+        BatcherMetrics(registry or CollectorRegistry(), size),
+        watchdog or Watchdog(60.0),
         max_batch_size=size,
         max_batch_wait_s=wait_s,
         queue_limit=limit,
@@ -68,8 +76,8 @@ def opened(engine: BrightnessEngine) -> Iterator[Open]:
     """Opens batchers on `engine`; on leaving, the engine is released before they drain."""
     with ExitStack() as house:
 
-        def open_one(**how: float) -> Batcher:
-            batcher = house.enter_context(make(engine, **how))  # type: ignore[arg-type]  # numbers by name
+        def open_one(**how: Any) -> Batcher:
+            batcher = house.enter_context(make(engine, **how))
             house.callback(engine.release)
             return batcher
 
@@ -77,11 +85,12 @@ def opened(engine: BrightnessEngine) -> Iterator[Open]:
 
 
 def busy(batcher: Batcher, engine: BrightnessEngine) -> Future[Scored]:
-    """Holds the engine inside a batch of one, so that what follows gathers."""
+    """Holds each stream of the engine inside a batch of one, so that what follows gathers. Gives the last one's."""
     engine.hold()
-    first = batcher.call(image(255))
-    engine.wait_entered()
-    return first
+    for _ in range(engine.streams):
+        last = batcher.call(image(255))
+        engine.wait_entered()
+    return last
 
 
 def test_an_idle_engine_takes_a_lone_frame_at_once(engine: BrightnessEngine, opened: Open) -> None:
@@ -233,6 +242,18 @@ def test_live_frames_come_first_and_the_backlog_keeps_its_share(engine: Brightne
     assert [level for level in order if level >= 200] == [200, 201, 202, 203]
 
 
+def test_of_full_batches_every_eighth_is_the_backlogs_while_both_wait(engine: BrightnessEngine, opened: Open) -> None:
+    batcher = opened(size=4)
+    busy(batcher, engine)
+    backlog = [batcher.deliver(image(200 + n), Lane.BACKLOG) for n in range(8)]
+    live = [batcher.deliver(image(n), Lane.LIVE) for n in range(60)]
+    engine.release()
+    wait([*backlog, *live], PATIENCE_S)
+    turns = [place for place, batch in enumerate(engine.batches, 1) if min(batch) >= 200 and len(batch) > 1]
+    assert turns == [BACKLOG_SHARE, 2 * BACKLOG_SHARE]
+    assert all(len(batch) == 4 for batch in engine.batches[1:])
+
+
 def test_an_idle_engine_takes_backlog_though_it_is_not_its_turn(engine: BrightnessEngine, opened: Open) -> None:
     batcher = opened()
     assert level_of(batcher.deliver(image(3), Lane.BACKLOG)) == 3
@@ -290,25 +311,215 @@ def test_an_engine_that_forgets_a_heatmap_is_an_error() -> None:
         batcher.call(image(1)).result(PATIENCE_S)
 
 
+def test_pixels_of_another_kind_are_refused_by_name_and_take_no_place(opened: Open) -> None:
+    batcher = opened()
+    with pytest.raises(BadField, match="float32; the model takes uint8"):
+        batcher.call_all([image(1), np.zeros((SIDE, SIDE, 3), np.float32)])
+    assert batcher.waiting == 0
+
+
+def test_images_without_memory_to_lie_in_fail_alone(
+    engine: BrightnessEngine, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = 4  # what a batcher of one stream begins with, and one
+
+    def allocated() -> Images:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise MemoryError
+        return np.empty((2, SIDE, SIDE, 3), np.uint8)
+
+    monkeypatch.setattr("inspectbus.inference.batcher.memory_for", lambda device, shape: allocated)
+    batcher = opened(size=2)
+    first = busy(batcher, engine)
+    kept = batcher.call_all([image(level) for level in range(5)])
+    with pytest.raises(MemoryError):
+        batcher.call_all([image(8), image(9)])
+    assert batcher.waiting == 5
+    engine.release()
+    assert [level_of(future) for future in (first, *kept, batcher.call(image(7)))] == [255, *range(5), 7]
+    assert not any(8 in batch or 9 in batch for batch in engine.batches)
+
+
+def test_a_call_with_more_images_than_a_batch_has_begins_with_the_first(
+    engine: BrightnessEngine, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batcher = opened(size=2)
+    copied = np.copyto
+
+    def copy(place: Image, pixels: Image) -> None:
+        if pixels[0, 0, 0] == 3:
+            engine.wait_entered()
+        copied(place, pixels)
+
+    monkeypatch.setattr("inspectbus.inference.batcher.np.copyto", copy)
+    assert [level_of(future) for future in batcher.call_all([image(level) for level in range(5)])] == list(range(5))
+
+
 def test_pixels_of_another_size_are_refused_by_name(opened: Open) -> None:
     with pytest.raises(BadField, match="5x4") as refused:
         opened().call(np.zeros((5, 4, 3), np.uint8))
     assert refused.value.field == "pixels"
 
 
-def test_pixels_are_let_go_when_their_frame_is_answered_and_not_when_the_collector_looks(opened: Open) -> None:
-    batcher = opened(size=1)
+def test_pixels_are_copied_when_they_come_and_are_their_senders_again(engine: BrightnessEngine, opened: Open) -> None:
+    batcher = opened()
+    busy(batcher, engine)
     pixels = image(1)
     seen = weakref.ref(pixels)
     gc.disable()
     try:
-        assert level_of(batcher.call(pixels)) == 1
+        called, delivered = batcher.call(pixels), batcher.deliver(pixels, Lane.BACKLOG)
+        pixels[...] = 9
         del pixels
-        # The engine's thread still has the last batch at hand, until it takes the next.
-        assert level_of(batcher.call(image(2))) == 2
         assert seen() is None
     finally:
         gc.enable()
+    engine.release()
+    assert (level_of(called), level_of(delivered)) == (1, 1)
+
+
+def test_what_comes_while_a_batch_is_computed_does_not_touch_it(engine: BrightnessEngine, opened: Open) -> None:
+    batcher = opened(size=2)
+    first = busy(batcher, engine)
+    gathered = [batcher.call(image(level)) for level in range(10)]
+    engine.release()  # only now it reads
+    assert [level_of(future) for future in (first, *gathered)] == [255, *range(10)]
+
+
+def test_the_memory_is_bounded_by_what_may_wait_however_callers_come_and_go(
+    engine: BrightnessEngine, opened: Open
+) -> None:
+    registry = CollectorRegistry()
+    batcher = opened(size=4, limit=8, registry=registry)
+    busy(batcher, engine)
+    kept: list[Future[Scored]] = []
+    for level in range(200):
+        try:
+            future = batcher.call(image(level))
+        except QueueFull:
+            kept.pop(0).cancel()
+        else:
+            kept.append(future)
+            if level % 4:
+                kept.pop().cancel()
+    # Eight that wait take two slots; one is computed, one begun, and there is one for the backlog.
+    slot_bytes = registry.get_sample_value("inspectbus_inference_slot_bytes")
+    assert slot_bytes is not None
+    assert slot_bytes <= 5 * 4 * SIDE * SIDE * 3
+    engine.release()
+    wait(kept, PATIENCE_S)
+    batcher.close()
+    assert registry.get_sample_value("inspectbus_inference_slot_bytes") == 0
+
+
+def test_streams_compute_side_by_side_and_no_more_than_the_engine_has() -> None:
+    engine = BrightnessEngine(streams=3)
+    engine.hold()
+    with make(engine) as batcher:
+        calls = [batcher.call(image(level)) for level in range(3)]
+        for _ in calls:
+            engine.wait_entered()  # each lone frame found an idle stream while the others were held
+        behind = [batcher.call(image(level)) for level in range(3, 40)]
+        engine.release()
+        assert [level_of(future) for future in (*calls, *behind)] == list(range(40))
+    assert sorted(engine.batches[:3]) == [[0], [1], [2]]
+    assert engine.at_once <= 3
+
+
+def test_frames_that_come_together_are_split_over_the_free_streams() -> None:
+    engine = BrightnessEngine(streams=2)
+    engine.hold()
+    with make(engine, size=8) as batcher:
+        calls = batcher.call_all([image(level) for level in range(8)])
+        for _ in range(2):
+            engine.wait_entered()
+        engine.release()
+        assert [level_of(future) for future in calls] == list(range(8))
+    assert sorted(engine.batches) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_a_stream_that_is_free_first_leaves_the_others_their_share_of_what_waits() -> None:
+    engine = OneByOne(streams=2)
+    with make(engine, size=8) as batcher:
+        busy(batcher, engine)
+        gathered = [batcher.call(image(level)) for level in range(7)]
+        engine.release_one()
+        engine.wait_entered()
+        # Of eight that are there, the other stream's included, four are its share.
+        assert batcher.waiting == 3
+        engine.release()
+        assert [level_of(future) for future in gathered] == list(range(7))
+    assert engine.batches[2] == [0, 1, 2, 3]
+
+
+class OneByOne(BrightnessEngine):
+    """While it is held, `release_one` lets one batch go."""
+
+    def __init__(self, streams: int) -> None:
+        super().__init__(streams)
+        self._passes = threading.Semaphore(0)
+
+    def release_one(self) -> None:
+        self._passes.release()
+
+    def release(self) -> None:
+        self._passes.release(100)
+
+    def infer(self, images: Images) -> Output:
+        self._gate.set()
+        output = super().infer(images)
+        assert self._passes.acquire(timeout=PATIENCE_S), "the test never let the batch go"
+        return output
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+def test_an_engine_on_cuda_gets_batches_of_few_sizes_and_nobody_gets_a_score_of_what_fills_them_up(
+    streams: int,
+) -> None:
+    engine = BrightnessEngine(streams)
+    engine.device = "cuda: as it were"
+    engine.poison = {6}
+    with make(engine, size=8) as batcher:
+        busy(batcher, engine)
+        gathered = {level: batcher.call(image(level)) for level in range(13)}
+        engine.release()
+        assert [level_of(gathered[level]) for level in range(13) if level != 6] == [*range(6), *range(7, 13)]
+        with pytest.raises(Internal, match="cannot be computed"):
+            gathered[6].result(PATIENCE_S)
+    assert {len(batch) for batch in engine.batches} <= {1, 2, 4, 8}
+    assert len(engine.batches) > len(set(map(len, engine.batches)))
+
+
+def test_a_stream_that_hangs_is_seen_while_the_other_goes_on() -> None:
+    hung = threading.Event()
+    engine = HangsOnce()
+    with Watchdog(0.2, on_hang=hung.set) as watchdog, make(engine, size=1, watchdog=watchdog) as batcher:
+        stuck = batcher.call(image(13))
+        engine.wait_entered()
+        while not hung.wait(0.01):
+            assert level_of(batcher.call(image(1))) == 1
+        assert not stuck.done()
+        engine.release()
+        assert level_of(stuck) == 13
+
+
+class HangsOnce(BrightnessEngine):
+    """Of two streams; an image of level 13 keeps one until `release`."""
+
+    def __init__(self) -> None:
+        super().__init__(streams=2)
+        self._hang = threading.Event()
+
+    def release(self) -> None:
+        self._hang.set()
+
+    def infer(self, images: Images) -> Output:
+        output = super().infer(images)
+        if images[0, 0, 0, 0] == 13:
+            assert self._hang.wait(PATIENCE_S)
+        return output
 
 
 def test_closing_computes_what_waits_and_takes_nothing_more(engine: BrightnessEngine) -> None:
@@ -318,10 +529,12 @@ def test_closing_computes_what_waits_and_takes_nothing_more(engine: BrightnessEn
     assert [level_of(future) for future in waiting] == [0, 1, 2]
     with pytest.raises(ModelNotReady):
         batcher.call(image(9))
-    assert not any(thread.name == "inference-batcher" for thread in threading.enumerate())
+    assert not any(thread.name.startswith("inference-batcher") for thread in threading.enumerate())
 
 
-def test_closing_behind_a_stuck_engine_ends_in_time_and_answers_those_who_wait(engine: BrightnessEngine) -> None:
+@pytest.mark.parametrize("streams", [1, 3])
+def test_closing_behind_a_stuck_engine_ends_in_time_and_answers_those_who_wait(streams: int) -> None:
+    engine = BrightnessEngine(streams)
     batcher = make(engine, size=1, drain_s=0.2)
     with batcher:
         stuck = busy(batcher, engine)
@@ -355,11 +568,17 @@ def test_what_was_done_is_counted(engine: BrightnessEngine) -> None:
         assert registry.get_sample_value("inspectbus_inference_waiting", {"lane": "live"}) == 2
         engine.release()
         wait(kept, PATIENCE_S)
-    assert {size: count for size, count in metrics.sizes.items() if count} == {1: 1, 3: 1}
-    assert registry.get_sample_value("inspectbus_inference_batch_size_count") == 2
-    assert registry.get_sample_value("inspectbus_inference_queue_seconds_count", {"lane": "backlog"}) == 1
+    assert {size: count for size, count in metrics.sizes.items() if count} == {1: 2, 2: 1}
+    assert registry.get_sample_value("inspectbus_inference_batch_size_count") == 3
+    assert registry.get_sample_value("inspectbus_inference_batch_size_sum") == 4
+    assert registry.get_sample_value("inspectbus_inference_batch_size_bucket", {"le": "1.0"}) == 2
+    assert registry.get_sample_value("inspectbus_inference_compute_seconds_count") == 3
+    for lane, count in (("live", 3), ("backlog", 1)):
+        assert registry.get_sample_value("inspectbus_inference_queue_seconds_count", {"lane": lane}) == count
+        assert registry.get_sample_value("inspectbus_inference_waiting", {"lane": lane}) == 0
     for reason in ("queue_full", "cancelled"):
-        assert registry.get_sample_value("inspectbus_inference_dropped_total", {"reason": reason}) == 1
+        labels = {"reason": reason, "lane": "live"}
+        assert registry.get_sample_value("inspectbus_inference_dropped_total", labels) == 1
 
 
 @settings(max_examples=25, deadline=None)
@@ -369,11 +588,12 @@ def test_what_was_done_is_counted(engine: BrightnessEngine) -> None:
     wait_s=st.sampled_from([0.0, 0.002]),
     limit=st.integers(1, 12),
     poison=st.sets(st.integers(0, 39), max_size=3),
+    streams=st.integers(1, 3),
 )
 def test_however_they_arrive_every_frame_is_answered_exactly_once(
-    seed: int, size: int, wait_s: float, limit: int, poison: set[int]
+    seed: int, size: int, wait_s: float, limit: int, poison: set[int], streams: int
 ) -> None:
-    engine = BrightnessEngine()
+    engine = BrightnessEngine(streams)
     engine.poison = poison
     answers: dict[int, list[str]] = {level: [] for level in range(40)}
     futures: list[Future[Scored]] = []
@@ -391,12 +611,13 @@ def test_however_they_arrive_every_frame_is_answered_exactly_once(
 
     def arrive(levels: list[int], dice: random.Random) -> None:
         for level in levels:
-            way = dice.choice(["call", "cancelled call", "late call", "live", "backlog"])
+            way = dice.choice(["call", "cancelled call", "late call", "hasty call", "live", "backlog"])
             try:
                 if way == "live" or way == "backlog":
                     future = batcher.deliver(image(level), Lane(way))
                 else:
-                    future = batcher.call(image(level), time.monotonic() + (0 if way == "late call" else PATIENCE_S))
+                    patience_s = {"late call": 0.0, "hasty call": 0.002}.get(way, PATIENCE_S)
+                    future = batcher.call(image(level), time.monotonic() + patience_s)
             except QueueFull:
                 answers[level].append("refused")
                 continue
@@ -416,3 +637,4 @@ def test_however_they_arrive_every_frame_is_answered_exactly_once(
     assert wait(futures, PATIENCE_S).not_done == set()
     assert all(len(heard) == 1 and "somebody" not in heard[0] for heard in answers.values()), answers
     assert max((len(batch) for batch in engine.batches), default=0) <= size
+    assert engine.at_once <= streams

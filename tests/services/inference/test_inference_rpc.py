@@ -8,7 +8,9 @@ from queue import Queue
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
 
 from inspectbus.api.v1.decision_pb2 import VERDICT_DEFECTIVE, VERDICT_HOLD, VERDICT_QUALIFIED
 from inspectbus.api.v1.inference_pb2 import InferRequest, InferResponse, InferStreamRequest, Judgement
@@ -18,6 +20,7 @@ from inspectbus.bus.messages import prepared_message
 from inspectbus.domain.preparation import Preparation
 from inspectbus.errors import BadField, NotPossibleNow
 from inspectbus.imaging.pixels import to_pixels
+from inspectbus.inference.admission import MARGIN
 from inspectbus.inference.service import open_service
 from inspectbus.inference.settings import InferenceSettings
 from inspectbus.stores.models import ModelStore, read_card
@@ -187,12 +190,31 @@ def test_a_call_beyond_the_limit_is_refused_while_the_bus_gets_through(
     assert all(call.result(PATIENCE_S).judgement.model == "tiny" for call in answered)
 
 
+def test_a_call_that_cannot_be_in_time_is_told_so_at_once_and_when_to_come_again(
+    start: Open, version: Path, touchy: Queue[TouchyEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line, engine, first = busy(start, version, touchy, queue_limit=10)
+    monkeypatch.setattr("inspectbus.inference.batcher.answered_in_s", lambda *_, **__: 100.0)
+    with pytest.raises(grpc.RpcError) as refused:
+        infer(line, 5, timeout=80.0)
+    assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "the call ends in" in str(refused.value.details())
+    status = rpc_status.from_call(refused.value)  # type: ignore[arg-type]  # a failed call is both error and call
+    assert status is not None
+    retry = error_details_pb2.RetryInfo()
+    assert any(detail.Unpack(retry) for detail in status.details)
+    assert retry.retry_delay.ToTimedelta().total_seconds() == pytest.approx(100 * MARGIN - 80, abs=PATIENCE_S)
+    assert line.metric("inspectbus_inference_dropped_total", reason="no_time", lane="live") == 1
+    engine.gate.set()
+    assert first.result(PATIENCE_S).judgement.model == "tiny"
+
+
 def test_calls_that_hang_up_or_run_out_of_time_are_not_computed(
     start: Open, version: Path, touchy: Queue[TouchyEngine]
 ) -> None:
     line, engine, _first = busy(start, version, touchy, queue_limit=10)
     with pytest.raises(grpc.RpcError) as late:
-        infer(line, 5, timeout=0.2)
+        infer(line, 5, timeout=1.5)  # longer than any pass before: sooner it would be refused
     assert late.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
     hung_up = line.stub.Infer.future(InferRequest(pixels=pixels(6)), timeout=PATIENCE_S)
     assert line.waits(1)

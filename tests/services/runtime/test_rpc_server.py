@@ -22,7 +22,7 @@ from structlog.testing import capture_logs
 
 from inspectbus.api.v1 import acquisition_pb2 as pb
 from inspectbus.api.v1 import acquisition_pb2_grpc
-from inspectbus.errors import BadField, ModelNotReady, NotPossibleNow
+from inspectbus.errors import BadField, ModelNotReady, NotPossibleNow, QueueFull
 from inspectbus.runtime.identity import LOCAL_ADMIN, Identity, caller
 from inspectbus.runtime.rpc_server import RETRY_HINT_S, Door, rpc_server
 from inspectbus.runtime.settings import ServiceSettings
@@ -159,6 +159,16 @@ def test_an_error_that_may_pass_says_when_to_come_again(scripted: Scripted, stub
     details = details_of(caught.value)
     assert details["RetryInfo"].retry_delay.ToTimedelta().total_seconds() == pytest.approx(RETRY_HINT_S)
     assert "BadRequest" not in details
+
+
+def test_an_error_that_knows_when_it_passes_says_so(scripted: Scripted, stub: Stub) -> None:
+    scripted.on_call = raising(QueueFull("come later", retry_s=2.75))
+
+    with pytest.raises(grpc.RpcError) as caught:
+        ask(stub)
+
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert details_of(caught.value)["RetryInfo"].retry_delay.ToTimedelta().total_seconds() == 2.75
 
 
 def test_a_fault_is_told_by_a_number_that_the_log_has_and_by_nothing_else(scripted: Scripted, stub: Stub) -> None:

@@ -57,8 +57,8 @@ class InferenceServiceServicer:
     """
 
     def Infer(self, request, context):
-        """RESOURCE_EXHAUSTED when the queue is full, UNAVAILABLE while no model is ready. A call whose deadline has passed
-        before its turn is not computed.
+        """RESOURCE_EXHAUSTED when the queue is full or the call's deadline is nearer than an answer: RetryInfo says when to
+        come again. UNAVAILABLE while no model is ready. A call whose deadline has passed before its turn is not computed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -34,8 +34,8 @@ class InferenceServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> InferenceServiceAsyncStub: ...
     Infer: _grpc.UnaryUnaryMultiCallable[_inference_pb2.InferRequest, _inference_pb2.InferResponse]
-    """RESOURCE_EXHAUSTED when the queue is full, UNAVAILABLE while no model is ready. A call whose deadline has passed
-    before its turn is not computed.
+    """RESOURCE_EXHAUSTED when the queue is full or the call's deadline is nearer than an answer: RetryInfo says when to
+    come again. UNAVAILABLE while no model is ready. A call whose deadline has passed before its turn is not computed.
     """
     InferStream: _grpc.StreamStreamMultiCallable[_inference_pb2.InferStreamRequest, _inference_pb2.InferStreamResponse]
     """Answers come as batches finish, not in the order of requests; a refused image does not end the stream."""
@@ -47,8 +47,8 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Infer: _aio.UnaryUnaryMultiCallable[_inference_pb2.InferRequest, _inference_pb2.InferResponse]  # type: ignore[assignment]
-    """RESOURCE_EXHAUSTED when the queue is full, UNAVAILABLE while no model is ready. A call whose deadline has passed
-    before its turn is not computed.
+    """RESOURCE_EXHAUSTED when the queue is full or the call's deadline is nearer than an answer: RetryInfo says when to
+    come again. UNAVAILABLE while no model is ready. A call whose deadline has passed before its turn is not computed.
     """
     InferStream: _aio.StreamStreamMultiCallable[_inference_pb2.InferStreamRequest, _inference_pb2.InferStreamResponse]  # type: ignore[assignment]
     """Answers come as batches finish, not in the order of requests; a refused image does not end the stream."""
@@ -63,8 +63,8 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_pb2.InferRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.InferResponse, _abc.Awaitable[_inference_pb2.InferResponse]]:
-        """RESOURCE_EXHAUSTED when the queue is full, UNAVAILABLE while no model is ready. A call whose deadline has passed
-        before its turn is not computed.
+        """RESOURCE_EXHAUSTED when the queue is full or the call's deadline is nearer than an answer: RetryInfo says when to
+        come again. UNAVAILABLE while no model is ready. A call whose deadline has passed before its turn is not computed.
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,236 @@
+"""What bench_inference.py measures, each as a process of its own that does what its standard input says.
+
+    raw:     the engine in a tight loop   stdin: BATCH STREAMS SECONDS ─> images a second, and what a pass took
+    serve:   the inference service        stdout: where it listens; ends with its input
+    clients: callers in a closed loop     stdin: CALLERS SECONDS ─> answers, what they took, and the CPU of the callers
+    flood:   calls that come evenly       stdin: RATE PATIENCE_MS SECONDS ─> what became of them, and the CPU of it
+
+One JSON line for each line of input. A closed loop: each caller asks again as soon as it is answered. A flood asks
+however many are answered, so many times a second.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+RAMP_S = 0.4
+"""Before anything is counted: until all callers have their first answer, and threads their caches."""
+PATIENCE_S = 60.0
+
+
+class Raw:
+    """Full batches on all streams, nothing between them."""
+
+    def __init__(self, version: str, engine: str, streams: str, threads: str) -> None:
+        from inspectbus.inference.engine import Place, open_engine
+        from inspectbus.stores.models import read_card
+
+        card = read_card(Path(version))
+        self._engine = open_engine(engine, Path(version), card, Place("cpu", int(threads), int(streams)))
+        self._shape = (card.preparation.height, card.preparation.width, 3)
+
+    def run(self, batch: int, streams: int, seconds: float) -> dict[str, Any]:
+        images = np.random.default_rng(0).integers(0, 256, (streams, batch, *self._shape), np.uint8)
+        counted_from_s = time.perf_counter() + RAMP_S
+        until_s = counted_from_s + seconds
+
+        def passes(stream: int) -> list[float]:
+            took_s: list[float] = []
+            while (begun_s := time.perf_counter()) < until_s or not took_s:
+                self._engine.infer(images[stream])
+                if begun_s >= counted_from_s:
+                    took_s.append(time.perf_counter() - begun_s)
+            return took_s
+
+        with ThreadPoolExecutor(streams) as pool:
+            by_stream = list(pool.map(passes, range(streams)))
+        # By what each pass took: how many of them fitted in would leave out a part of the last.
+        rate = sum(batch / statistics.mean(took_s) for took_s in by_stream)
+        return {"images_per_s": rate, "p50_s": statistics.median(s for took_s in by_stream for s in took_s)}
+
+
+class Clients:
+    """Callers of one service, on one channel."""
+
+    def __init__(self, form: str, address: str, side: str) -> None:
+        self._ask = ASKERS[form](address, int(side))
+
+    def run(self, callers: int, seconds: float) -> dict[str, Any]:
+        took_s: list[float] = []
+        """Of each answer. The end of a list is the one thing that callers share; append is atomic."""
+        failures: list[str] = []
+        over = threading.Event()
+        left = threading.Semaphore(0)
+
+        def again() -> None:
+            if over.is_set():
+                left.release()
+                return
+            begun_s = time.perf_counter()
+
+            def answered(outcome: str) -> None:
+                took_s.append(time.perf_counter() - begun_s)
+                if outcome != ANSWER:
+                    failures.append(outcome)
+                again()
+
+            self._ask(PATIENCE_S, answered)
+
+        for _ in range(callers):
+            again()
+        over.wait(RAMP_S)
+        first, cpu_s, begun_s = len(took_s), time.process_time(), time.perf_counter()
+        over.wait(seconds)
+        while len(took_s) == first and time.perf_counter() < begun_s + PATIENCE_S:
+            over.wait(0.01)  # on a machine that hardly lets us run
+        last, used_s, wall_s = len(took_s), time.process_time() - cpu_s, time.perf_counter() - begun_s
+        over.set()
+        for _ in range(callers):
+            assert left.acquire(timeout=PATIENCE_S), "a call was never answered"
+        assert not failures, failures[0]
+        return {"answers": took_s[first:last], "wall_s": wall_s, "cpu_s": used_s}
+
+
+class Flood:
+    """Calls at an even rate, each with a deadline."""
+
+    def __init__(self, form: str, address: str, side: str) -> None:
+        self._ask = ASKERS[form](address, int(side))
+
+    def run(self, rate: int, patience_ms: int, seconds: float) -> dict[str, Any]:
+        took_s: dict[str, list[float]] = {ANSWER: [], REFUSED: [], LATE: [], BEYOND: []}
+        failures: list[str] = []
+        over, patience_s, sent = threading.Event(), patience_ms / 1000, 0
+        left = threading.Semaphore(0)
+
+        def call() -> None:
+            begun_s = time.perf_counter()
+
+            def answered(outcome: str) -> None:
+                if outcome in took_s:
+                    took_s[outcome].append(time.perf_counter() - begun_s)
+                else:
+                    failures.append(outcome)
+                left.release()
+
+            self._ask(patience_s, answered)
+
+        # By the time until the queue is full nothing can be told of what comes after.
+        counted: dict[str, int] | None = None
+        begun_s = counted_s = time.perf_counter()
+        used_s = 0.0
+        while (now_s := time.perf_counter() - begun_s) < 2 * patience_s + seconds:
+            if counted is None and now_s >= 2 * patience_s:
+                counted = {outcome: len(each) for outcome, each in took_s.items()}
+                counted_s, used_s = time.perf_counter(), time.process_time()
+            for _ in range(int(now_s * rate) - sent):
+                call()
+                sent += 1
+            over.wait(0.001)
+        last = {outcome: len(each) for outcome, each in took_s.items()}
+        wall_s, used_s = time.perf_counter() - counted_s, time.process_time() - used_s
+        for _ in range(sent):
+            assert left.acquire(timeout=PATIENCE_S), "a call was never answered"
+        assert not failures, f"{len(failures)} of {sent} calls: {failures[0]}"
+        assert counted is not None
+        found = {outcome: each[counted[outcome] : last[outcome]] for outcome, each in took_s.items()}
+        return {**found, "wall_s": wall_s, "cpu_s": used_s}
+
+
+ANSWER, REFUSED, LATE, BEYOND = "answers", "refused", "late", "beyond"
+"""What becomes of a call; any other word is an error. Beyond are those that were more than a connection may have open,
+which gRPC refuses itself."""
+
+Asker = Callable[[float, Callable[[str], None]], None]
+"""Asks once with so many seconds' patience, and later tells what became of it."""
+
+
+def _ask_inspectbus(address: str, side: int) -> Asker:
+    import grpc
+
+    from inspectbus.api.v1.inference_pb2 import InferRequest, InferResponse
+    from inspectbus.api.v1.inference_pb2_grpc import InferenceServiceStub
+    from inspectbus.imaging.pixels import to_pixels
+
+    stub = InferenceServiceStub(grpc.insecure_channel(address))
+    request = InferRequest(pixels=to_pixels(np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)))
+
+    outcomes = {
+        grpc.StatusCode.RESOURCE_EXHAUSTED: REFUSED,
+        grpc.StatusCode.DEADLINE_EXCEEDED: LATE,
+        # By a server whose clock was first: nobody here cancels.
+        grpc.StatusCode.CANCELLED: LATE,
+        grpc.StatusCode.UNAVAILABLE: BEYOND,
+    }
+
+    def ask(patience_s: float, answered: Callable[[str], None]) -> None:
+        call = stub.Infer.future(request, timeout=patience_s)
+
+        def done(ended: grpc.Future[InferResponse]) -> None:
+            error = ended.exception()
+            answered(ANSWER if error is None else outcomes.get(error.code(), str(error)))  # type: ignore[attr-defined]
+
+        call.add_done_callback(done)
+
+    return ask
+
+
+ASKERS: dict[str, Callable[[str, int], Asker]] = {"inspectbus": _ask_inspectbus}
+
+
+def serve(version: str, engine: str, streams: str, threads: str, batch: str) -> None:
+    from inspectbus.bus import connect
+    from inspectbus.inference.service import open_service
+    from inspectbus.inference.settings import InferenceSettings
+    from inspectbus.runtime import logs
+
+    logs.configure("warning")
+    with tempfile.TemporaryDirectory(prefix="bench-") as state:
+        settings = InferenceSettings.load(
+            {
+                "port": 0,
+                "metrics_port": 0,
+                "state_dir": state,
+                "model_dir": version,
+                "engine": engine,
+                "device": "cpu",
+                "streams": int(streams),
+                "threads": int(threads),
+                "max_batch_size": int(batch),
+                # More callers than a plant's default takes.
+                "rpc_threads": 128,
+            }
+        )
+        with connect("embedded://bench") as bus, open_service(settings, bus) as door:
+            say({"address": door.address})
+            sys.stdin.read()
+
+
+def say(words: dict[str, Any]) -> None:
+    print(json.dumps(words), flush=True)
+
+
+def main(role: str, *how: str) -> None:
+    if role == "serve":
+        serve(*how)
+        return
+    run: Callable[..., dict[str, Any]] = {"raw": Raw, "clients": Clients, "flood": Flood}[role](*how).run
+    say({})
+    for line in sys.stdin:
+        *numbers, seconds = line.split()
+        say(run(*map(int, numbers), float(seconds)))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
