@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Iterator
@@ -84,6 +85,8 @@ class SignedLoads:
     def __init__(self) -> None:
         self.begun: list[str] = []
         """Versions, in the order in which their loads began."""
+        self.niceness: list[int] = []
+        """Of the threads that load them."""
         self.entered = threading.Semaphore(0)
         """Released each time a load has begun."""
         self.gate = threading.Event()
@@ -93,9 +96,12 @@ class SignedLoads:
         self._scores: dict[str, float] = {}
         self._engines: dict[str, weakref.ref[SignedEngine]] = {}
 
-    def __call__(self, settings: InferenceSettings, folder: Path, card: ModelCard) -> tuple[Engine, Choice]:
+    def __call__(
+        self, settings: InferenceSettings, folder: Path, card: ModelCard, *, alike: Choice | None = None
+    ) -> tuple[Engine, Choice]:
         assert folder.name == card.version
         self.begun.append(card.version)
+        self.niceness.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
         self.entered.release()
         assert self.gate.wait(PATIENCE_S)
         if card.version in self.refused:

@@ -4,7 +4,8 @@ alias ─> card (model directory) ─> verified folder (model store) ─> the en
    │         └── away, corrupt, or a pinned image scores otherwise: shown and counted; the version that judges goes on
    └── looked at when it is news, when a frame is prepared for a version we do not know, and every `model_poll_s`
 
-One thread does it all, so there is one load at a time, and while the version before is not gone there is none.
+One thread does it all, so there is one load at a time, and while the version before is not gone there is none. Beside a
+version that judges it gives way.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,10 +21,11 @@ from types import TracebackType
 import prometheus_client as prometheus
 import structlog
 
-from inspectbus.domain.model_version import ModelCard
+from inspectbus.domain.model_version import Architecture, ModelCard
 from inspectbus.errors import InspectBusError
 from inspectbus.inference.batcher import Batcher, BatcherMetrics
 from inspectbus.inference.choice import chosen_engine
+from inspectbus.inference.priority import giving_way
 from inspectbus.inference.serving import InService, Serving
 from inspectbus.inference.settings import InferenceSettings
 from inspectbus.runtime.watchdog import Watchdog
@@ -315,8 +317,11 @@ class Loader:
         return find
 
     def _open(self, wish: _Wish) -> Serving:
-        settings, card = self._settings, wish.card
-        engine, choice = chosen_engine(settings, wish.fetch(), card)
+        settings, card, current = self._settings, wish.card, self.serving
+        alike = current.choice if current is not None and _same_network(current.card, card) else None
+        # While nobody judges, nobody need be given way to.
+        with nullcontext() if current is None else giving_way():
+            engine, choice = chosen_engine(settings, wish.fetch(), card, alike=alike)
         batcher = Batcher(
             engine,
             card.preparation.height,
@@ -389,6 +394,15 @@ class Loader:
         if self._detail != self._told:
             log.error(event, reason=type(error).__name__, detail=self._detail)
         self._told = self._detail
+
+
+def _same_network(one: ModelCard, other: ModelCard) -> bool:
+    """Whether the same engine is the fastest for both: weights change no speed."""
+
+    def shape(card: ModelCard) -> tuple[Architecture, int, int]:
+        return card.architecture, card.preparation.height, card.preparation.width
+
+    return shape(one) == shape(other)
 
 
 def _named(card: ModelCard) -> str:

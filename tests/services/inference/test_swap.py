@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,7 +26,7 @@ from inspectbus.domain.model_version import WEIGHTS_FILE, ModelCard
 from inspectbus.domain.preparation import Preparation
 from inspectbus.errors import CorruptModel, ModelNotReady
 from inspectbus.imaging.pixels import to_pixels
-from inspectbus.inference import loader
+from inspectbus.inference import loader, priority
 from inspectbus.inference.settings import InferenceSettings
 from inspectbus.stores.models import read_card, write_card
 from tests.doubles.inference_service import PATIENCE_S, Running, comes_true, running
@@ -226,6 +227,18 @@ def test_fifty_swaps_under_load_lose_no_frame_fail_no_call_and_misname_nothing(
     assert line.decided.empty()
     assert judged_by == {card.version for card in cards[:3]}
     assert swaps(line, "done") == 50
+
+
+def test_only_a_load_beside_a_version_that_judges_gives_way(
+    serve: Start, owner: Production, cards: list[ModelCard], loads: SignedLoads
+) -> None:
+    if not priority._can_be_undone():
+        pytest.skip("this process may not raise a thread's priority, so none is lowered")
+    line = serve()
+    owner.name(cards[1], news_to=line.bus)
+    assert line.comes_to_judge(cards[1].version)
+    usual = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    assert loads.niceness == [usual, min(priority.LOWEST, usual + priority.STEP)]
 
 
 def damaged(owner: Production, version: Path, tmp_path: Path) -> ModelCard:
