@@ -36,10 +36,10 @@ PATIENCE_S = 20.0
 def comes_true(ask: Callable[[], bool]) -> bool:
     """Asks again and again, for as long as patience lasts."""
     until_s = time.monotonic() + PATIENCE_S
-    while time.monotonic() < until_s:
-        if ask():
-            return True
-    return False
+    pause = threading.Event()  # who asks all the time keeps from work those whom it waits for
+    while not (true := ask()) and time.monotonic() < until_s:
+        pause.wait(0.002)
+    return true
 
 
 @dataclass

@@ -15,6 +15,8 @@ import pytest
 from inspectbus.api.v1.acquisition_pb2 import InspectRequest, Shot
 from inspectbus.api.v1.acquisition_pb2_grpc import AcquisitionServiceStub
 from inspectbus.api.v1.decision_pb2 import VERDICT_DEFECTIVE, VERDICT_QUALIFIED, Decision
+from inspectbus.api.v1.inference_pb2 import GetEngineRequest
+from inspectbus.api.v1.inference_pb2_grpc import InferenceServiceStub
 from inspectbus.api.v1.model_pb2 import RollbackRequest, SetAliasRequest
 from inspectbus.api.v1.model_pb2_grpc import ModelServiceStub
 from inspectbus.api.v1.preprocessing_pb2 import PutRecipeRequest
@@ -27,6 +29,7 @@ from inspectbus.stores.models import ModelStore
 from inspectbus.stores.models import default_url as default_store
 from inspectbus.training.aliases import Aliases
 from inspectbus.training.registry import Registry
+from tests.doubles.inference_service import comes_true
 from tests.doubles.tiny_model import BRIGHT, DARK, tiny_version
 
 PATIENCE_S = 20.0
@@ -65,7 +68,8 @@ def test_a_new_preparation_comes_and_goes_and_every_part_is_judged_by_the_versio
     right = {DARK: VERDICT_QUALIFIED, BRIGHT: VERDICT_DEFECTIVE}
     sections: dict[str, dict[str, Any]] = {
         "training": {"role": "door"},
-        "inference": {"model": "tiny", "engine": "torch", "threads": 1, "model_retry_s": 0.1},
+        # Never asks by itself, so what it follows is the news.
+        "inference": {"model": "tiny", "engine": "torch", "threads": 1, "model_retry_s": 0.1, "model_poll_s": 3600},
     }
     bus_url = f"embedded://new-version-{uuid.uuid4()}"
     with open_line(SERVICES, sections, state_dir=tmp_path, bus_url=bus_url, port=0, metrics_port=0) as doors:
@@ -75,7 +79,9 @@ def test_a_new_preparation_comes_and_goes_and_every_part_is_judged_by_the_versio
         with (
             grpc.insecure_channel(doors["acquisition"].address) as to_inspect,
             grpc.insecure_channel(doors["training"].address) as to_models,
+            grpc.insecure_channel(doors["inference"].address) as to_engine,
         ):
+            engine = InferenceServiceStub(to_engine)
             inspector, models = AcquisitionServiceStub(to_inspect), ModelServiceStub(to_models)
 
             def decided_until(card: ModelCard) -> list[Decision]:
@@ -92,6 +98,9 @@ def test_a_new_preparation_comes_and_goes_and_every_part_is_judged_by_the_versio
 
             decided = decided_until(old)
             models.SetAlias(SetAliasRequest(name="tiny", alias=PRODUCTION, version=new.version), timeout=PATIENCE_S)
+            assert comes_true(
+                lambda: engine.GetEngine(GetEngineRequest(), timeout=PATIENCE_S).model_version == new.version
+            )
             decided += decided_until(new)
             models.Rollback(RollbackRequest(name="tiny", alias=PRODUCTION), timeout=PATIENCE_S)
             decided += decided_until(old)

@@ -160,7 +160,7 @@ class Loader:
             return self.serving
 
     def knows(self, preparation_hash: str) -> bool:
-        """Whether it is in vain to wait for a version that takes pixels prepared so: there is one, or can be none."""
+        """Whether it is known what becomes of pixels prepared so: a version takes them, or a look found none that will."""
         if self._settings.model_dir is not None or self.serving is None or self._in_service.judges(preparation_hash):
             return True
         with self._changed:

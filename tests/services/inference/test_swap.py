@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from queue import Queue
 from typing import Any
 
 import grpc
@@ -183,43 +183,42 @@ def test_fifty_swaps_under_load_lose_no_frame_fail_no_call_and_misname_nothing(
     serve: Start, owner: Production, cards: list[ModelCard], loads: SignedLoads
 ) -> None:
     line = serve()
-    sent: Queue[Future[None]] = Queue()
+    sent: list[Future[None]] = []
+    called: list[str] = []
     over = threading.Event()
 
-    def publish() -> int:
-        count = 0
+    def publish() -> None:
         while not over.is_set():
             batch = send(line, *(prepared_frame(DARK) for _ in range(4)))
-            for future in batch:
-                sent.put(future)
+            sent.extend(batch)
             batch[0].result(PATIENCE_S)  # the load is bounded by what is judged
-            count += len(batch)
-        return count
 
-    def call() -> int:
-        count = 0
+    def call() -> None:
         while not over.is_set():
             judgement = infer(line, DARK).judgement
             assert judgement.score == loads.score(judgement.model_version)
-            count += 1
-        return count
+            called.append(judgement.model_version)
+
+    def went_on(before: tuple[int, int]) -> bool:
+        return len(sent) > before[0] and len(called) > before[1]
 
     with ThreadPoolExecutor(2) as pool:
         frames, calls = pool.submit(publish), pool.submit(call)
         try:
             for number in range(50):
-                card = cards[(number + 1) % 3]
+                card, before = cards[(number + 1) % 3], (len(sent), len(called))
                 owner.name(card, news_to=line.bus)
                 assert line.comes_to_judge(card.version), line.engine().detail
+                assert comes_true(partial(went_on, before))
         finally:
             over.set()
-        published = frames.result(PATIENCE_S)
-        assert calls.result(PATIENCE_S) > 50
-    assert published > 200
-    while not sent.empty():
-        sent.get().result(PATIENCE_S)
+        frames.result(PATIENCE_S)
+        calls.result(PATIENCE_S)
+    assert len(sent) >= 200
+    for future in sent:
+        future.result(PATIENCE_S)
     judged_by = set()
-    for _ in range(published):
+    for _ in sent:
         decision = line.decided.get(timeout=PATIENCE_S)
         assert decision.verdict != VERDICT_HOLD, decision.hold.detail
         assert decision.score == loads.score(decision.model_version)
