@@ -238,17 +238,9 @@ class _Door:
                     f"recipe {prepared.recipe} asks for model {'@'.join(asked)}; "
                     f"loaded is {'@'.join(filter(None, ours))}"
                 )
-            self._check_preparation(prepared, serving)
+            self._loader.check_preparation(serving, prepared.preparation_hash)
             thresholds = thresholds_for(prepared, serving.card)
             return serving.card, thresholds, serving.deliver(from_pixels(prepared.pixels), lane)
-
-    def _check_preparation(self, prepared: PreparedFrame, serving: Serving) -> None:
-        try:
-            serving.check_preparation(prepared.preparation_hash)
-        except NotPossibleNow as error:
-            if not self._loader.detail:
-                raise
-            raise NotPossibleNow(f"{error.message}; {self._loader.detail}"[:1000], field=error.field) from None
 
     def _scored(self, delivery: Delivery, decide: Callable[[Scored], Future[None]], scored: Future[Scored]) -> None:
         """On the engine's thread, which goes on at once."""

@@ -22,7 +22,7 @@ import prometheus_client as prometheus
 import structlog
 
 from inspectbus.domain.model_version import Architecture, ModelCard
-from inspectbus.errors import InspectBusError
+from inspectbus.errors import InspectBusError, NotPossibleNow
 from inspectbus.inference.batcher import Batcher, BatcherMetrics
 from inspectbus.inference.choice import chosen_engine
 from inspectbus.inference.priority import giving_way
@@ -130,6 +130,15 @@ class Loader:
         """As `InService.chosen`."""
         return self._in_service.chosen(preparation_hash=preparation_hash, version=version)
 
+    def check_preparation(self, serving: Serving, preparation_hash: str) -> None:
+        """As `Serving.check_preparation`; the error also says what keeps the version that the alias names."""
+        try:
+            serving.check_preparation(preparation_hash)
+        except NotPossibleNow as error:
+            if not self._detail:
+                raise
+            raise NotPossibleNow(f"{error.message}; {self._detail}"[:1000], field=error.field) from None
+
     @property
     def waiting(self) -> int:
         return self._in_service.waiting
@@ -160,7 +169,7 @@ class Loader:
             return self.serving
 
     def knows(self, preparation_hash: str) -> bool:
-        """Whether it is known what becomes of pixels prepared so: a version takes them, or a look found none that will."""
+        """Whether it is known what becomes of pixels prepared so: some version takes them, or a look found none."""
         if self._settings.model_dir is not None or self.serving is None or self._in_service.judges(preparation_hash):
             return True
         with self._changed:

@@ -90,7 +90,7 @@ class InferenceRpc(inference_pb2_grpc.InferenceServiceServicer):
             if serving is None:
                 raise ModelNotReady(f"no model is loaded: {self._loader.detail}", field="model")
             if request.preparation_hash:
-                serving.check_preparation(request.preparation_hash)
+                self._loader.check_preparation(serving, request.preparation_hash)
             return _Asked(serving.card, serving.call(image, deadline_s))
 
 

@@ -409,6 +409,8 @@ def test_frames_prepared_for_a_version_that_is_refused_are_held_with_the_reason(
     assert held.hold.reason == HOLD_REASON_ERROR
     assert "is refused" in held.hold.detail
     assert "scores otherwise" in held.hold.detail
+    with pytest.raises(grpc.RpcError, match="scores otherwise"):
+        infer(line, DARK, preparation_hash=OTHER.hash)
     assert judged.model_version == cards[0].version
 
 

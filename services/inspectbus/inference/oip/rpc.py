@@ -66,7 +66,7 @@ class OpenInferenceRpc(GRPCInferenceServiceServicer):
         with self._serving(request.model_name, request.model_version, preparation_hash) as serving:
             card = serving.card
             if preparation_hash:
-                serving.check_preparation(preparation_hash)
+                self._loader.check_preparation(serving, preparation_hash)
             names = output_names(request, card)
             images = images_of(request, card, self._settings.queue_limit)
             patience_s = patience_of(context, self._settings.call_patience_s)
