@@ -6,7 +6,7 @@ import threading
 import time
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import Queue
@@ -33,6 +33,15 @@ from tests.doubles.tiny_model import DARK
 PATIENCE_S = 20.0
 
 
+def comes_true(ask: Callable[[], bool]) -> bool:
+    """Asks again and again, for as long as patience lasts."""
+    until_s = time.monotonic() + PATIENCE_S
+    pause = threading.Event()  # who asks all the time keeps from work those whom it waits for
+    while not (true := ask()) and time.monotonic() < until_s:
+        pause.wait(0.002)
+    return true
+
+
 @dataclass
 class Running:
     """The service, its doors, and every decision that came out of it."""
@@ -55,12 +64,11 @@ class Running:
         return self.stub.GetEngine(GetEngineRequest(), timeout=PATIENCE_S)
 
     def waits(self, count: int) -> bool:
-        """Asks again and again, for as long as patience lasts, whether so many images wait."""
-        until_s = time.monotonic() + PATIENCE_S
-        while time.monotonic() < until_s:
-            if self.engine().waiting == count:
-                return True
-        return False
+        """Whether so many images come to wait."""
+        return comes_true(lambda: self.engine().waiting == count)
+
+    def comes_to_judge(self, version: str) -> bool:
+        return comes_true(lambda: self.engine().model_version == version)
 
     def wait_ready(self) -> GetEngineResponse:
         """A frame from the bus waits for a first model, so its decision says that there is one."""
@@ -79,15 +87,15 @@ class Running:
 
 
 @contextmanager
-def running(settings: InferenceSettings) -> Iterator[Running]:
-    """Opens the service on a bus of its own, and collects its decisions as the results service would."""
+def running(settings: InferenceSettings, bus_url: str = "") -> Iterator[Running]:
+    """Opens the service, on a bus of its own where it is told none, and collects its decisions as results would."""
     decided: Queue[Decision] = Queue()
 
     def record(delivery: Delivery) -> None:
         decided.put(Decision.FromString(delivery.message.body))
         delivery.done()
 
-    with connect(f"embedded://{uuid.uuid4()}") as bus:
+    with connect(bus_url or f"embedded://{uuid.uuid4()}") as bus:
         bus.subscribe(topics.DECISIONS, "results", record)
         with open_service(settings, bus) as door, grpc.insecure_channel(door.address) as channel:
             yield Running(settings, door, InferenceServiceStub(channel), bus, decided)

@@ -19,6 +19,8 @@ class ModelOwner(model_pb2_grpc.ModelServiceServicer):
     def __init__(self) -> None:
         self.cards: dict[tuple[str, str], ModelCard] = {}
         """By name and alias."""
+        self.asked = 0
+        """GetModel calls."""
 
     def ListModels(
         self, request: model_pb2.ListModelsRequest, context: grpc.ServicerContext
@@ -26,6 +28,7 @@ class ModelOwner(model_pb2_grpc.ModelServiceServicer):
         return model_pb2.ListModelsResponse(models=[_message(card) for card in self.cards.values()])
 
     def GetModel(self, request: model_pb2.GetModelRequest, context: grpc.ServicerContext) -> model_pb2.GetModelResponse:
+        self.asked += 1
         card = self.cards.get((request.name, request.alias))
         if card is None:
             context.abort(grpc.StatusCode.NOT_FOUND, "no such model")

@@ -98,9 +98,9 @@ def look_at_served(name: str, alias: str, models_address: str, address: str) -> 
     if (engine.model, engine.model_version) == (name, version):
         says = f"inference judges with {name}@{alias}, version {version}"
         return [Finding("served model", State.OK, says), *_engines(engine)]
+    why = engine.detail or "it is taken within seconds; if not, does inference ask the same models_address?"
     says = (
-        f"inference judges with {engine.model}/{engine.model_version}, and {name}@{alias} is version {version}: "
-        "restart inference to take it"
+        f"inference judges with {engine.model}/{engine.model_version}, and {name}@{alias} is version {version}: {why}"
     )
     return [Finding("served model", State.WARN, says), *_engines(engine)]
 

@@ -3,7 +3,9 @@
 every form ─ open ─> gate: the pinned images ─> race: full batches on all streams, by turns ─> the fastest
                └ absent, or refused: the reason                   └ kept by version, machine, libraries and settings
 
-The choice is remembered in the state folder. The gate is passed again at each load; only the race is not run again.
+The choice is remembered in the state folder. The gate is passed again at each load; only the race is not run again. Nor
+is it run beside an engine that judges, where that one runs the same network with other weights: it would take the
+processor from a line for seconds, to find what is known.
 """
 
 from __future__ import annotations
@@ -106,9 +108,16 @@ def check_engines(setting: str, device: Device) -> None:
 
 
 def chosen_engine(
-    settings: InferenceSettings, folder: Path, card: ModelCard, clock: Callable[[], float] = time.perf_counter
+    settings: InferenceSettings,
+    folder: Path,
+    card: ModelCard,
+    clock: Callable[[], float] = time.perf_counter,
+    *,
+    alike: Choice | None = None,
 ) -> tuple[Engine, Choice]:
     """A warm engine that passed the version's gate, and how it came to be the one.
+
+    With `auto`, what was chosen for a version of the same network (`alike`) is taken unmeasured if it passes the gate.
 
     Raises what `open_engine` and `check_pinned` raise. With `auto`: CorruptModel where a file of the version is broken
     or no engine passes the gate, NotPossibleNow when none is there.
@@ -120,17 +129,32 @@ def chosen_engine(
             chosen=settings.engine, candidates=(Candidate(name=settings.engine, deviation=deviation),)
         )
     memory, key = _Memory(settings.state_dir / CHOICES_FILE), _key(settings, card)
-    if (known := memory.get(key)) is not None:
+    remembered = memory.get(key)
+    if (known := remembered or alike) is not None:
         try:
             engine = open_engine(known.chosen, folder, card, _place(settings))
-            _gate(known.chosen, engine, folder, card, settings)
+            deviation = _gate(known.chosen, engine, folder, card, settings)
         except Exception as error:  # whatever it is, measuring anew finds it again, and perhaps another engine
             log.warning("the engine of last time may not judge any more", engine=known.chosen, reason=_words(error))
         else:
-            return engine, known
+            return engine, remembered or _carried_over(known, deviation)
     engine, choice = _measured(settings, folder, card, clock)
     memory.put(key, choice)
     return engine, choice
+
+
+def _carried_over(choice: Choice, deviation: float) -> Choice:
+    """As it holds for another version of the network: speeds do, what the others' scores were does not."""
+    not_tried = f"not tried: {choice.chosen} was the fastest for a version of the same network"
+
+    def carried(each: Candidate) -> Candidate:
+        if each.reason == INT8:
+            return each
+        if each.name == choice.chosen:
+            return each.model_copy(update={"deviation": deviation})
+        return Candidate(name=each.name, reason=not_tried, images_per_s=each.images_per_s)
+
+    return choice.model_copy(update={"candidates": tuple(map(carried, choice.candidates))})
 
 
 def race(

@@ -1,7 +1,10 @@
 """The bus door: a prepared frame comes, its decision goes, and only then is the frame acknowledged.
 
-prepared ─> fits the model? ─> batcher ─> score ─> verdict ─> evidence ─> decisions
+prepared ─> fits a version? ─> batcher ─> score ─> verdict ─> evidence ─> decisions
                  └── no model, other preparation, broken pixels: HOLD with its reason ──┘
+
+Whoever prepares may know of a new version before we do: pixels that no version takes wait, aside, for a look at the
+alias and for the load that may follow. News of the alias comes in here too.
 
 Large pixels come by claim and are fetched by a pool, several at once; one that is missing or changed parks its frame.
 The engine's thread hands each score to a small pool, so it never waits for a disk or a full bus.
@@ -9,12 +12,14 @@ The engine's thread hands each score to a small pool, so it never waits for a di
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import prometheus_client as prometheus
+import structlog
 from google.protobuf.message import DecodeError
 
 from inspectbus.api.v1.decision_pb2 import (
@@ -26,6 +31,7 @@ from inspectbus.api.v1.decision_pb2 import (
     HoldReason,
     Verdict,
 )
+from inspectbus.api.v1.model_pb2 import AliasChange
 from inspectbus.api.v1.prepared_frame_pb2 import PreparedFrame
 from inspectbus.bus import Bus, Delivery, Lane, Message, topics
 from inspectbus.bus.messages import decision_message
@@ -48,12 +54,16 @@ from inspectbus.imaging.pixels import from_pixels
 from inspectbus.inference.batcher import Scored
 from inspectbus.inference.engine import Heatmap
 from inspectbus.inference.evidence import EvidenceKeeper
-from inspectbus.inference.loader import Loader, Serving
+from inspectbus.inference.loader import Loader
+from inspectbus.inference.serving import Serving
 from inspectbus.inference.settings import InferenceSettings
 from inspectbus.inference.verdict import thresholds_for, verdict_of
 from inspectbus.stores.frames import FrameStore, checked_claim
 
+log = structlog.get_logger(__name__)
+
 SOURCE = "inference"
+ALIAS_CHANGED = ("model", "alias-changed")
 DECIDERS = 2
 """Threads that keep evidence and publish: one writes while the other waits for its disk."""
 FETCHERS = 8
@@ -72,11 +82,12 @@ def subscribed(
     registry: prometheus.CollectorRegistry,
 ) -> Iterator[None]:
     """Judges prepared frames until left; leaving finishes those in hand and gives the rest back to the bus."""
-    with (
-        ThreadPoolExecutor(DECIDERS, thread_name_prefix="inference-decide") as pool,
-        ThreadPoolExecutor(FETCHERS, thread_name_prefix="inference-fetch") as fetchers,
-    ):
-        door = _Door(bus, loader, store, evidence, registry, pool, fetchers)
+    with ExitStack() as stack:
+        deciders = stack.enter_context(ThreadPoolExecutor(DECIDERS, "inference-decide"))
+        fetchers = stack.enter_context(ThreadPoolExecutor(FETCHERS, "inference-fetch"))
+        # One thread: the first to have come is the first whose patience ends, and all are told at once.
+        aside = stack.enter_context(ThreadPoolExecutor(1, "inference-aside"))
+        door = _Door(bus, loader, store, evidence, settings, registry, deciders, fetchers, aside)
         subscription = bus.subscribe(
             topics.PREPARED, "inference", door.judge, prefetch=settings.prefetch, epitaph=door.mourn
         )
@@ -87,6 +98,29 @@ def subscribed(
             subscription.close(settings.drain_s)
 
 
+@contextmanager
+def alias_followed(bus: Bus, loader: Loader, settings: InferenceSettings) -> Iterator[None]:
+    """Has the loader look at once when its alias is pointed elsewhere. A folder of a model has no alias."""
+    if settings.model_dir is not None:
+        yield
+        return
+
+    def hear(message: Message) -> None:
+        try:
+            change = AliasChange.FromString(message.body)
+        except DecodeError:
+            log.warning("news of an alias that cannot be read", source=message.source)
+            return
+        if (change.name, change.alias) == (settings.model, settings.model_alias):
+            loader.look()
+
+    news = bus.follow(topics.EVENTS, hear, key=ALIAS_CHANGED)
+    try:
+        yield
+    finally:
+        news.close()
+
+
 class _Door:
     def __init__(
         self,
@@ -94,35 +128,51 @@ class _Door:
         loader: Loader,
         store: FrameStore,
         evidence: EvidenceKeeper,
+        settings: InferenceSettings,
         registry: prometheus.CollectorRegistry,
-        pool: ThreadPoolExecutor,
+        deciders: ThreadPoolExecutor,
         fetchers: ThreadPoolExecutor,
+        aside: ThreadPoolExecutor,
     ) -> None:
         self._bus = bus
         self._loader = loader
         self._store = store
         self._evidence = evidence
-        self._pool = pool
-        # Its queue has no bound of its own; the subscription's prefetch bounds it.
+        self._settings = settings
+        # Their queues have no bound of their own; the subscription's prefetch bounds them.
+        self._pool = deciders
         self._fetchers = fetchers
+        self._aside = aside
         self._decisions = prometheus.Counter(
             "inspectbus_inference_decisions", "Decisions published.", ["verdict", "reason"], registry=registry
         )
 
     def judge(self, delivery: Delivery) -> None:
         """Takes one prepared frame. Raises BadField for a body that is none: it is parked, and nobody can decide it."""
-        message = delivery.message
-        prepared = _parsed(message)
+        prepared = _parsed(delivery.message)
         serving = self._loader.wait()
-        if prepared.pixels.HasField("claim"):
-            self._fetchers.submit(self._fetch, delivery, prepared, serving)
+        if serving is None or _asks_for_another(prepared, serving) or self._loader.knows(prepared.preparation_hash):
+            self._take(delivery, prepared)
         else:
-            self._judge(delivery, prepared, serving)
+            until_s = time.monotonic() + self._settings.model_patience_s
+            self._aside.submit(self._settling, delivery, partial(self._wait_aside, delivery, prepared, until_s))
 
-    def _fetch(self, delivery: Delivery, prepared: PreparedFrame, serving: Serving | None) -> None:
+    def _wait_aside(self, delivery: Delivery, prepared: PreparedFrame, until_s: float) -> None:
+        self._loader.await_preparation(prepared.preparation_hash, until_s)
+        if self._loader.closing:
+            raise ModelNotReady("the service ends before it knows the version that these pixels are for")
+        self._take(delivery, prepared)
+
+    def _take(self, delivery: Delivery, prepared: PreparedFrame) -> None:
+        if prepared.pixels.HasField("claim"):
+            self._fetchers.submit(self._settling, delivery, partial(self._fetch, delivery, prepared))
+        else:
+            self._judge(delivery, prepared)
+
+    def _settling(self, delivery: Delivery, step: Callable[[], None]) -> None:
+        """On a pool's thread, where nobody else would settle a delivery whose step raises."""
         try:
-            prepared.pixels.data = self._fetched(prepared)
-            self._judge(delivery, prepared, serving)
+            step()
         except InspectBusError as error:
             if error.retryable:
                 delivery.retry(error)
@@ -131,6 +181,10 @@ class _Door:
         except Exception as error:  # nobody looks into a pool's futures: unsettled, the frame would be stuck for good
             delivery.retry(error)
 
+    def _fetch(self, delivery: Delivery, prepared: PreparedFrame) -> None:
+        prepared.pixels.data = self._fetched(prepared)
+        self._judge(delivery, prepared)
+
     def _fetched(self, prepared: PreparedFrame) -> bytes:
         """Raises BadField, NotFound, CorruptObject for good; StorageAway for now."""
         if prepared.pixels.data:
@@ -138,9 +192,9 @@ class _Door:
         claim = checked_claim(prepared.pixels.claim, prepared.frame, "pixels.claim")
         return self._store.fetch(claim, MAX_PIXELS_BYTES)
 
-    def _judge(self, delivery: Delivery, prepared: PreparedFrame, serving: Serving | None) -> None:
+    def _judge(self, delivery: Delivery, prepared: PreparedFrame) -> None:
         try:
-            card, thresholds, scored = self._admit(prepared, serving, delivery.message.lane)
+            card, thresholds, scored = self._admit(prepared, delivery.message.lane)
         except ModelNotReady as error:
             if self._loader.closing:
                 raise  # not the frame's fault: whoever serves next judges it
@@ -151,7 +205,8 @@ class _Door:
             self._pool.submit(self._settle, delivery, lambda: self._publish(prepared, hold))
         else:
             decide = partial(self._decide, prepared, card, thresholds)
-            scored.add_done_callback(lambda _: self._scored(delivery, decide, scored))
+            # Given the future and not closed over it: the two would wait, pixels and all, for the garbage collector.
+            scored.add_done_callback(partial(self._scored, delivery, decide))
 
     def mourn(self, message: Message, error: BaseException) -> Sequence[Future[None]]:
         """The epitaph: a frame that is parked is decided all the same, as HOLD. One that cannot be read has none."""
@@ -172,20 +227,20 @@ class _Door:
                 pass  # it may well be there
         return (self._publish(prepared, decision),)
 
-    def _admit(
-        self, prepared: PreparedFrame, serving: Serving | None, lane: Lane
-    ) -> tuple[ModelCard, Thresholds, Future[Scored]]:
+    def _admit(self, prepared: PreparedFrame, lane: Lane) -> tuple[ModelCard, Thresholds, Future[Scored]]:
         """Into the batcher. Raises ModelNotReady, NotPossibleNow or BadField for a frame that we cannot judge."""
-        if serving is None:
-            raise ModelNotReady(f"no model is loaded: {self._loader.detail}")
-        asked, ours = (prepared.model, prepared.model_alias), (serving.card.name, serving.alias)
-        if asked[0] != ours[0] or (ours[1] and asked[1] != ours[1]):
-            raise ModelNotReady(
-                f"recipe {prepared.recipe} asks for model {'@'.join(asked)}; loaded is {'@'.join(filter(None, ours))}"
-            )
-        serving.check_preparation(prepared.preparation_hash)
-        thresholds = thresholds_for(prepared, serving.card)
-        return serving.card, thresholds, serving.batcher.deliver(from_pixels(prepared.pixels), lane)
+        with self._loader.chosen(preparation_hash=prepared.preparation_hash) as serving:
+            if serving is None:
+                raise ModelNotReady(f"no model is loaded: {self._loader.detail}")
+            if _asks_for_another(prepared, serving):
+                asked, ours = (prepared.model, prepared.model_alias), (serving.card.name, serving.alias)
+                raise ModelNotReady(
+                    f"recipe {prepared.recipe} asks for model {'@'.join(asked)}; "
+                    f"loaded is {'@'.join(filter(None, ours))}"
+                )
+            self._loader.check_preparation(serving, prepared.preparation_hash)
+            thresholds = thresholds_for(prepared, serving.card)
+            return serving.card, thresholds, serving.deliver(from_pixels(prepared.pixels), lane)
 
     def _scored(self, delivery: Delivery, decide: Callable[[Scored], Future[None]], scored: Future[Scored]) -> None:
         """On the engine's thread, which goes on at once."""
@@ -235,6 +290,11 @@ class _Door:
         reason = HoldReason.Name(decision.hold.reason).removeprefix("HOLD_REASON_").lower()
         self._decisions.labels(verdict, reason if decision.HasField("hold") else "").inc()
         return published
+
+
+def _asks_for_another(prepared: PreparedFrame, serving: Serving) -> bool:
+    """A folder's model has no alias and answers to any."""
+    return prepared.model != serving.card.name or bool(serving.alias and prepared.model_alias != serving.alias)
 
 
 def _judged(prepared: PreparedFrame, verdict: Verdict.ValueType, score: float, thresholds: Thresholds) -> Decision:

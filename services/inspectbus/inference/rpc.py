@@ -77,7 +77,7 @@ class InferenceRpc(inference_pb2_grpc.InferenceServiceServicer):
             if serving.card.thresholds.band:
                 answer.qualified_below = serving.card.thresholds.qualified_below
             answer.loaded_at.FromNanoseconds(int(serving.loaded_at_s * 1e9))
-            answer.waiting = serving.batcher.waiting
+            answer.waiting = self._loader.waiting
             answer.streams = serving.engine.streams
             answer.candidates.extend(_candidate(each, serving.choice) for each in serving.choice.candidates)
             if serving.choice.measured_at_s is not None:
@@ -86,12 +86,12 @@ class InferenceRpc(inference_pb2_grpc.InferenceServiceServicer):
 
     def _ask(self, request: InferRequest | InferStreamRequest, deadline_s: float) -> _Asked:
         image = from_pixels(request.pixels)
-        serving = self._loader.serving
-        if serving is None:
-            raise ModelNotReady(f"no model is loaded: {self._loader.detail}", field="model")
-        if request.preparation_hash:
-            serving.check_preparation(request.preparation_hash)
-        return _Asked(serving.card, serving.batcher.call(image, deadline_s))
+        with self._loader.chosen(preparation_hash=request.preparation_hash) as serving:
+            if serving is None:
+                raise ModelNotReady(f"no model is loaded: {self._loader.detail}", field="model")
+            if request.preparation_hash:
+                self._loader.check_preparation(serving, request.preparation_hash)
+            return _Asked(serving.card, serving.call(image, deadline_s))
 
 
 class _Stream:

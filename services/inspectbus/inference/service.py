@@ -2,7 +2,7 @@
 
 bus ─> events ───┐
                  ├─> batcher ─> engine          loader: finds the model version, and opens engine and batcher
-gRPC ─> rpc, oip ┘
+gRPC ─> rpc, oip ┘                               when the alias names another version, again, beside the one that judges
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from inspectbus.api.oip import open_inference_pb2, open_inference_pb2_grpc
 from inspectbus.api.v1 import inference_pb2, inference_pb2_grpc
 from inspectbus.bus import Bus
 from inspectbus.inference.choice import check_engines
-from inspectbus.inference.events import subscribed
+from inspectbus.inference.events import alias_followed, subscribed
 from inspectbus.inference.evidence import EvidenceKeeper
 from inspectbus.inference.loader import Loader
 from inspectbus.inference.oip.rpc import OpenInferenceRpc
@@ -43,6 +43,7 @@ def open_service(settings: InferenceSettings, bus: Bus) -> Iterator[Door]:
     with ExitStack() as house:
         loader = house.enter_context(Loader(settings, registry))
         house.enter_context(subscribed(bus, loader, store, evidence, settings, registry))
+        house.enter_context(alias_followed(bus, loader, settings))
         rpc = InferenceRpc(loader, settings)
         oip = OpenInferenceRpc(loader, settings)
         contracts = {

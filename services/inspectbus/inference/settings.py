@@ -37,7 +37,14 @@ class InferenceSettings(ServiceSettings):
     model_retry_s: PositiveFloat = Field(default=2.0, le=600, allow_inf_nan=False)
     """How often a service without a model looks for one."""
     model_patience_s: Seconds = 20.0
-    """How long a frame from the bus may wait for a first model before it is held: services start in any order."""
+    """How long a frame from the bus may wait for a first model before it is held: services start in any order. And for
+    a new version, when it was prepared for that one already."""
+    model_poll_s: PositiveFloat = Field(default=10.0, le=3600, allow_inf_nan=False)
+    """How often it is asked which version the alias names now: its change is news on the bus, and news can be lost."""
+    preparation_stands_s: Seconds = 30.0
+    """How long the version before stays beside a new one with another preparation, for frames prepared for it."""
+    refused_pause_s: PositiveFloat = Field(default=300.0, le=86400, allow_inf_nan=False)
+    """After how long a new version that was refused is tried again while the alias still names it."""
 
     engine: Literal["auto", "torch", "torch-bf16", "onnxruntime", "openvino", "openvino-bf16"] = "auto"
     """What runs the network; auto measures what is installed, once for each version, and takes the fastest that gives

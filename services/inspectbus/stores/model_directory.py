@@ -35,6 +35,7 @@ class ModelDirectory:
         self._patience_s = patience_s
         self._lock = threading.Lock()
         self._known: dict[tuple[str, str], tuple[float, ModelCard | None]] = {}
+        self._away = False
 
     def __enter__(self) -> ModelDirectory:
         return self
@@ -63,12 +64,15 @@ class ModelDirectory:
             answer = self._owner.GetModel(request, timeout=self._patience_s)
             card = ModelCard.model_validate_json(answer.model.card_json)
         except grpc.RpcError as error:
-            if error.code() != grpc.StatusCode.NOT_FOUND:
+            away = error.code() != grpc.StatusCode.NOT_FOUND
+            if away and not self._away:  # once: it is asked every few seconds
                 log.warning("model owner away, using the last answer", address=self._address, code=error.code().name)
+            self._away = away
             return None
         except ValidationError as error:
             log.error("model owner sent a card we cannot read", model=name, error=str(error))
             return None
+        self._away = False
         self._remember(key, card)
         return card
 

@@ -113,18 +113,19 @@ def test_recipes_are_there_and_ask_for_the_model_that_is_loaded(
 
 
 @pytest.mark.parametrize(
-    ("served", "state", "words"),
+    ("served", "detail", "state", "words"),
     [
-        ("1b2c1b2c1b2c1b2c", "ok", "version 1b2c1b2c1b2c1b2c"),
-        ("0f3a0f3a0f3a0f3a", "warn", "restart inference to take it"),
-        ("", "fail", "loaded none, and frames are held: no such file"),
+        ("1b2c1b2c1b2c1b2c", "", "ok", "version 1b2c1b2c1b2c1b2c"),
+        ("0f3a0f3a0f3a0f3a", "", "warn", "it is taken within seconds"),
+        ("0f3a0f3a0f3a0f3a", "it is refused", "warn", "elpv@production is version 1b2c1b2c1b2c1b2c: it is refused"),
+        ("", "no such file", "fail", "loaded none, and frames are held: no such file"),
     ],
 )
-def test_the_version_that_judges_is_compared_with_the_one_in_production(served: str, state: str, words: str) -> None:
+def test_the_version_that_judges_is_compared_with_the_one_in_production(
+    served: str, detail: str, state: str, words: str
+) -> None:
     with open_plant() as plant:
-        plant.engine = GetEngineResponse(
-            ready=bool(served), model="elpv", model_version=served, detail="" if served else "no such file"
-        )
+        plant.engine = GetEngineResponse(ready=bool(served), model="elpv", model_version=served, detail=detail)
         training, inference = plant.addresses["training"], plant.addresses["inference"]
 
         (found,) = look_at_served("elpv", "production", training, inference)

@@ -50,7 +50,7 @@ def start(tmp_path: Path) -> Iterator[Open]:
     """Opens services; each has free ports, a bus of its own and `tmp_path` as its state folder."""
     with ExitStack() as house:
 
-        def start(**how: Any) -> Running:
+        def start(bus_url: str = "", **how: Any) -> Running:
             settings = InferenceSettings(
                 **{
                     "port": 0,
@@ -63,6 +63,6 @@ def start(tmp_path: Path) -> Iterator[Open]:
                     **how,
                 }
             )
-            return house.enter_context(running(settings))
+            return house.enter_context(running(settings, bus_url))
 
         yield start

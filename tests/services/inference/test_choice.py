@@ -86,10 +86,10 @@ class Machine:
     def has(self, name: str, image_s: float, off: float = 0.0) -> None:
         self.engines[name] = Paced(self.clock, self.card, image_s, off)
 
-    def choose(self, engine: Any = "auto", **how: Any) -> Choice:
+    def choose(self, engine: Any = "auto", alike: Choice | None = None, **how: Any) -> Choice:
         self.opened.clear()
         settings = InferenceSettings(**{"state_dir": self.state, "engine": engine, "max_batch_size": 8, **how})
-        return chosen_engine(settings, self.folder, self.card, self.clock)[1]
+        return chosen_engine(settings, self.folder, self.card, self.clock, alike=alike)[1]
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +203,38 @@ def test_other_streams_threads_or_batches_are_measured_anew(machine: Machine) ->
     for how in ({"streams": 2}, {"threads": 2}, {"device": "cpu"}):
         machine.choose(**how)
         assert FULL in machine.opened
+
+
+def test_beside_a_version_of_the_same_network_its_engine_is_taken_unmeasured_once_it_passes(machine: Machine) -> None:
+    # given an engine that was chosen for one version
+    machine.has("torch", 0.02)
+    machine.has(FULL, 0.002)
+    machine.has(HALF, 0.001, off=0.001)
+    before = machine.choose()
+    # when another version of the network comes beside it
+    machine.card = machine.card.model_copy(update={"seed": 7})
+    machine.has(HALF, 0.001, off=0.002)
+    beside = machine.choose(alike=before)
+    # then that one alone is tried, and nothing is said of the others' scores
+    assert machine.opened == [HALF]
+    assert beside.chosen == HALF
+    assert speeds(beside) == {HALF: 1000}
+    deviations = {each.name: each.deviation for each in beside.candidates if each.deviation is not None}
+    assert deviations == pytest.approx({HALF: 0.002}, abs=1e-6)
+    assert "not tried" in reasons(beside)[FULL]
+    assert "not offered" in reasons(beside)["openvino-int8"]
+    # and the next start, when no line waits, measures
+    machine.choose()
+    assert FULL in machine.opened
+
+
+def test_an_engine_that_another_version_may_not_be_judged_by_leaves_it_to_a_race(machine: Machine) -> None:
+    machine.has(FULL, 0.002)
+    machine.has(HALF, 0.001)
+    before = machine.choose()
+    machine.card = machine.card.model_copy(update={"seed": 7})
+    machine.has(HALF, 0.001, off=0.1)
+    assert machine.choose(alike=before).chosen == FULL
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"\xff\x00", b'{"choices": {"a": {"chosen": 3}}}', b'{"choices": []}'])

@@ -215,8 +215,9 @@ class GetEngineResponse(_message.Message):
     MEASURED_AT_FIELD_NUMBER: _builtins.int
     STREAMS_FIELD_NUMBER: _builtins.int
     ready: _builtins.bool
-    """False while no model version is loaded; `detail` says why."""
+    """False while no model version is loaded."""
     detail: _builtins.str
+    """Why none is loaded; or why the one that the alias names does not judge (yet), and `model_version` goes on."""
     engine: _builtins.str
     device: _builtins.str
     model: _builtins.str
