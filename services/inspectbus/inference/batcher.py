@@ -20,6 +20,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 
 import numpy as np
@@ -94,9 +95,13 @@ class Batcher:
         self._clock = clock
         self._shape = (height, width, 3)
         self._sizes = batch_sizes(engine.device, max_batch_size)
-        self._make = memory_for(engine.device, (max_batch_size, *self._shape))
-        # One for each stream to compute, and one for each lane to fill meanwhile.
-        self._queue: SlotQueue[_Item] = SlotQueue(self._slot, ready=engine.streams + len(Lane))
+        self._slot_bytes = max_batch_size * math.prod(self._shape)
+        make = memory_for(engine.device, (max_batch_size, *self._shape))
+        # One for each stream to compute, and one for each lane to fill meanwhile. The queue knows nothing of us: an
+        # engine that is replaced must not wait, with us, for the garbage collector.
+        self._queue: SlotQueue[_Item] = SlotQueue(
+            partial(_counted, make, metrics, self._slot_bytes), ready=engine.streams + len(Lane)
+        )
         self._pace = Pace()
         self._under_way: dict[int, tuple[float, int]] = {}
         """Of each stream that computes: since when, and how many images."""
@@ -252,15 +257,6 @@ class Batcher:
                     self._queue.leave(other)
                 raise
         return places
-
-    def _slot(self) -> Images:
-        images = self._make()
-        self._metrics.slot_bytes.inc(self._slot_bytes)
-        return images
-
-    @property
-    def _slot_bytes(self) -> int:
-        return self._max_batch_size * math.prod(self._shape)
 
     def _watch(self, item: _Item) -> None:
         # Weakly: were each to hold the other, what was answered long ago would wait for the garbage collector.
@@ -439,6 +435,12 @@ def _checked(output: Output, count: int) -> Sequence[Heatmap | None]:
     if heatmaps.ndim != 3 or len(heatmaps) != count:
         raise Internal(f"the engine gave heatmaps of shape {heatmaps.shape} for {count} images")
     return list(heatmaps)
+
+
+def _counted(make: Callable[[], Images], metrics: BatcherMetrics, size: int) -> Images:
+    images = make()
+    metrics.slot_bytes.inc(size)
+    return images
 
 
 def _fail(items: list[_Item], error: Exception) -> None:

@@ -107,10 +107,12 @@ class Serving:
 class InService:
     """Thread-safe. At most two versions: `swap` is for when `before` is None, or the one that comes back."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._lock = threading.Lock()
         self._current: Serving | None = None
         self._before: Serving | None = None
+        self._stands_s = 0.0
         self._stands_until_s = 0.0
         self._closed = False
 
@@ -143,6 +145,8 @@ class InService:
             for each in self._open_to_images():
                 if preparation_hash in ("", each.card.preparation.hash) and version in ("", each.card.version):
                     serving = each
+                    if preparation_hash and each is self._before:
+                        self._stands_until_s = self._clock() + self._stands_s  # more of them may be on their way
                     break
             if serving is not None:
                 serving.in_hand.add()
@@ -155,8 +159,8 @@ class InService:
     def swap(self, new: Serving, stands_s: float) -> bool:
         """`new` takes everything from now on; False once closed, when nothing is swapped any more.
 
-        The one before stays beside it for `stands_s` where its preparation is another, for images that are still
-        prepared for it; else it only finishes what it has.
+        The one before stays beside it where its preparation is another, until no image that was prepared for it has
+        come for `stands_s`; else it only finishes what it has.
         """
         with self._lock:
             if self._closed:
@@ -165,20 +169,20 @@ class InService:
             self._current, self._before = new, old
             if old is not None and old.card.preparation.hash == new.card.preparation.hash:
                 stands_s = 0.0
-            self._stands_until_s = time.monotonic() + stands_s
+            self._stands_s, self._stands_until_s = stands_s, self._clock() + stands_s
             return True
 
     def leaves_in_s(self) -> float | None:
         """Until the version before takes nothing more; 0 where it only finishes what it has, None without one."""
         with self._lock:
-            return None if self._before is None else max(0.0, self._stands_until_s - time.monotonic())
+            return None if self._before is None else max(0.0, self._stands_until_s - self._clock())
 
     def let_go(self) -> Serving | None:
         """Closes the version before once it takes nothing more and its last image is answered; gives it then."""
         with self._lock:
             before = self._before
             # Taken and counted under this lock: who does not hold it now never will.
-            if before is None or time.monotonic() < self._stands_until_s or before.in_hand.count:
+            if before is None or self._clock() < self._stands_until_s or before.in_hand.count:
                 return None
             self._before = None
         before.batcher.close()
@@ -197,5 +201,5 @@ class InService:
 
     def _open_to_images(self) -> list[Serving]:
         """Under the lock."""
-        standing = self._before if time.monotonic() < self._stands_until_s else None
+        standing = self._before if self._clock() < self._stands_until_s else None
         return [serving for serving in (self._current, standing) if serving is not None]

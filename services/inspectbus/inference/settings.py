@@ -42,7 +42,8 @@ class InferenceSettings(ServiceSettings):
     model_poll_s: PositiveFloat = Field(default=10.0, le=3600, allow_inf_nan=False)
     """How often it is asked which version the alias names now: its change is news on the bus, and news can be lost."""
     preparation_stands_s: Seconds = 30.0
-    """How long the version before stays beside a new one with another preparation, for frames prepared for it."""
+    """The version before stays beside a new one with another preparation until no frame that was prepared for it has
+    come for so long."""
     refused_pause_s: PositiveFloat = Field(default=300.0, le=86400, allow_inf_nan=False)
     """After how long a new version that was refused is tried again while the alias still names it."""
 

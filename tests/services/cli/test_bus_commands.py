@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import stat
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import pika
 import pytest
 from typer.testing import Result
 
-from inspectbus.bus import Lane, Message, connect
+from inspectbus.bus import Bus, Lane, Message, connect
 from inspectbus.bus.rabbitmq import addresses, topology
 from inspectbus.bus.rabbitmq.topology import users
-from inspectbus.bus.topics import DECISIONS, FRAMES
+from inspectbus.bus.topics import DECISIONS, EVENTS, FRAMES
 from inspectbus.errors import InspectBusError
 
 if TYPE_CHECKING:
@@ -229,6 +231,27 @@ def test_definitions_make_a_station_that_may_send_its_own_frames_and_nothing_els
         bus.publish(FRAMES, Message(b"x", ("line-1", "top"), "test")).result(PATIENCE_S)
         with pytest.raises(InspectBusError):
             bus.publish(FRAMES, Message(b"x", ("line-1", "side"), "test"), patience_s=2.0).result(PATIENCE_S)
+
+
+@pytest.mark.rabbitmq
+def test_definitions_let_inference_hear_what_training_names(
+    rabbitmq: Broker, rabbitmq_url: str, inspectbus: Inspectbus, tmp_path: Path
+) -> None:
+    vhost, file, output = addresses.parse(rabbitmq_url).vhost, tmp_path / "users.json", tmp_path / "bus.json"
+    inspectbus("bus", "definitions", "--credentials", file, "--output", output, "--bus-url", rabbitmq_url)
+    rabbitmq.import_definitions(output)
+    passwords = json.loads(file.read_text())
+    heard: SimpleQueue[Message] = SimpleQueue()
+
+    def bus_of(user: str) -> AbstractContextManager[Bus]:
+        return connect(rabbitmq.url(vhost, user, passwords[user]))
+
+    key = ("model", "alias-changed")
+    with bus_of("inspectbus-inference") as inference, bus_of("inspectbus-training") as training:
+        news = inference.follow(EVENTS, heard.put, key=key)
+        training.publish(EVENTS, Message(b"x", key, "training")).result(PATIENCE_S)
+        assert heard.get(timeout=PATIENCE_S).body == b"x"
+        news.close()
 
 
 def test_passwords_are_kept_in_the_file_alone_and_stay_when_the_plant_grows(

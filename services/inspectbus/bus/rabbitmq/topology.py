@@ -41,6 +41,8 @@ from inspectbus.errors import BusAway, NotAllowed, NotFound, NotPossibleNow
 DELIVERY_LIMIT = 20
 """The last net only: every return counts, also of messages that were merely fetched by a worker that stopped."""
 DEFAULT_EXCHANGE = r"amq\.default"
+_NEWS = rf"{re.escape(naming.NEWS_PREFIX)}.*"
+"""The queues that readers of news make for themselves."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +103,10 @@ def users(stations: Iterable[tuple[str, str]] = ()) -> list[User]:
 
     A station's user publishes frames and gate outcomes under its own key and nothing else, and hears its own decisions.
     """
-    news = rf"{re.escape(naming.NEWS_PREFIX)}.*"
-    taken = [_worker("preprocessing", FRAMES, (PREPARED, DECISIONS)), _worker("inference", PREPARED, (DECISIONS,))]
+    taken = [
+        _worker("preprocessing", FRAMES, (PREPARED, DECISIONS)),
+        _worker("inference", PREPARED, (DECISIONS,), hears=(EVENTS,)),
+    ]
     results = f"{_queues_of(DECISIONS)}|{_queues_of(GATES)}"
     taken.append(
         User("inspectbus-results", write=_any(DEFAULT_EXCHANGE, _name(DECISIONS), _name(DEAD)), read=_any(results))
@@ -111,21 +115,21 @@ def users(stations: Iterable[tuple[str, str]] = ()) -> list[User]:
     taken.append(
         User(
             "inspectbus-acquisition",
-            configure=_any(news),
-            write=_any(_name(FRAMES), _name(GATES), news),
-            read=_any(_name(DECISIONS), news),
+            configure=_any(_NEWS),
+            write=_any(_name(FRAMES), _name(GATES), _NEWS),
+            read=_any(_name(DECISIONS), _NEWS),
         )
     )
     taken.append(
         User(
             "inspectbus-reader",
-            configure=_any(news),
-            write=_any(news),
-            read=_any(_name(DECISIONS), _name(GATES), _name(EVENTS), news),
+            configure=_any(_NEWS),
+            write=_any(_NEWS),
+            read=_any(_name(DECISIONS), _name(GATES), _name(EVENTS), _NEWS),
         )
     )
     everything = r"inspectbus\..*"
-    taken.append(User("inspectbus-operator", _any(news), _any(everything, DEFAULT_EXCHANGE), _any(everything)))
+    taken.append(User("inspectbus-operator", _any(_NEWS), _any(everything, DEFAULT_EXCHANGE), _any(everything)))
     for line, station in stations:
         own = rf"{re.escape(line)}\.{re.escape(station)}"
         topics = {
@@ -136,9 +140,9 @@ def users(stations: Iterable[tuple[str, str]] = ()) -> list[User]:
         taken.append(
             User(
                 f"{STATION_USER}{line}.{station}",
-                configure=_any(news),
-                write=_any(_name(FRAMES), _name(GATES), news),
-                read=_any(_name(DECISIONS), news),
+                configure=_any(_NEWS),
+                write=_any(_name(FRAMES), _name(GATES), _NEWS),
+                read=_any(_name(DECISIONS), _NEWS),
                 topics=topics,
             )
         )
@@ -268,10 +272,15 @@ def _dead_lettering(exchange: str, key: str) -> dict[str, Any]:
     }
 
 
-def _worker(group: str, takes: Topic, gives: tuple[Topic, ...]) -> User:
-    # The default exchange leads to its .retry and .quarantine.
-    exchanges = [_name(topic) for topic in (*gives, DEAD)]
-    return User(f"inspectbus-{group}", write=_any(DEFAULT_EXCHANGE, *exchanges), read=_any(_queues_of(takes)))
+def _worker(group: str, takes: Topic, gives: tuple[Topic, ...], hears: tuple[Topic, ...] = ()) -> User:
+    # The default exchange leads to its .retry and .quarantine. Who hears news makes, binds and reads its own queue.
+    news = [_NEWS] if hears else []
+    return User(
+        f"inspectbus-{group}",
+        configure=_any(*news) if news else "^$",
+        write=_any(DEFAULT_EXCHANGE, *(_name(topic) for topic in (*gives, DEAD)), *news),
+        read=_any(_queues_of(takes), *(_name(topic) for topic in hears), *news),
+    )
 
 
 def _queues_of(topic: Topic) -> str:
