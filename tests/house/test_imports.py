@@ -115,13 +115,26 @@ def loaded_by(modules: str) -> set[str]:
         ("inspectbus.results.service", HEAVY | {"cv2"}),
         # Only the engine that is chosen loads its library, so a machine needs no other.
         ("inspectbus.inference.service", HEAVY | {"onnxruntime", "openvino", "sqlalchemy"}),
+        # Who has another machine compare fetches a folder, and draws nothing.
+        (
+            "inspectbus.cli.compare, inspectbus.cli.training, inspectbus.training.comparison.folder",
+            HEAVY | {"cv2", "numpy", "jinja2", "sqlalchemy"},
+        ),
         ("inspectbus.line", HEAVY | {"sqlalchemy", "cv2", "numpy"}),
         (
             "inspectbus_client",
             HEAVY | {"numpy", "cv2", "sqlalchemy", "pydantic", "structlog", "typer", "prometheus_client", "yaml"},
         ),
     ],
-    ids=["acquisition", "its sources", "results", "inference", "the line before it opens", "the client"],
+    ids=[
+        "acquisition",
+        "its sources",
+        "results",
+        "inference",
+        "a comparison elsewhere",
+        "the line before it opens",
+        "the client",
+    ],
 )
 def test_a_light_room_loads_nothing_heavy(modules: str, absent: set[str]) -> None:
     loaded = loaded_by(modules)

@@ -16,7 +16,7 @@ import torch
 from sklearn.metrics import average_precision_score, f1_score
 
 from inspectbus.domain.model_version import WEIGHTS_FILE, ModelCard
-from inspectbus.errors import BadField
+from inspectbus.errors import BadField, StorageFull
 from inspectbus.stores.datasets import Item, Label, cut, split
 from inspectbus.stores.models import read_card
 from inspectbus.training import features
@@ -306,6 +306,19 @@ def test_the_trainings_used_longest_ago_make_room(tmp_path: Path, monkeypatch: p
     found = trainings.find("c")
     assert found is not None
     assert found.card == card
+
+
+def test_a_folder_that_keeps_no_trainings_says_so_before_one_is_made(tmp_path: Path) -> None:
+    (tmp_path / "kept").write_text("a file where the folder should be")
+    trained: list[Path] = []
+
+    def train(folder: Path) -> ModelCard:
+        trained.append(folder)
+        raise AssertionError
+
+    with pytest.raises(StorageFull, match=r"trainings cannot be kept in .*kept: "):
+        network.Trainings(tmp_path / "kept").make("a", train)
+    assert trained == []
 
 
 # --- bad input

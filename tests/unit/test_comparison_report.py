@@ -15,8 +15,9 @@ import torch
 from inspectbus.errors import BadField, StorageFull
 from inspectbus.imaging.decoding import decode
 from inspectbus.training.comparison.conductor import Comparison, Hard, Key
+from inspectbus.training.comparison.folder import empty_folder
 from inspectbus.training.comparison.heatmaps import Pointing
-from inspectbus.training.comparison.report import empty_folder, write_report
+from inspectbus.training.comparison.report import write_report
 from inspectbus.training.export import Deviation
 from inspectbus.training.pointing import Agreement, Mean
 from tests.doubles.compared import CompareBench

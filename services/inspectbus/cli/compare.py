@@ -77,7 +77,7 @@ def _compared_elsewhere(address: str, out: Path, asked: dict[str, Any]) -> dict[
 
     from inspectbus.cli.training import compared
     from inspectbus.runtime.signals import stop_on_signals
-    from inspectbus.training.comparison.report import RECORD, empty_folder
+    from inspectbus.training.comparison.folder import RECORD, empty_folder
     from inspectbus_client import Client
 
     empty_folder(out)
@@ -97,7 +97,8 @@ def _compared_here(
     from inspectbus.runtime.signals import stop_on_signals
     from inspectbus.stores.datasets import open_dataset
     from inspectbus.training.comparison.conductor import compare as compared
-    from inspectbus.training.comparison.report import empty_folder, write_report
+    from inspectbus.training.comparison.folder import empty_folder
+    from inspectbus.training.comparison.report import write_report
     from inspectbus.training.comparison.terms import known_models
     from inspectbus.training.plan import Cancelled
     from inspectbus.training.settings import TrainingSettings

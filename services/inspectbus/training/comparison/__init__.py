@@ -15,4 +15,5 @@ held-out part, met here for the first time ────────────�
 | heatmaps | where the CNN looked, and whether the defect is there |
 | terms, conductor | what a comparison is told; the whole experiment in order |
 | record, pictures, report | report.json, figures as PNG, and report.html, which needs nothing beside it |
+| folder | where the report is written |
 """

@@ -25,7 +25,7 @@ import structlog
 
 from inspectbus.domain.calibration import scored
 from inspectbus.domain.model_version import EXPORT_FILE, ModelCard
-from inspectbus.errors import BadField, CorruptModel, NotFound
+from inspectbus.errors import BadField, CorruptModel, NotFound, StorageFull
 from inspectbus.networks.classifier import Classifier
 from inspectbus.networks.pretrained import load_pretrained
 from inspectbus.networks.trained import load_trained
@@ -106,9 +106,17 @@ class Trainings:
         return TrainedNetwork(home / _VERSION, card, fit_s)
 
     def make(self, key: str, train: Callable[[Path], ModelCard]) -> TrainedNetwork:
-        """Has `train` fill a folder, and keeps it under the key. What it raises leaves nothing behind."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._trim()
+        """Has `train` fill a folder, and keeps it under the key. What it raises leaves nothing behind.
+
+        Raises StorageFull where the folder takes nothing.
+        """
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._trim()
+            with tempfile.TemporaryFile(dir=self._folder):
+                pass
+        except OSError as error:
+            raise StorageFull(f"trainings cannot be kept in {self._folder}: {error.strerror}", field="state") from error
         with tempfile.TemporaryDirectory(prefix=_PART, dir=self._folder) as room:
             home = Path(room) / key
             home.mkdir()
@@ -123,9 +131,17 @@ class Trainings:
 
     def _trim(self) -> None:
         """Leaves room for one more. The part folders of a killed process are as old as it, and go with the rest."""
-        homes = sorted(self._folder.iterdir(), key=lambda home: home.stat().st_mtime, reverse=True)
-        for home in homes[KEPT - 1 :]:
+        ages = [(_changed_s(home), home) for home in self._folder.iterdir()]
+        for _, home in sorted(ages, reverse=True)[KEPT - 1 :]:
             shutil.rmtree(home, ignore_errors=True)
+
+
+def _changed_s(home: Path) -> float:
+    """0 for one that another process has just removed."""
+    try:
+        return home.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def train_network(

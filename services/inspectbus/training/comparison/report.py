@@ -9,32 +9,18 @@ from __future__ import annotations
 
 import base64
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from inspectbus.errors import BadField, StorageFull
+from inspectbus.errors import StorageFull
 from inspectbus.training.comparison.conductor import Comparison
+from inspectbus.training.comparison.folder import PAGE, RECORD
 from inspectbus.training.comparison.pictures import TITLES, draw_all, title
 from inspectbus.training.comparison.preprocessing import CONDITIONS, STEPS
 from inspectbus.training.comparison.record import as_record
 from inspectbus.training.pointing import TOLERANCE
-
-PAGE, RECORD = "report.html", "report.json"
-
-
-def empty_folder(folder: Path) -> None:
-    """Makes it where it is not there. Raises BadField for one with something in it, or that cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise BadField(f"{folder} is not empty; name a new folder for the report", field="out")
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise BadField(f"{folder} cannot be written: {error.strerror}", field="out") from None
 
 
 def write_report(found: Comparison, folder: Path) -> dict[str, Any]:
