@@ -141,7 +141,10 @@ class Loader:
         # Half the pause: each look then asks the owner anew.
         directory = owners.enter_context(
             ModelDirectory(
-                settings.models_address, settings.state_dir / "directory", fresh_s=settings.model_retry_s / 2
+                settings.models_address,
+                settings.state_dir / "directory",
+                access=settings.access,
+                fresh_s=settings.model_retry_s / 2,
             )
         )
         url = settings.model_store_url or default_url(settings.state_dir)
