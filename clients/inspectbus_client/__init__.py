@@ -9,6 +9,7 @@
 Needs gRPC and the contracts only; nothing of the services' own dependencies.
 """
 
+from inspectbus.channels import Access
 from inspectbus_client.client import Client
 from inspectbus_client.decisions import DecisionFilter
 from inspectbus_client.frames import Image, Inspected, Published, Shot
@@ -54,6 +55,7 @@ from inspectbus_client.values import (
 from inspectbus_client.watch import Watch
 
 __all__ = [
+    "Access",
     "AdvisedThreshold",
     "AliasChange",
     "Augmentation",

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self, cast
 
+from inspectbus.channels import NO_ACCESS, Access
 from inspectbus.errors import BadField
 from inspectbus_client.decisions import Decisions
 from inspectbus_client.frames import Frames
@@ -39,8 +40,10 @@ class Client(Frames, Stations, Gates, Decisions, Recipes, Models, Jobs):
         results: str = "127.0.0.1:50055",
         timeout_s: float = 10.0,
         max_message_bytes: int = 32 * 1024 * 1024,
+        access: Access = NO_ACCESS,
     ) -> None:
-        """Addresses are HOST:PORT; `timeout_s` is the deadline of calls that name none.
+        """Addresses are HOST:PORT; `timeout_s` is the deadline of calls that name none; `access` says whom to trust and
+        what to show: Access(ca="plant-ca.pem", token_file="token").
 
         Raises BadField for an address that is none.
         """
@@ -54,15 +57,16 @@ class Client(Frames, Stations, Gates, Decisions, Recipes, Models, Jobs):
             },
             timeout_s=timeout_s,
             max_message_bytes=max_message_bytes,
+            access=access,
         )
 
     @classmethod
-    def connect(cls, addresses: Mapping[str, str], *, timeout_s: float = 10.0) -> Self:
+    def connect(cls, addresses: Mapping[str, str], *, timeout_s: float = 10.0, access: Access = NO_ACCESS) -> Self:
         """From a mapping, such as a settings file's; services that are left out stay at their default address."""
         unknown = sorted(set(addresses) - set(SERVICES))
         if unknown:
             raise BadField(f"there is no service {unknown[0]!r}, only {', '.join(SERVICES)}", field=unknown[0])
-        return cls(**cast("dict[str, Any]", addresses), timeout_s=timeout_s)
+        return cls(**cast("dict[str, Any]", addresses), timeout_s=timeout_s, access=access)
 
     def __enter__(self) -> Self:
         return self

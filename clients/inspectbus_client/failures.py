@@ -25,7 +25,7 @@ _BY_CODE: dict[grpc.StatusCode, type[InspectBusError]] = {
     grpc.StatusCode.ALREADY_EXISTS: errors.AlreadyRunning,
     grpc.StatusCode.FAILED_PRECONDITION: errors.NotPossibleNow,
     grpc.StatusCode.PERMISSION_DENIED: errors.NotAllowed,
-    grpc.StatusCode.UNAUTHENTICATED: errors.NotAllowed,
+    grpc.StatusCode.UNAUTHENTICATED: errors.NotIdentified,
     grpc.StatusCode.RESOURCE_EXHAUSTED: errors.QueueFull,
     grpc.StatusCode.UNAVAILABLE: errors.Unreachable,
     grpc.StatusCode.DEADLINE_EXCEEDED: errors.TooLate,
@@ -100,7 +100,10 @@ def _detail(status: status_pb2.Status | None, kind: type[D]) -> D | None:
 
 
 def _from_code(code: grpc.StatusCode, details: str, where: str) -> InspectBusError:
-    if code is grpc.StatusCode.UNAVAILABLE:
+    if code is grpc.StatusCode.UNAVAILABLE and "CERTIFICATE_VERIFY_FAILED" in details:
+        says = "its certificate is for another name, is not one that the authority named vouches for, or has expired"
+        details = f"{where} is not trusted: {says} ({details})"
+    elif code is grpc.StatusCode.UNAVAILABLE:
         details = f"nobody answers at {where}: {details}"
     elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
         details = f"no answer from {where} within the deadline"

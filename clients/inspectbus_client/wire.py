@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol, TypeVar, get_args
 
 import grpc
 
+from inspectbus.channels import NO_ACCESS, Access, open_channel
 from inspectbus.errors import BadField, NotPossibleNow
 from inspectbus_client.failures import failure_of
 
@@ -68,13 +69,21 @@ class Backoff:
 class Wire:
     """Thread-safe. Closing ends every call and stream that is under way."""
 
-    def __init__(self, addresses: Mapping[Service, str], *, timeout_s: float, max_message_bytes: int) -> None:
+    def __init__(
+        self,
+        addresses: Mapping[Service, str],
+        *,
+        timeout_s: float,
+        max_message_bytes: int,
+        access: Access = NO_ACCESS,
+    ) -> None:
         for service, address in addresses.items():
             if not re.match(r"^(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):\d{1,5}\Z|^unix:", address):
                 raise BadField(f"{address[:80]!r} is no address of a service: use HOST:PORT", field=service)
         self.timeout_s = timeout_s
         self.max_message_bytes = max_message_bytes
         self.closed = threading.Event()
+        self._access = access
         self._addresses = dict(addresses)
         self._channels: dict[Service, grpc.Channel] = {}
         self._lock = threading.Lock()
@@ -91,11 +100,11 @@ class Wire:
         return f"the {service} service, {self._addresses[service]}"
 
     def channel(self, service: Service) -> grpc.Channel:
-        """Raises NotPossibleNow once closed."""
+        """Raises NotPossibleNow once closed, BadField for certificates or a token that cannot be used."""
         with self._lock:
             self.check_open()
             if service not in self._channels:
-                self._channels[service] = grpc.insecure_channel(self._addresses[service], options=self._options())
+                self._channels[service] = open_channel(self._addresses[service], self._access, self._options())
             return self._channels[service]
 
     def check_open(self) -> None:

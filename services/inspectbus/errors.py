@@ -12,7 +12,9 @@ Each kind carries what the wire needs: the gRPC status, whether trying again may
     │   ├── CorruptModel     a model version's files do not fit its card
     │   ├── WorseModel       a version that is not as good as the one in production would replace it
     │   └── CorruptObject    an object of the frame store is not the one its claim describes
+    ├── NotIdentified        who calls is not known: no token, or one that nobody was given
     ├── NotAllowed           the caller may not do this
+    ├── TooFast              more calls or bytes than one caller may send; the same call may succeed soon
     ├── QueueFull            at a limit; the same call may succeed later
     ├── StorageFull          database, disk or bucket takes no more
     ├── StorageAway          database is locked, lost or restarting; the frame store does not answer
@@ -82,8 +84,17 @@ class CorruptObject(NotPossibleNow):
     pass
 
 
+class NotIdentified(InspectBusError):
+    code = grpc.StatusCode.UNAUTHENTICATED
+
+
 class NotAllowed(InspectBusError):
     code = grpc.StatusCode.PERMISSION_DENIED
+
+
+class TooFast(InspectBusError):
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    retryable = True
 
 
 class QueueFull(InspectBusError):

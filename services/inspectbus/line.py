@@ -47,6 +47,10 @@ ADDRESS_FIELDS = {"models_address": "training", "results_address": "results"}
 """Settings that name another service's door; filled in when that service is open in the same process."""
 
 
+PLANT_DOORS = ("tls_certificate", "tls_key", "tls_client_ca", "tls_ca", "tokens", "token_file")
+"""Settings of doors that other machines come to."""
+
+
 def settings_class(service: str) -> type[ServiceSettings]:
     """InferenceSettings for "inference". Imports that service's settings only, none of its heavy libraries."""
     module = import_module(f"inspectbus.{service}.settings")
@@ -180,7 +184,9 @@ def wait_for_engine(client: Client, stop: threading.Event, patience_s: float = E
 
 def _own(state_dir: Path) -> dict[str, Any]:
     """Settings of services that one command keeps for itself: nobody else's ports, nobody else's bus."""
-    return {"state_dir": state_dir, "bus_url": f"embedded://own-{os.getpid()}", "port": 0, "metrics_port": 0}
+    own = {"state_dir": state_dir, "bus_url": f"embedded://own-{os.getpid()}", "port": 0, "metrics_port": 0}
+    # A plant's certificates and tokens are for its doors; these are on loopback, and gone with the command.
+    return {**own, "host": "127.0.0.1", **dict.fromkeys(PLANT_DOORS)}
 
 
 def read_plant(path: Path) -> dict[str, dict[str, Any]]:

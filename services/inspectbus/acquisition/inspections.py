@@ -28,6 +28,7 @@ from inspectbus.acquisition.metrics import AcquisitionMetrics
 from inspectbus.acquisition.settings import AcquisitionSettings
 from inspectbus.api.v1 import decision_pb2, results_pb2, results_pb2_grpc
 from inspectbus.bus import Message
+from inspectbus.channels import open_channel
 from inspectbus.errors import BusClosed, QueueFull, TooLate
 
 log = structlog.get_logger(__name__)
@@ -67,7 +68,7 @@ class Inspections:
     """Thread-safe. A thread of its own keeps the deadlines; leaving fails whoever still waits with BusClosed."""
 
     def __init__(self, settings: AcquisitionSettings, metrics: AcquisitionMetrics) -> None:
-        self._results_address = settings.results_address
+        self._results_address, self._access = settings.results_address, settings.access
         self._limit = settings.max_inspections
         self._metrics = metrics
         self._changed = threading.Condition()
@@ -79,7 +80,7 @@ class Inspections:
         self._thread = threading.Thread(target=self._keep, name="inspections", daemon=True)
 
     def __enter__(self) -> Inspections:
-        channel = self._stack.enter_context(grpc.insecure_channel(self._results_address))
+        channel = self._stack.enter_context(open_channel(self._results_address, self._access))
         self._ledger = results_pb2_grpc.ResultsServiceStub(channel)
         self._thread.start()
         self._stack.callback(self._end_thread)

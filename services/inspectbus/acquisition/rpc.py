@@ -20,6 +20,7 @@ from inspectbus.api.v1 import acquisition_pb2, acquisition_pb2_grpc, frame_pb2
 from inspectbus.domain.frame import checked_frame_id
 from inspectbus.domain.names import checked_name
 from inspectbus.errors import BadField, BusClosed, InspectBusError, Internal, NotPossibleNow, TooLate
+from inspectbus.runtime.identity import caller
 from inspectbus.runtime.refusals import refusal
 
 Request = TypeVar("Request")
@@ -83,11 +84,15 @@ class AcquisitionRpc(acquisition_pb2_grpc.AcquisitionServiceServicer):
     def PublishFrames(
         self, request_iterator: Iterator[acquisition_pb2.PublishFramesRequest], context: grpc.ServicerContext
     ) -> Iterator[acquisition_pb2.PublishFramesResponse]:
+        sender = caller.get()
+
         def begin(
             position: int,
             request: acquisition_pb2.PublishFramesRequest,
             answer: Callable[[acquisition_pb2.PublishFramesResponse], None],
         ) -> None:
+            # Outside of what is refused frame by frame: a sender that speaks for another's station ends its stream.
+            sender.check_speaks_for(request.line, request.station)
             response = acquisition_pb2.PublishFramesResponse(position=position, frame_id=request.shot.frame_id[:64])
 
             def accepted(future: Future[None]) -> None:
@@ -112,6 +117,7 @@ class AcquisitionRpc(acquisition_pb2_grpc.AcquisitionServiceServicer):
     def Inspect(
         self, request: acquisition_pb2.InspectRequest, context: grpc.ServicerContext
     ) -> acquisition_pb2.InspectResponse:
+        caller.get().check_speaks_for(request.line, request.station)
         patience_s = _patience_s(context, self._settings.inspect_patience_s)
         inspection = self._inspect(request, patience_s)
 
@@ -132,12 +138,14 @@ class AcquisitionRpc(acquisition_pb2_grpc.AcquisitionServiceServicer):
         self, request_iterator: Iterator[acquisition_pb2.InspectStreamRequest], context: grpc.ServicerContext
     ) -> Iterator[acquisition_pb2.InspectStreamResponse]:
         open_inspections: set[Inspection] = set()
+        sender = caller.get()
 
         def begin(
             position: int,
             request: acquisition_pb2.InspectStreamRequest,
             answer: Callable[[acquisition_pb2.InspectStreamResponse], None],
         ) -> None:
+            sender.check_speaks_for(request.line, request.station)
             response = acquisition_pb2.InspectStreamResponse(position=position)
 
             def decided(inspection: Inspection) -> None:

@@ -30,6 +30,7 @@ from inspectbus.cli import (
     scores,
     serve,
     stations,
+    tokens,
     train,
 )
 from inspectbus.cli.printing import plain
@@ -127,4 +128,5 @@ app.add_typer(recipes.app, name="recipes", epilog=recipes.EXAMPLES)
 app.add_typer(stations.app, name="stations", epilog=stations.EXAMPLES)
 app.add_typer(decisions.app, name="decisions", epilog=decisions.EXAMPLES)
 app.add_typer(bus.app, name="bus", epilog=bus.EXAMPLES)
+app.add_typer(tokens.app, name="tokens", epilog=tokens.EXAMPLES)
 app.add_typer(dead.app, name="dead", epilog=dead.EXAMPLES)

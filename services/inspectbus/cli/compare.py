@@ -75,13 +75,14 @@ def _compared_elsewhere(address: str, out: Path, asked: dict[str, Any]) -> dict[
 
     from rich.console import Console
 
+    from inspectbus.cli.doors import access
     from inspectbus.cli.training import compared
     from inspectbus.runtime.signals import stop_on_signals
     from inspectbus.training.comparison.folder import RECORD, empty_folder
     from inspectbus_client import Client
 
     empty_folder(out)
-    with stop_on_signals() as stop, Client.connect({"training": address}) as client:
+    with stop_on_signals() as stop, Client.connect({"training": address}, access=access()) as client:
         # The service knows its own folders, and DATA goes to it as it is.
         compared(Console(stderr=True), client, client.compare_models(**asked), stop, out)
     found: dict[str, Any] = json.loads((out / RECORD).read_bytes())

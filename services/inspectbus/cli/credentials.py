@@ -1,4 +1,5 @@
-"""The passwords of the broker's users: made once, kept in a file that only its owner reads, printed nowhere."""
+"""Secrets made here, the broker's passwords and callers' tokens: kept in files that only their owner reads, printed
+nowhere."""
 
 from __future__ import annotations
 
@@ -25,6 +26,17 @@ def keep_passwords(file: Path, users: Sequence[str]) -> dict[str, str]:
         known |= {user: secrets.token_urlsafe(PASSWORD_BYTES) for user in missing}
         _write(file, known)
     return {user: known[user] for user in users}
+
+
+def keep_token(file: Path, token: str) -> None:
+    """In a new file, because somebody may still use the token of an old one. Raises BadField when there is one."""
+    try:
+        with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as opened:
+            opened.write(token + "\n")
+    except FileExistsError:
+        raise BadField(f"{file} is there already, and its token may be in use: name another", field="out") from None
+    except OSError as error:
+        raise BadField(f"{file} cannot be written: {error.strerror}", field="out") from None
 
 
 def _read(file: Path) -> dict[str, str]:

@@ -24,6 +24,7 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Look at broker, database, stores, model, services and clocks, and say what is wrong."""
+    from inspectbus.cli.doors import access
     from inspectbus.doctor.finding import State, examine
     from inspectbus.doctor.plan import checks_of
     from inspectbus.errors import BadField
@@ -32,7 +33,7 @@ def doctor(
     unknown = sorted(set(services or ()) - set(SERVICES))
     if unknown:
         raise BadField(f"no service {unknown[0]!r}: there are {', '.join(SERVICES)}", field="service")
-    findings = examine(checks_of(services or SERVICES, read_plant(config) if config else {}))
+    findings = examine(checks_of(services or SERVICES, read_plant(config) if config else {}, access()))
     if as_json:
         for finding in findings:
             json_line(finding)

@@ -1,12 +1,15 @@
-"""Which service a command talks to: each talks to one, so each has one --address."""
+"""Which service a command talks to: each talks to one, so each has one --address. And how: with which certificates, as
+whom."""
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from inspectbus.channels import Access
     from inspectbus_client import Client
 
 TIMEOUT_S = 5.0
@@ -28,4 +31,23 @@ def client_of(service: str, address: str | None) -> Client:
     """A client whose service stands at the address, or at its default. Raises BadField for an address that is none."""
     from inspectbus_client import Client
 
-    return Client.connect({service: address} if address else {}, timeout_s=TIMEOUT_S)
+    return Client.connect({service: address} if address else {}, timeout_s=TIMEOUT_S, access=access())
+
+
+def access() -> Access:
+    """How this command calls services, from the environment: a secret among the arguments could be read by everybody on
+    the machine. Raises BadField for half of it."""
+    from inspectbus.channels import Access
+
+    def told(name: str) -> str:
+        return os.environ.get(f"INSPECTBUS_{name}", "")
+
+    with_tls = bool(told("TLS_CA"))
+    return Access(
+        ca=told("TLS_CA") or None,
+        # Services' own too, which need no authority to show theirs at their door.
+        certificate=(told("TLS_CERTIFICATE") or None) if with_tls else None,
+        key=(told("TLS_KEY") or None) if with_tls else None,
+        token=told("TOKEN"),
+        token_file=told("TOKEN_FILE") or None,
+    )

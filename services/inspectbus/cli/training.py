@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from inspectbus.cli.doors import access
 from inspectbus.cli.live import ended_by, stage_bar
 from inspectbus.errors import NotPossibleNow
 from inspectbus.line import open_records
@@ -71,7 +72,7 @@ def own_data(data: str) -> str:
 def training_door(state: Path, data: str, address: str = "", *, takes_jobs: bool = True) -> Iterator[Client]:
     """The service at the address, or one of this command's own."""
     if address:
-        with Client.connect({"training": address}) as client:
+        with Client.connect({"training": address}, access=access()) as client:
             yield client
         return
     with (

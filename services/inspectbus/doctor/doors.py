@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from inspectbus.channels import NO_ACCESS, Access, open_channel
 from inspectbus.doctor.clock import judged
 from inspectbus.doctor.finding import Finding, State
 
@@ -18,9 +19,9 @@ DATE_STEP_S = 1.0
 """HTTP tells whole seconds."""
 
 
-def look_at_door(service: str, address: str) -> list[Finding]:
+def look_at_door(service: str, address: str, access: Access = NO_ACCESS) -> list[Finding]:
     about = f"{service} service"
-    with grpc.insecure_channel(address) as channel:
+    with open_channel(address, access) as channel:
         health: Any = health_pb2_grpc.HealthStub(channel)
         try:
             answer = health.Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)

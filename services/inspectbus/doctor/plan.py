@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from inspectbus.channels import NO_ACCESS, Access
 from inspectbus.doctor.finding import Check, Finding
 from inspectbus.line import SERVICES, settings_class
 from inspectbus.runtime.settings import ServiceSettings
@@ -17,8 +18,11 @@ ADDRESSED = {"results": "results_address", "training": "models_address"}
 """Services whose address others are told by a setting."""
 
 
-def checks_of(services: Sequence[str], sections: Mapping[str, Mapping[str, Any]]) -> list[Check]:
-    """Raises BadField for a wrong setting. Libraries load only when a check runs."""
+def checks_of(
+    services: Sequence[str], sections: Mapping[str, Mapping[str, Any]], access: Access = NO_ACCESS
+) -> list[Check]:
+    """`access` is how the services' doors are asked. Raises BadField for a wrong setting. Libraries load only when a
+    check runs."""
     settings = {name: settings_class(name).load(sections.get(name, {})) for name in SERVICES}
     asked = {name: settings[name] for name in SERVICES if name in services}
     checks = [Check("broker", partial(_broker, url)) for url in dict.fromkeys(each.bus_url for each in asked.values())]
@@ -33,13 +37,15 @@ def checks_of(services: Sequence[str], sections: Mapping[str, Mapping[str, Any]]
     checks += [Check("frame store", partial(_frame_store, url)) for url in stores]
     checks += [Check("state folder", partial(_state, folder)) for folder in _folders(asked)]
     if "inference" in asked:
-        checks.append(Check("model", partial(_model, asked["inference"])))
-        checks.append(Check("served model", partial(_served, asked["inference"], _address("inference", settings))))
+        checks.append(Check("model", partial(_model, asked["inference"], access)))
+        checks.append(
+            Check("served model", partial(_served, asked["inference"], _address("inference", settings), access))
+        )
     if "preprocessing" in asked:
-        checks.append(Check("recipes", partial(_recipes, settings, _address("preprocessing", settings))))
+        checks.append(Check("recipes", partial(_recipes, settings, _address("preprocessing", settings), access)))
     for name in asked:
         address = _address(name, settings)
-        checks.append(Check(f"{name} service", partial(_door, name, address)))
+        checks.append(Check(f"{name} service", partial(_door, name, address, access)))
         host = address.rpartition(":")[0].strip("[]")
         if settings[name].metrics_port and host:
             checks.append(Check(f"clock of {name}", partial(_clock, name, host, settings[name].metrics_port)))
@@ -96,25 +102,25 @@ def _state(folder: Path) -> list[Finding]:
     return look_at_state(folder)
 
 
-def _model(settings: Any) -> list[Finding]:
+def _model(settings: Any, access: Access) -> list[Finding]:
     from inspectbus.doctor.storage import look_at_model, look_at_model_folder
 
     if settings.model_dir is not None:
         return look_at_model_folder(settings.model_dir)
     store = settings.model_store_url or f"file://{(settings.state_dir / 'models').absolute()}"
     cache = settings.state_dir / "model-cache"
-    return look_at_model(settings.model, settings.model_alias, settings.models_address, store, cache)
+    return look_at_model(settings.model, settings.model_alias, settings.models_address, store, cache, access)
 
 
-def _served(settings: Any, address: str) -> list[Finding]:
+def _served(settings: Any, address: str, access: Access) -> list[Finding]:
     if settings.model_dir is not None:  # which answers to no alias
         return []
     from inspectbus.doctor.storage import look_at_served
 
-    return look_at_served(settings.model, settings.model_alias, settings.models_address, address)
+    return look_at_served(settings.model, settings.model_alias, settings.models_address, address, access)
 
 
-def _recipes(settings: Mapping[str, Any], address: str) -> list[Finding]:
+def _recipes(settings: Mapping[str, Any], address: str, access: Access) -> list[Finding]:
     from inspectbus.doctor.recipes import look_at_recipes
 
     plant = settings["acquisition"]
@@ -123,13 +129,13 @@ def _recipes(settings: Mapping[str, Any], address: str) -> list[Finding]:
         for station in line.stations:
             wanted.setdefault(station.recipe, []).append(f"{line.name}/{station.name}")
     wanted.setdefault(plant.inspect_recipe, []).append("inspect_recipe")
-    return look_at_recipes(wanted, settings["inference"].model, address)
+    return look_at_recipes(wanted, settings["inference"].model, address, access)
 
 
-def _door(name: str, address: str) -> list[Finding]:
+def _door(name: str, address: str, access: Access) -> list[Finding]:
     from inspectbus.doctor.doors import look_at_door
 
-    return look_at_door(name, address)
+    return look_at_door(name, address, access)
 
 
 def _clock(name: str, host: str, port: int) -> list[Finding]:

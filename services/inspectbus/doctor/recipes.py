@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from inspectbus.channels import NO_ACCESS, Access
 from inspectbus.doctor.finding import Finding, State
 from inspectbus.errors import NotFound, TooLate, Unreachable
 
 PATIENCE_S = 4.0
 
 
-def look_at_recipes(wanted: Mapping[str, Sequence[str]], model: str, address: str) -> list[Finding]:
+def look_at_recipes(
+    wanted: Mapping[str, Sequence[str]], model: str, address: str, access: Access = NO_ACCESS
+) -> list[Finding]:
     """`wanted` is who names each recipe; `model` is what inference judges with. Raises InspectBusError."""
     from inspectbus.domain.recipe import Recipe
     from inspectbus_client import Client
 
     found = []
-    with Client.connect({"preprocessing": address}, timeout_s=PATIENCE_S) as client:
+    with Client.connect({"preprocessing": address}, timeout_s=PATIENCE_S, access=access) as client:
         for name, askers in wanted.items():
             about, named_by = f"recipe {name}", ", ".join(askers)
             try:

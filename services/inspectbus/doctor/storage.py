@@ -9,6 +9,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from inspectbus.channels import NO_ACCESS, Access
 from inspectbus.doctor.finding import Finding, State
 from inspectbus.errors import InspectBusError, NotFound, TooLate, Unreachable
 
@@ -64,13 +65,15 @@ def look_at_state(folder: Path) -> list[Finding]:
     return [Finding(about, State.OK, f"{folder} can be written"), _room("state folder's disk", folder)]
 
 
-def look_at_model(name: str, alias: str, address: str, store_url: str, cache: Path) -> list[Finding]:
+def look_at_model(
+    name: str, alias: str, address: str, store_url: str, cache: Path, access: Access = NO_ACCESS
+) -> list[Finding]:
     """What name@alias is now, and whether all its files can be had."""
     from inspectbus_client import Client
 
     about = f"model {name}@{alias}"
     try:
-        with Client.connect({"training": address}, timeout_s=PATIENCE_S) as client:
+        with Client.connect({"training": address}, timeout_s=PATIENCE_S, access=access) as client:
             version = client.model(name, alias=alias).version
     except NotFound:
         says = "is no version yet, and frames are held: train one with `inspectbus train`, or set inference.model"
@@ -83,13 +86,16 @@ def look_at_model(name: str, alias: str, address: str, store_url: str, cache: Pa
         return [Finding(about, State.FAIL, f"is version {version}, whose files are not to be had: {error}")]
 
 
-def look_at_served(name: str, alias: str, models_address: str, address: str) -> list[Finding]:
+def look_at_served(
+    name: str, alias: str, models_address: str, address: str, access: Access = NO_ACCESS
+) -> list[Finding]:
     """Is the version that inference serves the one that name@alias names? Nothing is said when either cannot be asked:
     the checks of the model and of the door say that."""
     from inspectbus_client import Client
 
     try:
-        with Client.connect({"training": models_address, "inference": address}, timeout_s=PATIENCE_S) as client:
+        addresses = {"training": models_address, "inference": address}
+        with Client.connect(addresses, timeout_s=PATIENCE_S, access=access) as client:
             version, engine = client.model(name, alias=alias).version, client.engine()
     except (NotFound, Unreachable, TooLate):
         return []

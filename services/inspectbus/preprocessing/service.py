@@ -41,7 +41,9 @@ def open_service(settings: PreprocessingSettings, bus: Bus) -> Iterator[Door]:
         database = open_database(settings.database_url or default_url(settings.state_dir), "preprocessing")
         house.callback(database.dispose)
         recipes = Recipes(database, settings.recipe_fresh_s)
-        models = house.enter_context(ModelDirectory(settings.models_address, settings.state_dir / "directory"))
+        models = house.enter_context(
+            ModelDirectory(settings.models_address, settings.state_dir / "directory", access=settings.access)
+        )
         watchdog = house.enter_context(Watchdog(settings.call_limit_s))
         preparer = Preparer(recipes, models, limits, metrics, watchdog)
         house.enter_context(

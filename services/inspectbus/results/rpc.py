@@ -17,6 +17,7 @@ from inspectbus.results.ledger import REPLAY, Ledger
 from inspectbus.results.tables import decisions
 from inspectbus.results.watch import Watch
 from inspectbus.runtime.identity import caller
+from inspectbus.runtime.roles import Role
 
 MAX_LABELS = 1000
 """Per call: as many as a page of decisions has."""
@@ -80,6 +81,10 @@ class ResultsRpc(results_pb2_grpc.ResultsServiceServicer):
         by = selection.checked_text(request.by, "by") or caller.get().name
         if by == REPLAY:
             raise BadField(f"{REPLAY!r} marks labels that came with a replayed data set; name yourself", field="by")
+        sender = caller.get()
+        if sender.role not in (None, Role.ADMIN) and by != sender.name:
+            # A program may label for its people and say who; that it was this program stands beside it.
+            by = f"{by} by {sender.name}"
         self._ledger.label(given, by)
         return results_pb2.SubmitLabelsResponse(accepted=len(given))
 

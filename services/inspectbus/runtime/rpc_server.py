@@ -1,22 +1,26 @@
 """The gRPC door of a service: server, health, reflection, and one interceptor for identity, errors, metrics and logs.
 
-call ─> Guard: who is it? ─> the service's rpc.py ─> answer
-            └── an InspectBusError becomes a rich status; anything else becomes INTERNAL with an incident number
+call ─> Guard: who is it, may it, not too often? ─> the service's rpc.py ─> answer
+            ├── an InspectBusError becomes a rich status; anything else becomes INTERNAL with an incident number
+            └── whoever was refused for who it is, is told in the log: `call denied`
 """
 
 from __future__ import annotations
 
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn
 
 import grpc
 import structlog
 from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import DecodeError
 from google.protobuf.message import Message as ProtoMessage
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -24,10 +28,13 @@ from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from inspectbus.errors import InspectBusError, Internal
-from inspectbus.runtime.identity import caller, identify
+from inspectbus.errors import BadField, InspectBusError, Internal, NotAllowed, NotIdentified, TooFast
+from inspectbus.runtime.identity import ANONYMOUS, LOCAL_ADMIN, Doorkeeper, Identity, caller, host_of
 from inspectbus.runtime.metrics import metrics_server
+from inspectbus.runtime.quotas import Quotas
+from inspectbus.runtime.roles import Role, needed_for
 from inspectbus.runtime.settings import ServiceSettings
+from inspectbus.runtime.tls import server_credentials
 
 log = structlog.get_logger(__name__)
 
@@ -65,11 +72,15 @@ def rpc_server(
 ) -> Iterator[Door]:
     """Serves the contracts (full service name -> function that adds its servicer) until left.
 
-    Leaving says NOT_SERVING first, then lets calls in hand finish for `drain_s`. Raises OSError when the port is taken.
+    Leaving says NOT_SERVING first, then lets calls in hand finish for `drain_s`. Raises OSError when the port is taken,
+    BadField for tokens or certificates that cannot be used.
     """
+    # Others open their channels later, on threads of their own, where nobody would be told.
+    settings.access.check()
+    credentials = server_credentials(settings)
     server = grpc.server(
         ThreadPoolExecutor(settings.rpc_threads, thread_name_prefix=f"{service}-rpc"),
-        interceptors=[Guard(registry)],
+        interceptors=[Guard(registry, settings)],
         maximum_concurrent_rpcs=settings.rpc_threads,
         options=[
             ("grpc.max_receive_message_length", settings.max_message_bytes),
@@ -83,19 +94,29 @@ def rpc_server(
         add(server)
     status = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(status, server)
-    reflection.enable_server_reflection((*contracts, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    if settings.reflection:
+        reflection.enable_server_reflection((*contracts, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     host = f"[{settings.host.strip('[]')}]" if ":" in settings.host else settings.host
     # Metrics first: a gRPC port once bound is given back only by a server that was started.
     with metrics_server(registry, settings.host, settings.metrics_port) as metrics_port:
         try:
-            port = server.add_insecure_port(f"{host}:{settings.port}")
+            address = f"{host}:{settings.port}"
+            port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
         except RuntimeError:
             raise OSError(f"{service}: cannot listen on {host}:{settings.port}; is the port taken?") from None
         server.start()
         for name in ("", *contracts):
             status.set(name, health_pb2.HealthCheckResponse.SERVING)
         door = Door(service, f"{host}:{port}", f"{host}:{metrics_port}")
-        log.info("serving", service=service, grpc=door.address, metrics=door.metrics_address)
+        log.info(
+            "serving",
+            service=service,
+            grpc=door.address,
+            metrics=door.metrics_address,
+            tls=credentials is not None,
+            client_certificates=settings.tls_client_ca is not None,
+            roles=settings.tokens is not None,
+        )
         try:
             yield door
         finally:
@@ -107,7 +128,15 @@ def rpc_server(
 class Guard(grpc.ServerInterceptor):
     """Wraps every method of a server."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, settings: ServiceSettings) -> None:
+        self._doorkeeper = Doorkeeper(settings.tokens)
+        self._quotas = Quotas(settings.identity_calls_per_s, settings.identity_bytes_per_s)
+        self._denied = Counter(
+            "inspectbus_rpc_denied",
+            "Calls refused for who made them, by method and kind of error.",
+            ["method", "reason"],
+            registry=registry,
+        )
         self._calls = Counter(
             "inspectbus_rpc_calls", "gRPC calls by method and status.", ["method", "code"], registry=registry
         )
@@ -129,28 +158,56 @@ class Guard(grpc.ServerInterceptor):
             make = _RESPONSE_STREAM[bool(handler.request_streaming)]
 
             def answer(request: Any, context: grpc.ServicerContext) -> Any:
-                with self._watched(method, context):
-                    yield from behaviour(request, context)
+                with self._watched(method, context) as identity:
+                    yield from behaviour(self._opened(request, method, identity, context), context)
 
         else:
             behaviour = handler.stream_unary or handler.unary_unary
             make = _RESPONSE_UNARY[bool(handler.request_streaming)]
 
             def answer(request: Any, context: grpc.ServicerContext) -> Any:
-                with self._watched(method, context):
-                    return behaviour(request, context)
+                with self._watched(method, context) as identity:
+                    return behaviour(self._opened(request, method, identity, context), context)
 
-        return make(answer, handler.request_deserializer, handler.response_serializer)
+        return make(answer, partial(_Received, handler.request_deserializer), handler.response_serializer)
+
+    def _opened(self, request: Any, method: str, identity: Identity, context: Any) -> Any:
+        """What the service is given: the request, or the stream of them. Raises BadField and TooFast."""
+        counted = identity is not LOCAL_ADMIN and needed_for(method) is not Role.ANYBODY
+        name = f"{identity.name} {host_of(context.peer())}" if identity is ANONYMOUS else identity.name
+
+        def take(size: int) -> float:
+            return self._quotas.take(name, size) if counted else 0.0
+
+        if not isinstance(request, _Received):
+            return _Requests(request, take, context)
+        wait_s = take(len(request.data))
+        if wait_s:
+            error = TooFast(f"{identity.name} sends more than one caller may: try again in {wait_s:.2g} s")
+            error.retry_s = wait_s
+            raise error
+        return request.open()
 
     @contextmanager
-    def _watched(self, method: str, context: Any) -> Iterator[None]:
+    def _watched(self, method: str, context: Any) -> Iterator[Identity]:
         begun = time.monotonic()
-        token = caller.set(identify(context))
+        identity = ANONYMOUS
+        token = caller.set(identity)
         code = grpc.StatusCode.OK
         try:
-            yield
+            identity = self._doorkeeper.identify(context)
+            caller.set(identity)
+            self._doorkeeper.admit(identity, method)
+            yield identity
         except InspectBusError as error:
             code = error.code
+            if isinstance(error, (NotIdentified, NotAllowed)):
+                reason = type(error).__name__
+                self._denied.labels(method, reason).inc()
+                peer = host_of(context.peer())
+                log.warning(
+                    "call denied", method=method, caller=identity.name, peer=peer, reason=reason, error=error.message
+                )
             abort(context, error)
         except Exception:
             if context.code() is not None:  # the method itself called abort, which raises a bare Exception
@@ -166,6 +223,45 @@ class Guard(grpc.ServerInterceptor):
                 caller.reset(token)
             self._calls.labels(method, code.name).inc()
             self._seconds.labels(method).observe(time.monotonic() - begun)
+
+
+@dataclass(frozen=True, slots=True)
+class _Received:
+    """One message as it came: nobody's bytes are parsed before it is known who sent them."""
+
+    parse: Callable[[bytes], Any]
+    data: bytes
+
+    def open(self) -> Any:
+        """Raises BadField where gRPC itself would answer INTERNAL, as if the fault were ours."""
+        try:
+            return self.parse(self.data)
+        except DecodeError:
+            raise BadField(f"the {len(self.data)} bytes received are no message of this call") from None
+
+
+class _Requests:
+    """The requests of a stream, read no faster than its sender may send."""
+
+    def __init__(self, received: Iterator[_Received], take: Callable[[int], float], context: Any) -> None:
+        self._received = received
+        self._take = take
+        self._context = context
+        self._ended: threading.Event | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        received = next(self._received)
+        while wait_s := self._take(len(received.data)):
+            if self._ended is None:
+                self._ended = threading.Event()
+                if not self._context.add_callback(self._ended.set):
+                    self._ended.set()
+            if self._ended.wait(wait_s):
+                raise StopIteration
+        return received.open()
 
 
 def abort(context: grpc.ServicerContext, error: InspectBusError) -> NoReturn:

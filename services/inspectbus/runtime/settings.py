@@ -2,7 +2,7 @@
 
     environment INSPECTBUS_<SERVICE>_<FIELD>  wins over
     plant.yaml  <service>: {<field>: ...}     wins over
-    environment INSPECTBUS_<FIELD>            (bus, database and state folder, for all services at once) wins over
+    environment INSPECTBUS_<FIELD>            (bus, database, certificates: for all services at once) wins over
     the default
 
 A variable under the product's prefix that no setting knows is refused by name: a misspelt limit must not be a silent
@@ -11,7 +11,6 @@ default.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -19,15 +18,20 @@ from typing import Any, Self
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
+from inspectbus.channels import Access, is_loopback
 from inspectbus.errors import BadField
 
 PREFIX = "INSPECTBUS_"
-SHARED_FIELDS = ("bus_url", "database_url", "frame_store_url", "state_dir", "models_address", "results_address")
+SHARED_FIELDS = (
+    *("bus_url", "database_url", "frame_store_url", "state_dir", "models_address", "results_address"),
+    *("tls_certificate", "tls_key", "tls_client_ca", "tls_ca", "tokens", "token_file", "reflection"),
+)
 """Fields several services have, which one INSPECTBUS_<FIELD> variable may set for all of them."""
 PROCESS_VARIABLES = (
     "INSPECTBUS_LOG_LEVEL",
     "INSPECTBUS_LOG_FORMAT",
     "INSPECTBUS_PLANT",
+    "INSPECTBUS_TOKEN",
     "INSPECTBUS_ACQUISITION_ADDRESS",
     "INSPECTBUS_PREPROCESSING_ADDRESS",
     "INSPECTBUS_INFERENCE_ADDRESS",
@@ -51,7 +55,29 @@ class ServiceSettings(BaseSettings):
     metrics_port: NonNegativeInt = 0
     """Prometheus port; 0 takes a free one."""
     allow_plaintext: bool = False
-    """Listen beyond this machine without TLS. Everybody who can reach the port may then do everything."""
+    """Listen beyond this machine without TLS or without knowing who calls, and show other machines `token_file`'s token
+    without TLS. Everybody on the way may then read everything, and do everything where there is no `tokens` file."""
+    tls_certificate: Path | None = None
+    """This service's certificate with its chain (PEM), for its gRPC door and for calls to services that ask for one. It
+    and the next two are read anew when they change."""
+    tls_key: Path | None = None
+    """The key of tls_certificate (PEM, no passphrase)."""
+    tls_client_ca: Path | None = None
+    """Only clients with a certificate of these authorities (PEM) are answered at all."""
+    tls_ca: Path | None = None
+    """The authorities (PEM) that vouch for the services this one calls; unset calls them without TLS."""
+    tokens: Path | None = None
+    """Who is known here, with roles (YAML, see runtime/tokens.py); read anew when it changes. Unset, a caller on this
+    machine is the local administrator, others are anonymous, and all may do everything."""
+    token_file: Path | None = None
+    """The token this service shows to those it calls; read anew when it changes."""
+    identity_calls_per_s: float = Field(default=500.0, ge=0, le=1e6, allow_inf_nan=False)
+    """Calls, and messages within streams, that one caller may send. A call more is told RESOURCE_EXHAUSTED and when to
+    come again, a stream is read no faster. 0 is no limit, and there is none for the local administrator."""
+    identity_bytes_per_s: float = Field(default=256.0 * 1024 * 1024, ge=0, allow_inf_nan=False)
+    """The same for the bytes of its messages."""
+    reflection: bool = True
+    """Tell clients by gRPC reflection which calls there are."""
     max_message_bytes: PositiveInt = Field(default=32 * 1024 * 1024, le=512 * 1024 * 1024)
     """Largest gRPC message taken or sent."""
     rpc_threads: PositiveInt = Field(default=32, le=1024)
@@ -64,12 +90,39 @@ class ServiceSettings(BaseSettings):
 
     @model_validator(mode="after")
     def _loopback_or_told(self) -> Self:
-        if not is_loopback(self.host) and not self.allow_plaintext:
+        if is_loopback(self.host) or self.allow_plaintext:
+            return self
+        if self.tls_certificate is None:
             raise ValueError(
-                f"host {self.host} can be reached from other machines and there is no TLS: "
-                "listen on 127.0.0.1, or set allow_plaintext to accept that"
+                f"host {self.host} can be reached from other machines and there is no TLS: listen on 127.0.0.1, "
+                "set tls_certificate and tls_key, or set allow_plaintext to accept that"
+            )
+        if self.tokens is None and self.tls_client_ca is None:
+            raise ValueError(
+                f"host {self.host} can be reached from other machines and nobody is identified there: "
+                "set tokens or tls_client_ca, or set allow_plaintext to accept that everybody may do everything"
             )
         return self
+
+    @model_validator(mode="after")
+    def _certificates_whole(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key go together: set both or none")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            raise ValueError("tls_client_ca needs tls_certificate and tls_key: without TLS nobody shows a certificate")
+        return self
+
+    @property
+    def access(self) -> Access:
+        """How this service calls others."""
+        with_tls = self.tls_ca is not None
+        return Access(
+            ca=self.tls_ca,
+            certificate=self.tls_certificate if with_tls else None,
+            key=self.tls_key if with_tls else None,
+            token_file=self.token_file,
+            allow_plaintext=self.allow_plaintext,
+        )
 
     @classmethod
     def load(cls, section: Mapping[str, Any] | None = None, **forced: Any) -> Self:
@@ -107,6 +160,13 @@ class _Shared(BaseSettings):
     state_dir: str | None = None
     models_address: str | None = None
     results_address: str | None = None
+    tls_certificate: str | None = None
+    tls_key: str | None = None
+    tls_client_ca: str | None = None
+    tls_ca: str | None = None
+    tokens: str | None = None
+    token_file: str | None = None
+    reflection: str | None = None
 
 
 def refuse_unknown(environ: Mapping[str, str], known: list[type[ServiceSettings]]) -> None:
@@ -118,13 +178,3 @@ def refuse_unknown(environ: Mapping[str, str], known: list[type[ServiceSettings]
     for variable in sorted(environ):
         if variable.upper().startswith(PREFIX) and variable.upper() not in names:
             raise BadField(f"environment variable {variable} is not a setting of InspectBus", field=variable)
-
-
-def is_loopback(host: str) -> bool:
-    """True when only this machine can reach the address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False

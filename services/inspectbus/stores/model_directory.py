@@ -16,6 +16,7 @@ import structlog
 from pydantic import ValidationError
 
 from inspectbus.api.v1 import model_pb2, model_pb2_grpc
+from inspectbus.channels import NO_ACCESS, Access, open_channel
 from inspectbus.domain.model_version import ModelCard
 from inspectbus.domain.names import checked_name
 from inspectbus.errors import ModelNotReady
@@ -26,8 +27,16 @@ log = structlog.get_logger(__name__)
 class ModelDirectory:
     """Thread-safe. Close it to end its channel."""
 
-    def __init__(self, address: str, cache_dir: Path, *, fresh_s: float = 5.0, patience_s: float = 3.0) -> None:
-        self._channel = grpc.insecure_channel(address)
+    def __init__(
+        self,
+        address: str,
+        cache_dir: Path,
+        *,
+        access: Access = NO_ACCESS,
+        fresh_s: float = 5.0,
+        patience_s: float = 3.0,
+    ) -> None:
+        self._channel = open_channel(address, access)
         self._owner = model_pb2_grpc.ModelServiceStub(self._channel)
         self._address = address
         self._cache_dir = cache_dir

@@ -8,8 +8,9 @@ import pytest
 from pydantic import Field, ValidationError
 from pydantic_settings import SettingsConfigDict
 
+from inspectbus.channels import Access, is_loopback
 from inspectbus.errors import BadField
-from inspectbus.runtime.settings import ServiceSettings, is_loopback, refuse_unknown
+from inspectbus.runtime.settings import ServiceSettings, refuse_unknown
 
 
 class BenchSettings(ServiceSettings):
@@ -104,3 +105,27 @@ def test_settings_do_not_change_once_read() -> None:
     settings = BenchSettings.load()
     with pytest.raises(ValidationError, match="frozen"):
         settings.limit = 9
+
+
+TLS = {"tls_certificate": "tls.crt", "tls_key": "tls.key"}
+
+
+def test_a_door_to_other_machines_needs_tls_and_a_way_to_know_who_comes() -> None:
+    with pytest.raises(BadField, match="nobody is identified there: set tokens or tls_client_ca"):
+        BenchSettings.load(host="0.0.0.0", **TLS)
+    for known_by in ({"tokens": "tokens.yaml"}, {"tls_client_ca": "ca.pem"}):
+        assert BenchSettings.load(host="0.0.0.0", **TLS, **known_by).host == "0.0.0.0"
+    with pytest.raises(BadField, match="there is no TLS"):
+        BenchSettings.load(host="0.0.0.0", tokens="tokens.yaml")
+
+
+@pytest.mark.parametrize("half", ["tls_certificate", "tls_key", "tls_client_ca"])
+def test_half_of_what_tls_needs_is_refused(half: str) -> None:
+    with pytest.raises(BadField, match="tls_certificate"):
+        BenchSettings.load(**{half: "file.pem"})
+
+
+def test_certificates_are_shown_to_others_only_where_their_authority_is_known() -> None:
+    assert BenchSettings.load(**TLS).access == Access()
+    access = BenchSettings.load(**TLS, tls_ca="ca.pem", token_file="token").access
+    assert (access.ca, access.certificate, access.token_file) == (Path("ca.pem"), Path("tls.crt"), Path("token"))
