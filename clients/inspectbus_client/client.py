@@ -40,7 +40,8 @@ class Client(Frames, Stations, Gates, Decisions, Recipes, Models, Jobs):
         timeout_s: float = 10.0,
         max_message_bytes: int = 32 * 1024 * 1024,
     ) -> None:
-        """Addresses are HOST:PORT; `timeout_s` is the deadline of calls that name none.
+        """Addresses are HOST:PORT, or of several replicas dns:///NAME:PORT or ipv4:IP:PORT,IP:PORT; `timeout_s` is the
+        deadline of calls that name none.
 
         Raises BadField for an address that is none.
         """
