@@ -19,12 +19,13 @@ import structlog
 from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import Message as ProtoMessage
 from google.rpc import error_details_pb2, status_pb2
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from inspectbus.errors import InspectBusError, Internal
+from inspectbus.runtime.health import Health
 from inspectbus.runtime.identity import caller, identify
 from inspectbus.runtime.metrics import metrics_server
 from inspectbus.runtime.settings import ServiceSettings
@@ -62,10 +63,12 @@ def rpc_server(
     settings: ServiceSettings,
     registry: CollectorRegistry,
     contracts: dict[str, Callable[[grpc.Server], None]],
+    ready: Callable[[], bool] = lambda: True,
 ) -> Iterator[Door]:
     """Serves the contracts (full service name -> function that adds its servicer) until left.
 
-    Leaving says NOT_SERVING first, then lets calls in hand finish for `drain_s`. Raises OSError when the port is taken.
+    They are healthy as soon as `ready` says so. Leaving says NOT_SERVING first, then lets calls in hand finish for
+    `drain_s`. Raises OSError when the port is taken.
     """
     server = grpc.server(
         ThreadPoolExecutor(settings.rpc_threads, thread_name_prefix=f"{service}-rpc"),
@@ -81,7 +84,7 @@ def rpc_server(
     )
     for add in contracts.values():
         add(server)
-    status = health.HealthServicer()
+    status = Health(contracts, ready)
     health_pb2_grpc.add_HealthServicer_to_server(status, server)
     reflection.enable_server_reflection((*contracts, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     host = f"[{settings.host.strip('[]')}]" if ":" in settings.host else settings.host
@@ -92,8 +95,7 @@ def rpc_server(
         except RuntimeError:
             raise OSError(f"{service}: cannot listen on {host}:{settings.port}; is the port taken?") from None
         server.start()
-        for name in ("", *contracts):
-            status.set(name, health_pb2.HealthCheckResponse.SERVING)
+        status.opened()
         door = Door(service, f"{host}:{port}", f"{host}:{metrics_port}")
         log.info("serving", service=service, grpc=door.address, metrics=door.metrics_address)
         try:
