@@ -50,3 +50,14 @@ def test_the_quick_benchmark_of_training_ends_with_the_ratio_of_both_depths_as_j
         assert figures["epoch_s"] > 0
         assert figures["ratio"] == pytest.approx(figures["epoch_s"] / figures["bare_s"], rel=0.05)
         assert 0 < figures["learning_ratio"] <= figures["ratio"]
+
+
+@pytest.mark.rabbitmq
+def test_the_quick_benchmark_of_scaling_goes_to_two_workers_and_back_and_loses_no_frame() -> None:
+    told = benchmark("bench_scaling", "--quick")
+
+    assert [step["workers"] for step in told["steps"]] == [1, 2]
+    # Of three seconds beside other tests: it does bring something, or we know why not.
+    assert told["steps"][1]["of_linear"] > 0.7 or told["steps"][1]["limit"] in ("broker", "cores"), told["steps"]
+    assert told["scaled_down"]["exits"] == [0]
+    assert told["scaled_down"]["lost"] == 0
