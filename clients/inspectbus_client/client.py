@@ -42,8 +42,9 @@ class Client(Frames, Stations, Gates, Decisions, Recipes, Models, Jobs):
         max_message_bytes: int = 32 * 1024 * 1024,
         access: Access = NO_ACCESS,
     ) -> None:
-        """Addresses are HOST:PORT; `timeout_s` is the deadline of calls that name none; `access` says whom to trust and
-        what to show: Access(ca="plant-ca.pem", token_file="token").
+        """Addresses are HOST:PORT, or of several replicas dns:///NAME:PORT or ipv4:IP:PORT,IP:PORT; `timeout_s` is the
+        deadline of calls that name none; `access` says whom to trust and what to show: Access(ca="plant-ca.pem",
+        token_file="token").
 
         Raises BadField for an address that is none.
         """

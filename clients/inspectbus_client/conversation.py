@@ -50,15 +50,17 @@ def converse(
     items: Iterable[Item],
     request_of: Callable[[Item], Request],
     *,
+    again: Callable[[Request], None],
     window: int,
     patience_s: float,
 ) -> Iterator[tuple[Item, Answer | InspectBusError]]:
-    """Each item with its answer, or with the InspectBusError `request_of` refused it with.
+    """Each item with its answer, or with the InspectBusError `request_of` refused it with. `again` marks a request
+    before it is sent once more.
 
     `items` is read on a thread of its own; what it raises is raised here after the last answer. Raises the kind of
     InspectBusError that ended the conversation, or Unreachable when the service stayed away for `patience_s`.
     """
-    talk = _Conversation(wire, service, method, request_of, window, patience_s)
+    talk = _Conversation(wire, service, method, request_of, again, window, patience_s)
     try:
         talk.begin(items)
         yield from talk.answers()
@@ -81,11 +83,13 @@ class _Conversation(Generic[Item, Request, Answer]):
         service: Service,
         method: grpc.StreamStreamMultiCallable[Request, Answer],
         request_of: Callable[[Item], Request],
+        again: Callable[[Request], None],
         window: int,
         patience_s: float,
     ) -> None:
         self._wire, self._service, self._method = wire, service, method
         self._request_of = request_of
+        self._again = again
         self._window = window
         self._patience_s = patience_s
         self._changed = threading.Condition()
@@ -231,6 +235,8 @@ class _Conversation(Generic[Item, Request, Answer]):
                 stream.over = True
                 unanswered = [self._sent[position] for position in sorted(self._sent)]
                 self._sent.clear()
+                for _, request in unanswered:
+                    self._again(request)
                 self._waiting.extendleft(reversed(unanswered))
                 self._changed.notify_all()
         if failure is None and unanswered:

@@ -50,13 +50,15 @@ class Failure:
 
     @property
     def may_pass(self) -> bool:
-        return self.error.code is grpc.StatusCode.UNAVAILABLE or self.retry_after_s is not None
+        # We cancel by closing only, and then no other try is made; else a server or a proxy on its way out did it.
+        cut_off = self.error.code is grpc.StatusCode.CANCELLED and not self.answered
+        return self.error.code is grpc.StatusCode.UNAVAILABLE or cut_off or self.retry_after_s is not None
 
     @property
     def stream_broke(self) -> bool:
         """A stream met this: it was cut or outlived its deadline, and nobody refused what it asks."""
-        cut = (grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
-        return self.may_pass or (not self.answered and self.error.code in cut)
+        outlived = self.error.code is grpc.StatusCode.DEADLINE_EXCEEDED and not self.answered
+        return self.may_pass or outlived
 
 
 def failure_of(error: grpc.RpcError, where: str) -> Failure:

@@ -45,6 +45,8 @@ class Shot:
     captured_at: datetime | None = None
     """None: the moment of arrival."""
     frame_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    sent_before: bool = False
+    """You sent it, perhaps in a life before, and do not know its decision: what is recorded of it is the answer."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,9 @@ class Frames:
         request = acquisition_pb2.InspectRequest(
             line=line, station=station, recipe=recipe, shot=_message(shot, self._wire.max_message_bytes)
         )
-        answer = self._wire.ask("acquisition", self._acquisition.Inspect, request, timeout_s=timeout_s, repeatable=True)
+        answer = self._wire.ask(
+            "acquisition", self._acquisition.Inspect, request, timeout_s=timeout_s, repeatable=True, again=_again
+        )
         return read(Decision, answer.decision)
 
     def inspect_many(
@@ -119,7 +123,14 @@ class Frames:
 
         method = self._acquisition.InspectStream
         for shot, answer in converse(
-            self._wire, "acquisition", method, _shots(images), request_of, window=in_flight, patience_s=patience_s
+            self._wire,
+            "acquisition",
+            method,
+            _shots(images),
+            request_of,
+            again=_again,
+            window=in_flight,
+            patience_s=patience_s,
         ):
             if isinstance(answer, InspectBusError):
                 yield Inspected(shot, None, answer)
@@ -149,7 +160,14 @@ class Frames:
 
         method = self._acquisition.PublishFrames
         for shot, answer in converse(
-            self._wire, "acquisition", method, _shots(frames), request_of, window=in_flight, patience_s=patience_s
+            self._wire,
+            "acquisition",
+            method,
+            _shots(frames),
+            request_of,
+            again=_again,
+            window=in_flight,
+            patience_s=patience_s,
         ):
             if isinstance(answer, InspectBusError):
                 yield Published(shot, answer)
@@ -208,12 +226,22 @@ def _message(shot: Shot, max_message_bytes: int) -> acquisition_pb2.Shot:
         part_id=shot.part_id,
         lot_id=shot.lot_id,
         product=shot.product,
+        sent_before=shot.sent_before,
     )
     if shot.truth is not None:
         message.truth = number(message, "truth", shot.truth)  # type: ignore[assignment] # enums are ints on the wire
     if shot.captured_at is not None:
         message.captured_at.CopyFrom(timestamp(shot.captured_at, "captured_at"))
     return message
+
+
+def _again(
+    request: acquisition_pb2.InspectRequest
+    | acquisition_pb2.InspectStreamRequest
+    | acquisition_pb2.PublishFramesRequest,
+) -> None:
+    """It goes once more under its id, perhaps to another replica: the decision of the first try may stand by then."""
+    request.shot.sent_before = True
 
 
 def _checked_id(frame_id: str) -> str:

@@ -3,7 +3,9 @@
     ask ─> try ─> answer
             └── UNAVAILABLE, or a refusal that says when to come again: pause, within the caller's deadline ─> try
 
-Only a call that may be repeated is tried again: a read, or a frame whose id was fixed before the first try.
+Only a call that may be repeated is tried again: a read, or a frame whose id was fixed before the first try. An address
+may name several replicas: calls go to them in turn, so one that restarts is left out, and a try that met it goes to
+another.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import random
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, Protocol, TypeVar, get_args
 
 import grpc
@@ -54,6 +56,10 @@ LONGEST_PAUSE_S = 2.0
 """A line's service is back within seconds of a restart; longer pauses would add to that for nothing."""
 
 
+_PLACE = r"(\[[0-9A-Fa-f:.]+\]|[^\s:/,\[\]]+):\d{1,5}"
+_ADDRESS = re.compile(rf"(dns:///)?{_PLACE}|ipv[46]:{_PLACE}(,{_PLACE})*|unix:.+")
+
+
 class Backoff:
     """Growing, jittered pauses: a service that comes back must not meet all its clients at the same moment."""
 
@@ -78,8 +84,12 @@ class Wire:
         access: Access = NO_ACCESS,
     ) -> None:
         for service, address in addresses.items():
-            if not re.match(r"^(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):\d{1,5}\Z|^unix:", address):
-                raise BadField(f"{address[:80]!r} is no address of a service: use HOST:PORT", field=service)
+            if not _ADDRESS.fullmatch(address):
+                raise BadField(
+                    f"{address[:80]!r} is no address of a service: use HOST:PORT, or for replicas dns:///NAME:PORT "
+                    "or ipv4:IP:PORT,IP:PORT",
+                    field=service,
+                )
         self.timeout_s = timeout_s
         self.max_message_bytes = max_message_bytes
         self.closed = threading.Event()
@@ -119,8 +129,12 @@ class Wire:
         *,
         timeout_s: float | None = None,
         repeatable: bool = False,
+        again: Callable[[Request], None] = lambda _: None,
     ) -> Answer:
-        """One call with its deadline, tries included. Raises the kind of InspectBusError the service meant."""
+        """One call with its deadline, tries included. Raises the kind of InspectBusError the service meant.
+
+        `again` marks the request before it is sent once more.
+        """
         deadline = time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
         backoff = Backoff()
         while True:
@@ -135,15 +149,14 @@ class Wire:
                 if not repeatable or not failure.may_pass or out_of_time:
                     raise failure.error from error
             self.closed.wait(pause_s)
+            again(request)
 
     def _options(self) -> list[tuple[str, int]]:
         return [
             ("grpc.max_send_message_length", self.max_message_bytes),
             ("grpc.max_receive_message_length", self.max_message_bytes),
-            # We try again ourselves, where it is safe; gRPC's default waits a second before it connects again.
+            # We try again ourselves, where it is safe.
             ("grpc.enable_retries", 0),
-            ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 2000),
             # Drops a connection whose other side has vanished. Servers take offence at pings below five minutes.
             ("grpc.keepalive_time_ms", 330_000),
             ("grpc.keepalive_timeout_ms", 20_000),

@@ -1,18 +1,21 @@
 """The way to a service: with TLS or without, with a token or without.
 
     open_channel(address, access) ─> grpc.Channel
-        └── certificates and token are files: changed ones are used by the next call, without a restart
+        ├── certificates and token are files: changed ones are used by the next call, without a restart
+        └── replicas are called in turn, and one that restarts is found again within seconds
 
-Whoever calls a service of ours does it from here: the client, and services that ask each other.
+Whoever calls a service of ours does it from here: the client, and services that ask each other. Addresses are as gRPC
+spells them: HOST:PORT, dns:///NAME:PORT for all that stand behind a name, ipv4:IP:PORT,IP:PORT.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,15 @@ MAX_TOKEN_BYTES = 4096
 
 File = str | os.PathLike[str] | None
 Options = Sequence[tuple[str, Any]]
+
+_REPLICAS: Mapping[str, Any] = {
+    "grpc.service_config": '{"loadBalancingConfig": [{"round_robin": {}}]}',
+    # gRPC's own pauses grow to two minutes.
+    "grpc.initial_reconnect_backoff_ms": 100,
+    "grpc.max_reconnect_backoff_ms": 2000,
+    # A replica that was replaced has another address; gRPC's default asks for it every half a minute at most.
+    "grpc.dns_min_time_between_resolutions_ms": 1000,
+}
 
 
 @dataclass(frozen=True)
@@ -68,10 +80,11 @@ NO_ACCESS = Access()
 
 
 def open_channel(address: str, access: Access = NO_ACCESS, options: Options = ()) -> grpc.Channel:
-    """Quiet until its first call. The caller closes it.
+    """Quiet until its first call. The caller closes it. `options` are gRPC's, beside those for replicas.
 
     Raises BadField for files that cannot be read, and for a token that would go to another machine in the clear.
     """
+    options = [*{**_REPLICAS, **dict(options)}.items()]
     if access.ca is None and not access.shows_token:
         return grpc.insecure_channel(address, options=options)
     if access.ca is None and not access.allow_plaintext and not _stays_here(address):
@@ -232,4 +245,5 @@ def _stamp(file: File) -> object:
 def _stays_here(address: str) -> bool:
     if address.startswith("unix:"):
         return True
-    return is_loopback(address.rpartition(":")[0])
+    places = re.sub(r"^(dns:///|ipv[46]:)", "", address).split(",")
+    return all(is_loopback(place.rpartition(":")[0]) for place in places)

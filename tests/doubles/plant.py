@@ -57,6 +57,8 @@ class Plant:
         """Tries by method name, refused ones included."""
         self.changed = threading.Condition()
         self.records: list[results_pb2.Record] = []
+        self.sent_before: list[str] = []
+        """Frames whose sender said so."""
         self.stations = {
             ("line-1", "top"): acquisition_pb2.STATION_STATE_STOPPED,
             ("line-1", "side"): acquisition_pb2.STATION_STATE_RUNNING,
@@ -119,6 +121,7 @@ class Plant:
             raise UnreadableImage("cannot be decoded", field="shot.image")
         frame_id = shot.frame_id or str(uuid.uuid4())
         with self.changed:
+            self.sent_before += [frame_id] * shot.sent_before
             for record in self.records:
                 if record.decision.frame_id == frame_id:
                     record.duplicates += 1

@@ -106,6 +106,12 @@ class ServiceProcess:
         """SIGTERM; it drains, and is started again."""
         self._send(signal.SIGTERM, group=False)
 
+    def retire(self) -> None:
+        """SIGTERM; it drains, and is not started again until `bring_up`."""
+        with self._changed:
+            self._wanted = False
+        self.terminate()
+
     def pause(self) -> None:
         """It stands still with its children; connections stay open."""
         self._send(signal.SIGSTOP)

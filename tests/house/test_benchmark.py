@@ -66,3 +66,14 @@ def test_the_quick_benchmark_of_inference_ends_with_its_figures_as_json() -> Non
     overload = figures["overload"]
     assert overload["offered_per_s"] >= overload["goodput_per_s"]
     assert told["overload_goodput"] >= 0
+
+
+@pytest.mark.rabbitmq
+def test_the_quick_benchmark_of_scaling_goes_to_two_workers_and_back_and_loses_no_frame() -> None:
+    told = benchmark("bench_scaling", "--quick")
+
+    assert [step["workers"] for step in told["steps"]] == [1, 2]
+    # Of three seconds beside other tests: it does bring something, or we know why not.
+    assert told["steps"][1]["of_linear"] > 0.7 or told["steps"][1]["limit"] in ("broker", "cores"), told["steps"]
+    assert told["scaled_down"]["exits"] == [0]
+    assert told["scaled_down"]["lost"] == 0

@@ -3,7 +3,8 @@
     requests ─ reader thread ─> begin ─> ... any thread ... ─> answer ─> responses
 
 At most `window` requests are open, so a sender that is faster than the line waits at its own end. When the sender has
-said all, the open ones are still answered.
+said all, the open ones are still answered. Those that a stopping service cannot answer any more are left to be sent
+again, and the stream ends with BusClosed.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ LOOK_UP_S = 0.2
 
 class Conversation(Generic[Request, Response]):
     """One stream. `begin(position, request, answer)` starts a request's work; `answer` is called once for each, from
-    any thread. `closing` set: nothing more is begun, and the stream ends when all is answered or drain_s is over."""
+    any thread, with None for one that the stopping service leaves unanswered. `closing` set: nothing more is begun, and
+    the stream ends when all is answered or drain_s is over."""
 
     def __init__(
         self,
-        begin: Callable[[int, Request, Callable[[Response], None]], None],
+        begin: Callable[[int, Request, Callable[[Response | None], None]], None],
         context: grpc.ServicerContext,
         closing: threading.Event,
         *,
@@ -46,6 +48,8 @@ class Conversation(Generic[Request, Response]):
         self._changed = threading.Condition()
         self._open = 0
         self._answers: deque[Response] = deque()
+        self._left = False
+        """Some request stays unanswered."""
         self._said_all = False
         self._fault: BaseException | None = None
         self._over = False
@@ -77,7 +81,7 @@ class Conversation(Generic[Request, Response]):
                     raise self._fault
                 if self._answers:
                     return True
-                if self._ended or not self._context.is_active():
+                if not self._context.is_active() or (self._ended and not self._left):
                     return False
                 idle = self._open == 0
             if self._closing.is_set():
@@ -115,7 +119,11 @@ class Conversation(Generic[Request, Response]):
                 self._changed.wait(LOOK_UP_S)
         return False
 
-    def _answer(self, response: Response) -> None:
+    def _answer(self, response: Response | None) -> None:
         with self._changed:
-            self._answers.append(response)
+            if response is not None:
+                self._answers.append(response)
+            else:
+                self._left = True
+                self._open -= 1
             self._changed.notify_all()

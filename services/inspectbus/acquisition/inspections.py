@@ -37,6 +37,8 @@ NEWS_GRACE_S = 0.1
 """How long news may lag behind acceptance before the ledger is asked: on one machine they come together."""
 ASK_PERIOD_S = 1.0
 """Between two questions to the ledger about one frame."""
+RECORD_LAG_S = 0.05
+"""Between two of them when the frame is decided and its record is all that is missing."""
 ASK_PATIENCE_S = 2.0
 """For one answer of the ledger."""
 
@@ -52,6 +54,8 @@ class _Case:
     frame_id: str
     check_record: bool
     """The sender chose the id and may have used it before: then the record counts and not the latest news."""
+    sent_before: bool
+    """The sender knows that it did: news may be of this try while another is recorded, so only the record answers."""
     waiting: dict[Inspection, float] = field(default_factory=dict)
     """Each with the moment it gives up, monotonic."""
     decision: decision_pb2.Decision | None = None
@@ -90,14 +94,26 @@ class Inspections:
         self._stack.close()
 
     def begin(
-        self, frame_id: str, publish: Callable[[], Future[None]], patience_s: float, *, own_id: bool
+        self,
+        frame_id: str,
+        publish: Callable[[], Future[None]],
+        patience_s: float,
+        *,
+        own_id: bool,
+        sent_before: bool = False,
     ) -> Inspection:
         """Publishes the frame and gives the future of its decision, which fails with TooLate after patience_s.
 
         A frame that is being inspected is not published again: both senders get the one answer. Raises QueueFull when
         too many inspections wait, BusClosed when the service stops. Cancelling the future gives its place back.
+
+        One that was `sent_before` is published only when nothing is recorded of it, which the ledger is asked first.
         """
         inspection = Inspection()
+        if sent_before and (recorded := self._recorded(frame_id, patience_s)) is not None:
+            self._metrics.inspections.labels("decided").inc()
+            inspection.set_result(recorded)
+            return inspection
         with self._changed:
             if self._last_moment_s != inf:
                 raise BusClosed(STOPPING)
@@ -106,7 +122,9 @@ class Inspections:
             case = self._cases.get(frame_id)
             first = case is None
             if case is None:
-                case = self._cases[frame_id] = _Case(frame_id, check_record=own_id)
+                case = self._cases[frame_id] = _Case(frame_id, own_id, sent_before)
+            elif sent_before:
+                case.check_record = case.sent_before = True
             case.waiting[inspection] = time.monotonic() + patience_s
             self._waiting += 1
             self._metrics.inspections_waiting.set(self._waiting)
@@ -143,7 +161,18 @@ class Inspections:
                 return
             if case.decision is None:
                 case.decision = decision
+            if case.sent_before and case.accepted:
+                case.ask_at_s = time.monotonic()
+                self._changed.notify()
         self._answer(case)
+
+    def _recorded(self, frame_id: str, patience_s: float) -> decision_pb2.Decision | None:
+        """What the ledger has of the frame; None when that is nothing, or the ledger is away."""
+        request = results_pb2.GetDecisionRequest(frame_id=frame_id)
+        try:
+            return self._ledger.GetDecision(request, timeout=min(ASK_PATIENCE_S, patience_s)).record.decision
+        except grpc.RpcError:
+            return None
 
     def _on_accepted(self, case: _Case, future: Future[None]) -> None:
         error = future.exception()
@@ -169,8 +198,9 @@ class Inspections:
         with self._changed:
             if decision is not None:
                 case.decision = decision
-            case.check_record = False
-            case.ask_at_s = time.monotonic() + ASK_PERIOD_S
+            case.check_record = case.sent_before and decision is None
+            decided = case.check_record and case.decision is not None
+            case.ask_at_s = time.monotonic() + (RECORD_LAG_S if decided else ASK_PERIOD_S)
             self._changed.notify()
         self._answer(case)
 

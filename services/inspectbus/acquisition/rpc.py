@@ -89,7 +89,7 @@ class AcquisitionRpc(acquisition_pb2_grpc.AcquisitionServiceServicer):
         def begin(
             position: int,
             request: acquisition_pb2.PublishFramesRequest,
-            answer: Callable[[acquisition_pb2.PublishFramesResponse], None],
+            answer: Callable[[acquisition_pb2.PublishFramesResponse | None], None],
         ) -> None:
             # Outside of what is refused frame by frame: a sender that speaks for another's station ends its stream.
             sender.check_speaks_for(request.line, request.station)
@@ -99,7 +99,7 @@ class AcquisitionRpc(acquisition_pb2_grpc.AcquisitionServiceServicer):
                 error = future.exception()
                 if error is not None:
                     response.refusal.CopyFrom(refusal(_told(error)))
-                answer(response)
+                answer(None if self._stopped_by(error) else response)
 
             try:
                 station = self._station(request)
@@ -110,7 +110,7 @@ class AcquisitionRpc(acquisition_pb2_grpc.AcquisitionServiceServicer):
                 station.publish(frame).add_done_callback(accepted)
             except InspectBusError as error:
                 response.refusal.CopyFrom(refusal(error))
-                answer(response)
+                answer(None if self._stopped_by(error) else response)
 
         yield from self._conversation(begin, context).hold(request_iterator)
 
@@ -143,7 +143,7 @@ class AcquisitionRpc(acquisition_pb2_grpc.AcquisitionServiceServicer):
         def begin(
             position: int,
             request: acquisition_pb2.InspectStreamRequest,
-            answer: Callable[[acquisition_pb2.InspectStreamResponse], None],
+            answer: Callable[[acquisition_pb2.InspectStreamResponse | None], None],
         ) -> None:
             sender.check_speaks_for(request.line, request.station)
             response = acquisition_pb2.InspectStreamResponse(position=position)
@@ -157,13 +157,13 @@ class AcquisitionRpc(acquisition_pb2_grpc.AcquisitionServiceServicer):
                     response.decision.CopyFrom(inspection.result())
                 else:
                     response.refusal.CopyFrom(refusal(_told(error)))
-                answer(response)
+                answer(None if self._stopped_by(error) else response)
 
             try:
                 inspection = self._inspect(request, self._patience_of(request))
             except InspectBusError as error:
                 response.refusal.CopyFrom(refusal(error))
-                answer(response)
+                answer(None if self._stopped_by(error) else response)
             else:
                 open_inspections.add(inspection)
                 inspection.add_done_callback(decided)
@@ -186,9 +186,13 @@ class AcquisitionRpc(acquisition_pb2_grpc.AcquisitionServiceServicer):
                     raise BusClosed("the service is stopping: take the fail-safe position")
 
     def _conversation(
-        self, begin: Callable[[int, Request, Callable[[Response], None]], None], context: grpc.ServicerContext
+        self, begin: Callable[[int, Request, Callable[[Response | None], None]], None], context: grpc.ServicerContext
     ) -> Conversation[Request, Response]:
         return Conversation(begin, context, self._closing, window=self._settings.window, drain_s=self._settings.drain_s)
+
+    def _stopped_by(self, error: BaseException | None) -> bool:
+        """The service ends, and nothing else is wrong: the stream's end tells its sender, who sends it elsewhere."""
+        return isinstance(error, BusClosed) and self._closing.is_set()
 
     def _inspect(
         self, request: acquisition_pb2.InspectRequest | acquisition_pb2.InspectStreamRequest, patience_s: float
@@ -201,6 +205,7 @@ class AcquisitionRpc(acquisition_pb2_grpc.AcquisitionServiceServicer):
             lambda: station.publish(frame, may_spool=False),
             patience_s,
             own_id=bool(request.shot.frame_id),
+            sent_before=bool(request.shot.frame_id) and request.shot.sent_before,
         )
 
     def _station(

@@ -196,7 +196,8 @@ class AcquisitionSettings(ServiceSettings):
     max_inspections: PositiveInt = Field(default=256, le=65536)
     """Inspections that may wait for their decisions at once; one more is told RESOURCE_EXHAUSTED."""
     results_address: str = "127.0.0.1:50055"
-    """ResultsService, asked when the news of a decision did not come."""
+    """ResultsService, asked when the news of a decision did not come; replicas as gRPC spells them, such as
+    dns:///results:50055."""
 
     @model_validator(mode="after")
     def _each_station_once(self) -> Self:

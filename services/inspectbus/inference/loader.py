@@ -315,9 +315,7 @@ class Loader:
             return lambda: _Wish(read_card(folder, version=folder.name), "", lambda: folder)
         # Each look asks the owner anew: looks have their own pace, and one that follows news must not be told the old.
         directory = owners.enter_context(
-            ModelDirectory(
-                settings.models_address, settings.state_dir / "directory", access=settings.access, fresh_s=0
-            )
+            ModelDirectory(settings.models_address, settings.state_dir / "directory", access=settings.access, fresh_s=0)
         )
         url = settings.model_store_url or default_url(settings.state_dir)
 

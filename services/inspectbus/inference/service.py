@@ -50,4 +50,7 @@ def open_service(settings: InferenceSettings, bus: Bus) -> Iterator[Door]:
             _CONTRACT: lambda server: inference_pb2_grpc.add_InferenceServiceServicer_to_server(rpc, server),
             _STANDARD: lambda server: open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(oip, server),
         }
-        yield house.enter_context(rpc_server("inference", settings, registry, contracts))
+        # Not ready without a model, or a rolling upgrade would end the replicas that have one before this one has.
+        yield house.enter_context(
+            rpc_server("inference", settings, registry, contracts, ready=lambda: loader.serving is not None)
+        )

@@ -23,12 +23,13 @@ from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import DecodeError
 from google.protobuf.message import Message as ProtoMessage
 from google.rpc import error_details_pb2, status_pb2
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from inspectbus.errors import BadField, InspectBusError, Internal, NotAllowed, NotIdentified, TooFast
+from inspectbus.runtime.health import Health
 from inspectbus.runtime.identity import ANONYMOUS, LOCAL_ADMIN, Doorkeeper, Identity, caller, host_of
 from inspectbus.runtime.metrics import metrics_server
 from inspectbus.runtime.quotas import Quotas
@@ -69,11 +70,12 @@ def rpc_server(
     settings: ServiceSettings,
     registry: CollectorRegistry,
     contracts: dict[str, Callable[[grpc.Server], None]],
+    ready: Callable[[], bool] = lambda: True,
 ) -> Iterator[Door]:
     """Serves the contracts (full service name -> function that adds its servicer) until left.
 
-    Leaving says NOT_SERVING first, then lets calls in hand finish for `drain_s`. Raises OSError when the port is taken,
-    BadField for tokens or certificates that cannot be used.
+    They are healthy as soon as `ready` says so. Leaving says NOT_SERVING first, then lets calls in hand finish for
+    `drain_s`. Raises OSError when the port is taken, BadField for tokens or certificates that cannot be used.
     """
     # Others open their channels later, on threads of their own, where nobody would be told.
     settings.access.check()
@@ -92,7 +94,7 @@ def rpc_server(
     )
     for add in contracts.values():
         add(server)
-    status = health.HealthServicer()
+    status = Health(contracts, ready)
     health_pb2_grpc.add_HealthServicer_to_server(status, server)
     if settings.reflection:
         reflection.enable_server_reflection((*contracts, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
@@ -105,8 +107,7 @@ def rpc_server(
         except RuntimeError:
             raise OSError(f"{service}: cannot listen on {host}:{settings.port}; is the port taken?") from None
         server.start()
-        for name in ("", *contracts):
-            status.set(name, health_pb2.HealthCheckResponse.SERVING)
+        status.opened()
         door = Door(service, f"{host}:{port}", f"{host}:{metrics_port}")
         log.info(
             "serving",
@@ -183,9 +184,9 @@ class Guard(grpc.ServerInterceptor):
             return _Requests(request, take, context)
         wait_s = take(len(request.data))
         if wait_s:
-            error = TooFast(f"{identity.name} sends more than one caller may: try again in {wait_s:.2g} s")
-            error.retry_s = wait_s
-            raise error
+            raise TooFast(
+                f"{identity.name} sends more than one caller may: try again in {wait_s:.2g} s", retry_s=wait_s
+            )
         return request.open()
 
     @contextmanager

@@ -76,7 +76,7 @@ def test_the_engine_tells_what_it_runs(start: Open, version: Path) -> None:
     assert engine.loaded_at.seconds > 0
 
 
-def test_calls_before_a_model_are_told_to_come_back_while_the_service_is_healthy(start: Open) -> None:
+def test_calls_before_a_model_are_told_to_come_back_while_the_service_lives_and_is_not_ready(start: Open) -> None:
     line = start(model="nobody")
     with pytest.raises(grpc.RpcError) as refused:
         infer(line, DARK)
@@ -84,10 +84,24 @@ def test_calls_before_a_model_are_told_to_come_back_while_the_service_is_healthy
     engine = line.engine()
     assert not engine.ready
     assert engine.detail
+    serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+    assert health_of(line, "") == serving
+    assert health_of(line, "inspectbus.api.v1.InferenceService") == not_serving
+
+
+def test_a_service_with_its_model_is_ready(start: Open, version: Path) -> None:
+    line = start(model="tiny", model_dir=version)
+    line.wait_ready()
+
+    assert health_of(line, "inspectbus.api.v1.InferenceService") == health_pb2.HealthCheckResponse.SERVING
+    assert health_of(line, "inference.GRPCInferenceService") == health_pb2.HealthCheckResponse.SERVING
+
+
+def health_of(line: Running, name: str) -> int:
     with grpc.insecure_channel(line.door.address) as channel:
-        request = health_pb2.HealthCheckRequest(service="inspectbus.api.v1.InferenceService")
+        request = health_pb2.HealthCheckRequest(service=name)
         health = health_pb2_grpc.HealthStub(channel).Check(request, timeout=PATIENCE_S)  # type: ignore[attr-defined]
-    assert health.status == health_pb2.HealthCheckResponse.SERVING
+    return int(health.status)
 
 
 def test_a_model_that_is_registered_later_is_picked_up(start: Open, version: Path, tmp_path: Path) -> None:

@@ -288,6 +288,36 @@ def test_health_falls_first_and_a_call_in_hand_is_finished(scripted: Scripted) -
         drained.result(PATIENCE_S)
 
 
+def test_a_service_that_cannot_work_yet_lives_and_is_not_ready(scripted: Scripted) -> None:
+    ready = threading.Event()
+
+    def add(server: grpc.Server) -> None:
+        acquisition_pb2_grpc.add_AcquisitionServiceServicer_to_server(scripted, server)
+
+    settings = ServiceSettings(drain_s=1)
+    with (
+        rpc_server("test", settings, CollectorRegistry(), {SERVICE: add}, ready=ready.is_set) as door,
+        grpc.insecure_channel(door.address) as channel,
+    ):
+        health: Any = health_pb2_grpc.HealthStub(channel)
+
+        def status(name: str) -> int:
+            answer = health.Check(health_pb2.HealthCheckRequest(service=name), timeout=PATIENCE_S)
+            return int(answer.status)
+
+        before = status(""), status(SERVICE)
+        watch = health.Watch(health_pb2.HealthCheckRequest(service=SERVICE), timeout=PATIENCE_S)
+        watched = [next(watch).status]
+        ready.set()
+        after = status(""), status(SERVICE)
+        watched.append(next(watch).status)
+        watch.cancel()
+
+    serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+    assert (before, after) == ((serving, not_serving), (serving, serving))
+    assert watched == [not_serving, serving]
+
+
 def test_a_message_beyond_the_limit_is_refused_and_the_next_is_served(scripted: Scripted) -> None:
     settings = ServiceSettings(drain_s=5, max_message_bytes=10_000)
     with open_door(scripted, settings=settings) as door, grpc.insecure_channel(door.address) as channel:

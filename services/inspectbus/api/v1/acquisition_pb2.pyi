@@ -328,6 +328,7 @@ class Shot(_message.Message):
     LOT_ID_FIELD_NUMBER: _builtins.int
     PRODUCT_FIELD_NUMBER: _builtins.int
     TRUTH_FIELD_NUMBER: _builtins.int
+    SENT_BEFORE_FIELD_NUMBER: _builtins.int
     image: _builtins.bytes
     """The encoded image file: PNG, JPEG, BMP or TIFF."""
     frame_id: _builtins.str
@@ -337,6 +338,10 @@ class Shot(_message.Message):
     lot_id: _builtins.str
     product: _builtins.str
     truth: _frame_pb2.Label.ValueType
+    sent_before: _builtins.bool
+    """An earlier try brought no answer, perhaps by another replica. Inspections then answer with what is recorded of the
+    frame, and send it on only when nothing is; pushed frames are accepted as ever.
+    """
     @_builtins.property
     def captured_at(self) -> _timestamp_pb2.Timestamp:
         """Unset: the moment of arrival."""
@@ -352,10 +357,11 @@ class Shot(_message.Message):
         lot_id: _builtins.str = ...,
         product: _builtins.str = ...,
         truth: _frame_pb2.Label.ValueType = ...,
+        sent_before: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["captured_at", b"captured_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["captured_at", b"captured_at", "frame_id", b"frame_id", "image", b"image", "lot_id", b"lot_id", "part_id", b"part_id", "product", b"product", "source_item", b"source_item", "truth", b"truth"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["captured_at", b"captured_at", "frame_id", b"frame_id", "image", b"image", "lot_id", b"lot_id", "part_id", b"part_id", "product", b"product", "sent_before", b"sent_before", "source_item", b"source_item", "truth", b"truth"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
