@@ -25,6 +25,7 @@ from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from inspectbus.errors import InspectBusError, Internal
+from inspectbus.runtime.health import health_server
 from inspectbus.runtime.identity import caller, identify
 from inspectbus.runtime.metrics import metrics_server
 from inspectbus.runtime.settings import ServiceSettings
@@ -82,11 +83,16 @@ def rpc_server(
     for add in contracts.values():
         add(server)
     status = health.HealthServicer()
+    # Until the door is open; it would say the opposite.
+    status.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(status, server)
     reflection.enable_server_reflection((*contracts, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     host = f"[{settings.host.strip('[]')}]" if ":" in settings.host else settings.host
     # Metrics first: a gRPC port once bound is given back only by a server that was started.
-    with metrics_server(registry, settings.host, settings.metrics_port) as metrics_port:
+    with (
+        metrics_server(registry, settings.host, settings.metrics_port) as metrics_port,
+        health_server(status, host, settings.health_port),
+    ):
         try:
             port = server.add_insecure_port(f"{host}:{settings.port}")
         except RuntimeError:

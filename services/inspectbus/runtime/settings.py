@@ -50,6 +50,8 @@ class ServiceSettings(BaseSettings):
     """gRPC port; 0 takes a free one."""
     metrics_port: NonNegativeInt = 0
     """Prometheus port; 0 takes a free one."""
+    health_port: int | None = Field(default=None, ge=0, le=65535)
+    """One more gRPC port, without TLS, that tells health and nothing else: for a cluster's probes."""
     allow_plaintext: bool = False
     """Listen beyond this machine without TLS. Everybody who can reach the port may then do everything."""
     max_message_bytes: PositiveInt = Field(default=32 * 1024 * 1024, le=512 * 1024 * 1024)
