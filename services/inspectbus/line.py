@@ -87,7 +87,8 @@ def open_line(
 def _start_alone(service: str, section: Mapping[str, Any], fd: int) -> subprocess.Popen[bytes]:
     """The service once more, with the same settings, on a bus of one message; see bus/solo.py."""
     prefix = str(settings_class(service).model_config["env_prefix"])
-    environment = {**os.environ, f"{prefix}BUS_URL": f"solo://{fd}", f"{prefix}PORT": "0", f"{prefix}METRICS_PORT": "0"}
+    ports = {f"{prefix}{port}": "0" for port in ("PORT", "METRICS_PORT", "HEALTH_PORT")}
+    environment = {**os.environ, f"{prefix}BUS_URL": f"solo://{fd}", **ports}
     process = subprocess.Popen(  # noqa: S603
         [*COMMAND, "serve", service, "--config", "-"], env=environment, stdin=subprocess.PIPE, pass_fds=(fd,)
     )

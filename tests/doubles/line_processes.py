@@ -135,6 +135,11 @@ class LineProcesses:
         """Processor time so far, by process."""
         return {name: process.cpu_s for name, process in self._processes.items()}
 
+    @property
+    def memory_mb(self) -> dict[str, float]:
+        """Resident now, by process."""
+        return {name: process.memory_mb for name, process in self._processes.items()}
+
     def _process(self, name: str, version: Path, model: str) -> ServiceProcess:
         service, _, number = name.rpartition("-")
         section: dict[str, Any] = {"port": self._ports[name], "metrics_port": 0}

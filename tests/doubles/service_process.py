@@ -80,6 +80,11 @@ class ServiceProcess:
                 living_s = sum(psutil.Process(self._process.pid).cpu_times()[:4])
             return self._dead_cpu_s + living_s
 
+    @property
+    def memory_mb(self) -> float:
+        """Resident, of the process that runs now."""
+        return float(psutil.Process(self.pid).memory_info().rss / 1e6)
+
     def metrics_url(self) -> str:
         """Of the process that runs now; another one has another."""
         self.await_event("serving")

@@ -3,17 +3,29 @@
 ""                                   the process lives: a liveness probe's question
 inspectbus.api.v1.InferenceService   calls are welcome: a readiness probe's, and a rolling upgrade's, which ends an
                                      old replica when the new one says so
+
+    probe ─> health port ─┐
+                          ├─> is it serving, draining?
+    caller ─> the door ───┘
+
+A cluster's probes speak no TLS, and a door whose calls are all taken refuses a probe like any other call: a service would
+be ended for being busy. So health has, where it is asked for, a port of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
-from grpc_health.v1 import health, health_pb2
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+PROBES = 4
+"""Answered at once: three kinds of them, and a person who looks. A watcher of health holds one for as long."""
 
 
 class Health(health.HealthServicer):
@@ -25,6 +37,7 @@ class Health(health.HealthServicer):
         self._contracts = tuple(contracts)
         self._ready = ready
         self._was_ready = False
+        self.set("", NOT_SERVING)
 
     def opened(self) -> None:
         """The door is open: what it says from now on counts."""
@@ -45,3 +58,26 @@ class Health(health.HealthServicer):
         for name in self._contracts:
             self.set(name, SERVING)
         self._was_ready = True
+
+
+@contextmanager
+def health_server(status: health_pb2_grpc.HealthServicer, host: str, port: int | None) -> Iterator[None]:
+    """Tells `status`, and nothing else, until left; None has no such port. Raises OSError when it is taken."""
+    if port is None:
+        yield
+        return
+    server = grpc.server(
+        ThreadPoolExecutor(PROBES, thread_name_prefix="health"),
+        maximum_concurrent_rpcs=2 * PROBES,
+        options=[("grpc.max_receive_message_length", 4096), ("grpc.so_reuseport", 0)],
+    )
+    health_pb2_grpc.add_HealthServicer_to_server(status, server)
+    try:
+        server.add_insecure_port(f"{host}:{port}")
+    except RuntimeError:
+        raise OSError(f"health: cannot listen on {host}:{port}; is the port taken?") from None
+    server.start()
+    try:
+        yield
+    finally:
+        server.stop(None).wait(5)

@@ -29,7 +29,7 @@ from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from inspectbus.errors import BadField, InspectBusError, Internal, NotAllowed, NotIdentified, TooFast
-from inspectbus.runtime.health import Health
+from inspectbus.runtime.health import Health, health_server
 from inspectbus.runtime.identity import ANONYMOUS, LOCAL_ADMIN, Doorkeeper, Identity, caller, host_of
 from inspectbus.runtime.metrics import metrics_server
 from inspectbus.runtime.quotas import Quotas
@@ -100,7 +100,10 @@ def rpc_server(
         reflection.enable_server_reflection((*contracts, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     host = f"[{settings.host.strip('[]')}]" if ":" in settings.host else settings.host
     # Metrics first: a gRPC port once bound is given back only by a server that was started.
-    with metrics_server(registry, settings.host, settings.metrics_port) as metrics_port:
+    with (
+        metrics_server(registry, settings.host, settings.metrics_port) as metrics_port,
+        health_server(status, host, settings.health_port),
+    ):
         try:
             address = f"{host}:{settings.port}"
             port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)

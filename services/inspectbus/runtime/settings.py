@@ -54,6 +54,8 @@ class ServiceSettings(BaseSettings):
     """gRPC port; 0 takes a free one."""
     metrics_port: NonNegativeInt = 0
     """Prometheus port; 0 takes a free one."""
+    health_port: int | None = Field(default=None, ge=0, le=65535)
+    """One more gRPC port, without TLS, that tells health and nothing else: for a cluster's probes."""
     allow_plaintext: bool = False
     """Listen beyond this machine without TLS or without knowing who calls, and show other machines `token_file`'s token
     without TLS. Everybody on the way may then read everything, and do everything where there is no `tokens` file."""

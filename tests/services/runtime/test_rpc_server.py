@@ -26,6 +26,7 @@ from inspectbus.errors import BadField, ModelNotReady, NotPossibleNow, QueueFull
 from inspectbus.runtime.identity import LOCAL_ADMIN, Identity, caller
 from inspectbus.runtime.rpc_server import RETRY_HINT_S, Door, rpc_server
 from inspectbus.runtime.settings import ServiceSettings
+from tests.doubles.children import lasting_port
 from tests.doubles.silent_client import SilentClient
 
 SERVICE = "inspectbus.api.v1.AcquisitionService"
@@ -316,6 +317,57 @@ def test_a_service_that_cannot_work_yet_lives_and_is_not_ready(scripted: Scripte
     serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
     assert (before, after) == ((serving, not_serving), (serving, serving))
     assert watched == [not_serving, serving]
+
+
+def test_health_has_a_port_of_its_own_that_answers_while_the_door_is_full_and_falls_first(scripted: Scripted) -> None:
+    entered, finish = threading.Event(), threading.Event()
+
+    def slowly(*_: object) -> None:
+        entered.set()
+        assert finish.wait(PATIENCE_S)
+
+    scripted.on_call = slowly
+    port = lasting_port()
+    with ExitStack() as stack:
+        server = stack.enter_context(ExitStack())
+        settings = ServiceSettings(drain_s=5, rpc_threads=1, health_port=port)
+        door = server.enter_context(open_door(scripted, settings=settings))
+        channel = stack.enter_context(grpc.insecure_channel(door.address))
+        probes = stack.enter_context(grpc.insecure_channel(f"127.0.0.1:{port}"))
+        # Their stub file knows Check only.
+        watch: Any = health_pb2_grpc.HealthStub(probes)
+        at_the_door: Any = health_pb2_grpc.HealthStub(channel)
+        call = Stub(channel).GetStation.future(pb.GetStationRequest(line="in hand"), timeout=PATIENCE_S)
+        assert entered.wait(PATIENCE_S)
+
+        # The door has no place for a probe; its own port has.
+        with pytest.raises(grpc.RpcError) as caught:
+            next(at_the_door.Watch(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S))
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        told = [watch.Watch(health_pb2.HealthCheckRequest(service=name), timeout=PATIENCE_S) for name in ("", SERVICE)]
+        assert [next(each).status for each in told] == [health_pb2.HealthCheckResponse.SERVING] * 2
+
+        # It tells health alone.
+        with pytest.raises(grpc.RpcError) as caught:
+            ask(Stub(probes))
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+        drained = stack.enter_context(ThreadPoolExecutor(1)).submit(server.close)
+        assert [next(each).status for each in told] == [health_pb2.HealthCheckResponse.NOT_SERVING] * 2
+        assert not drained.done()
+        finish.set()
+        assert call.result().station.line == "in hand"
+        drained.result(PATIENCE_S)
+
+
+def test_a_taken_health_port_is_an_error_that_names_it(scripted: Scripted) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with (
+            pytest.raises(OSError, match=f"health: cannot listen on 127.0.0.1:{port}; is the port taken"),
+            open_door(scripted, settings=ServiceSettings(health_port=port)),
+        ):
+            pass
 
 
 def test_a_message_beyond_the_limit_is_refused_and_the_next_is_served(scripted: Scripted) -> None:
