@@ -18,6 +18,7 @@ OUT ?= .inspectbus/report
 SEEDS ?= 1
 COMPARE_ARGS ?=
 WORKERS ?= 2
+SERVERS := rabbitmq-server postgresql prometheus
 
 .PHONY: help
 help: ## List the chores
@@ -54,6 +55,10 @@ protos: $(VENV)/.test ## Generate services/inspectbus/api from protos/
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=services --mypy_out=quiet:services $(CONTRACTS)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iprotos --grpc_python_out=services --mypy_grpc_out=quiet:services $$(grep -l '^service ' $(CONTRACTS))
 
+.PHONY: metrics
+metrics: $(VENV)/.test ## Write docs/metrics.md from what the services register
+	$(BIN)/python -m tests.house.metrics_table
+
 .PHONY: clean
 clean: ## Remove the environment and everything a run left behind
 	rm -rf $(VENV) .inspectbus .pytest_cache .mypy_cache .ruff_cache
@@ -65,15 +70,19 @@ $(BIN)/python:
 		echo "installing python3-venv, which this Python lacks"; apt-get update -q && apt-get install -y -q --no-install-recommends python3-venv; fi
 	$(PYTHON) -m venv $(VENV)
 
-# Tests start these themselves, as children of their own; the programs are all they need. Never fails: what is missing is skipped.
+# Tests start these themselves, as children of their own; the programs are all they need, so Debian is told (by policy-rc.d)
+# to start no service. Never fails: what is missing is skipped.
 .PHONY: servers
 servers:
-	@if [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] && { command -v postgres || ls /usr/lib/postgresql/*/bin/postgres; } >/dev/null 2>&1; then exit 0; fi; \
+	@if [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] && { command -v postgres || ls /usr/lib/postgresql/*/bin/postgres; } >/dev/null 2>&1 \
+		&& command -v promtool >/dev/null; then exit 0; fi; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		echo "installing rabbitmq-server and postgresql, which tests start for themselves"; \
-		{ apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends rabbitmq-server postgresql; } >/dev/null \
+		echo "installing rabbitmq-server, postgresql and prometheus, whose programs tests start for themselves"; \
+		policy=/usr/sbin/policy-rc.d; \
+		if [ ! -e $$policy ]; then trap "rm -f $$policy" EXIT; printf '#!/bin/sh\nexit 101\n' > $$policy; chmod +x $$policy; fi; \
+		{ apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $(SERVERS); } >/dev/null \
 			|| echo "they could not be installed: tests that need them will be skipped"; \
-	else echo "tests that need RabbitMQ or PostgreSQL will be skipped: apt-get install rabbitmq-server postgresql"; fi
+	else echo "tests that need RabbitMQ, PostgreSQL or promtool will be skipped: apt-get install $(SERVERS)"; fi
 
 $(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing InspectBus into $(VENV); the first time fetches about 1 GB and takes a few minutes"

@@ -131,6 +131,7 @@ def test_a_full_spool_that_drops_gives_up_the_oldest_and_counts_them(tmp_path: P
         assert registry.get_sample_value("inspectbus_frames_spooled_total", station) == 8
         assert registry.get_sample_value("inspectbus_spool_frames", station) == 3
         assert registry.get_sample_value("inspectbus_spool_bytes", station) == 3 * (RECORD_BYTES + 8)
+        assert registry.get_sample_value("inspectbus_spool_limit_bytes", station) == 3 * (RECORD_BYTES + 8)
         age_s = registry.get_sample_value("inspectbus_spool_oldest_seconds", station)
         assert age_s is not None
         assert 0 <= age_s < PATIENCE_S

@@ -20,6 +20,18 @@ class AcquisitionMetrics:
         self.unreadable = Counter(
             "inspectbus_images_unreadable", "Images of a source that could not be read.", _STATION, registry=registry
         )
+        self.repeated = Counter(
+            "inspectbus_images_repeated",
+            "Frames whose image is, byte for byte, that of the frame before: a camera that is frozen sends such.",
+            _STATION,
+            registry=registry,
+        )
+        self.station_state = Gauge(
+            "inspectbus_station_state",
+            "1 for the state a station is in: stopped, running, finished, failed or listening (for pushed frames).",
+            (*_STATION, "state"),
+            registry=registry,
+        )
         self.failures = Counter(
             "inspectbus_publish_failures", "Attempts to publish that the bus refused.", _STATION, registry=registry
         )
@@ -59,6 +71,12 @@ class AcquisitionMetrics:
         )
         self.spool_frames = Gauge("inspectbus_spool_frames", "Frames on disk.", _STATION, registry=registry)
         self.spool_bytes = Gauge("inspectbus_spool_bytes", "Bytes of the frames on disk.", _STATION, registry=registry)
+        self.spool_limit_bytes = Gauge(
+            "inspectbus_spool_limit_bytes",
+            "Bytes a station may keep on disk (spool_max_bytes); beyond it stops, or gives up the oldest.",
+            _STATION,
+            registry=registry,
+        )
         self.spool_oldest_seconds = Gauge(
             "inspectbus_spool_oldest_seconds", "Age of the oldest frame on disk.", _STATION, registry=registry
         )

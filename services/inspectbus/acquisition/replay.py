@@ -47,6 +47,7 @@ STOPPED = acquisition_pb2.STATION_STATE_STOPPED
 FINISHED = acquisition_pb2.STATION_STATE_FINISHED
 FAILED = acquisition_pb2.STATION_STATE_FAILED
 LISTENING = acquisition_pb2.STATION_STATE_LISTENING
+STATES = (STOPPED, RUNNING, FINISHED, FAILED, LISTENING)
 
 
 class Replay:
@@ -99,6 +100,10 @@ class Replay:
     @property
     def stopping(self) -> bool:
         return self._stopping
+
+    @property
+    def state(self) -> acquisition_pb2.StationState.ValueType:
+        return self._state
 
     def ended(self, patience_s: float) -> bool:
         """Waits for the thread's end, at most patience_s; False when it still runs."""

@@ -78,6 +78,7 @@ class Spool:
         self._dropped_total = metrics.dropped.labels(line, station)
         metrics.spool_frames.labels(line, station).set_function(lambda: self.frames)
         metrics.spool_bytes.labels(line, station).set_function(lambda: self.held_bytes)
+        metrics.spool_limit_bytes.labels(line, station).set(bounds.max_bytes)
         metrics.spool_oldest_seconds.labels(line, station).set_function(lambda: self.behind_s or 0.0)
         # Ages are counted on a clock of its own, which the machine's clock sets once: a clock that is put forward while
         # we run would make every frame too old.

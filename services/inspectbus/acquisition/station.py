@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack
+from functools import partial
 
 import structlog
 
@@ -20,7 +21,7 @@ from inspectbus.acquisition.cursor import Journal, Mark
 from inspectbus.acquisition.gate import Gate
 from inspectbus.acquisition.metrics import AcquisitionMetrics
 from inspectbus.acquisition.outlet import Outlet
-from inspectbus.acquisition.replay import FAILED, FINISHED, LISTENING, STOPPED, Replay, new_run_id
+from inspectbus.acquisition.replay import FAILED, FINISHED, LISTENING, STATES, STOPPED, Replay, new_run_id
 from inspectbus.acquisition.settings import AcquisitionSettings, StationSettings
 from inspectbus.api.v1 import acquisition_pb2, frame_pb2
 from inspectbus.bus import Bus, Message
@@ -65,6 +66,9 @@ class Station:
         self._lock = threading.Lock()
         self._replay: Replay | None = None
         self._last_run, self._last_trouble = self._read_journal()
+        for state in STATES:
+            word = acquisition_pb2.StationState.Name(state).removeprefix("STATION_STATE_").lower()
+            metrics.station_state.labels(line, station.name, word).set_function(partial(self._is, state))
 
     def __enter__(self) -> Station:
         with ExitStack() as opening:
@@ -125,20 +129,30 @@ class Station:
         """Puts on disk what the bus has not confirmed, where the station spools."""
         self._outlet.rescue()
 
+    @property
+    def state(self) -> acquisition_pb2.StationState.ValueType:
+        if self.takes_pushes:
+            return LISTENING
+        if self._replay is not None:
+            return self._replay.state
+        return FINISHED if self._last_run is not None and self._last_run.finished else STOPPED
+
+    def _is(self, state: acquisition_pb2.StationState.ValueType) -> float:
+        return float(self.state == state)
+
     def status(self) -> acquisition_pb2.Station:
         status = acquisition_pb2.Station(
             line=self.line,
             station=self.name,
             recipe=self._station.recipe,
             source=self._station.source.kind,
-            state=STOPPED,
+            state=self.state,
             in_flight=self._outlet.in_flight,
             fps=self._station.fps,
         )
         if self._outlet.last_frame_s:
             status.last_frame_at.FromNanoseconds(int(self._outlet.last_frame_s * 1e9))
         if self.takes_pushes:
-            status.state = LISTENING
             status.run_id = self._push_run_id
             status.accepted = self._outlet.accepted
         elif self._replay is not None:
@@ -146,7 +160,6 @@ class Station:
         else:
             status.detail = self._last_trouble
             if self._last_run is not None:
-                status.state = FINISHED if self._last_run.finished else STOPPED
                 status.run_id = self._last_run.run_id
                 status.accepted = self._last_run.next - self._last_run.unreadable
                 status.unreadable = self._last_run.unreadable

@@ -65,6 +65,16 @@ class Tally:
     """Decisions that are HOLD, with and without known truth."""
 
 
+@dataclass(frozen=True)
+class Labelled:
+    """A decided frame, and what its part really was."""
+
+    line: str
+    station: str
+    verdict: Verdict.ValueType
+    label: Label.ValueType
+
+
 class Ledger:
     """Thread-safe. Every method is one transaction, and raises StorageFull or StorageAway when the database fails."""
 
@@ -100,12 +110,16 @@ class Ledger:
             note_claims(connection, [entry for entry in batch if isinstance(entry, Decision)], now_us)
         return fates
 
-    def label(self, given: Sequence[tuple[str, Label.ValueType]], by: str) -> None:
-        """Adds what parts really were, all or none. Raises NotFound naming every frame that was never recorded."""
+    def label(self, given: Sequence[tuple[str, Label.ValueType]], by: str) -> list[Labelled]:
+        """Adds what parts really were, all or none, and tells what had been decided on them, in the order given.
+
+        Raises NotFound naming every frame that was never recorded.
+        """
         now_us = time.time_ns() // 1000
         with writing(self._engine) as connection:
             wanted = [frame_id for frame_id, _ in given]
-            known = set(connection.scalars(select(decisions.c.frame_id).where(decisions.c.frame_id.in_(wanted))))
+            asked = select(decisions.c.frame_id, decisions.c.line, decisions.c.station, decisions.c.verdict)
+            known = {row.frame_id: row for row in connection.execute(asked.where(decisions.c.frame_id.in_(wanted)))}
             unknown = [f"labels[{i}].frame_id" for i, frame_id in enumerate(wanted) if frame_id not in known]
             if unknown:
                 raise NotFound(
@@ -115,6 +129,8 @@ class Ledger:
                 insert(labels),
                 [{"frame_id": frame_id, "label": label, "by": by, "at_us": now_us} for frame_id, label in given],
             )
+        decided = [(known[frame_id], label) for frame_id, label in given]
+        return [Labelled(row.line, row.station, row.verdict, label) for row, label in decided]
 
     def get(self, frame_id: str) -> Record:
         """Raises NotFound."""

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from inspectbus.api.v1.decision_pb2 import Decision, HoldReason, Verdict
+from inspectbus.api.v1.frame_pb2 import Label
 from inspectbus.api.v1.gate_pb2 import GateAction, GateOutcome
 from inspectbus.domain.gate import is_late
 from inspectbus.results.first_wins import Fate
-from inspectbus.results.ledger import Entry
+from inspectbus.results.ledger import Entry, Labelled
 
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
 _RECORD_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 15)
@@ -41,10 +42,13 @@ class LedgerMetrics:
             "inspectbus_revisions", "Decisions recorded on replayed frames.", place, registry=registry
         )
         self._outcomes = Counter(
-            "inspectbus_gate_outcomes", "Gate outcomes recorded, by action.", [*place, "action"], registry=registry
+            "inspectbus_gate_outcomes_recorded",
+            "Gate outcomes recorded, by action.",
+            [*place, "action"],
+            registry=registry,
         )
         self._late = Counter(
-            "inspectbus_gate_outcomes_late",
+            "inspectbus_gate_outcomes_recorded_late",
             "Gate outcomes recorded of parts that no decision came for in time.",
             place,
             registry=registry,
@@ -56,6 +60,12 @@ class LedgerMetrics:
             "inspectbus_gate_outcome_conflicts",
             "Repeats that differ from the recorded gate outcome.",
             place,
+            registry=registry,
+        )
+        self._labels = Counter(
+            "inspectbus_labels",
+            "What decided parts really were, of a replayed data set or told by people, beside what was decided.",
+            [*place, "verdict", "label"],
             registry=registry,
         )
         self._record_seconds = Histogram(
@@ -101,6 +111,12 @@ class LedgerMetrics:
             else:
                 self._recorded(entry, now_s)
 
+    def labelled(self, frames: Sequence[Labelled]) -> None:
+        """Labels that were taken. A label that corrects another counts too."""
+        for frame in frames:
+            label = Label.Name(frame.label).removeprefix("LABEL_").lower()
+            self._labels.labels(frame.line, frame.station, _word(frame.verdict), label).inc()
+
     def _acted(self, outcome: GateOutcome) -> None:
         place = (outcome.line, outcome.station)
         action = GateAction.Name(outcome.action).removeprefix("GATE_ACTION_").lower()
@@ -110,8 +126,9 @@ class LedgerMetrics:
 
     def _recorded(self, decision: Decision, now_s: float) -> None:
         place = (decision.line, decision.station)
-        verdict = Verdict.Name(decision.verdict).removeprefix("VERDICT_").lower()
-        self._decisions.labels(*place, verdict).inc()
+        self._decisions.labels(*place, _word(decision.verdict)).inc()
+        if decision.truth:
+            self.labelled([Labelled(*place, decision.verdict, decision.truth)])
         if decision.HasField("hold"):
             reason = HoldReason.Name(decision.hold.reason).removeprefix("HOLD_REASON_").lower()
             self._holds.labels(*place, reason).inc()
@@ -119,3 +136,7 @@ class LedgerMetrics:
             captured_s = decision.timings.captured_at.ToNanoseconds() / 1e9
             # Clocks of two machines may disagree by more than a fast line takes.
             self._capture_seconds.labels(*place).observe(max(0.0, now_s - captured_s))
+
+
+def _word(verdict: Verdict.ValueType) -> str:
+    return Verdict.Name(verdict).removeprefix("VERDICT_").lower()

@@ -14,6 +14,7 @@ from inspectbus.domain.scores import Confusion
 from inspectbus.errors import BadField
 from inspectbus.results import selection
 from inspectbus.results.ledger import REPLAY, Ledger
+from inspectbus.results.metrics import LedgerMetrics
 from inspectbus.results.tables import decisions
 from inspectbus.results.watch import Watch
 from inspectbus.runtime.identity import caller
@@ -35,8 +36,9 @@ NO_GROUP = "none"
 class ResultsRpc(results_pb2_grpc.ResultsServiceServicer):
     """Validates, asks the ledger, answers."""
 
-    def __init__(self, ledger: Ledger, watch: Watch) -> None:
+    def __init__(self, ledger: Ledger, watch: Watch, metrics: LedgerMetrics) -> None:
         self._ledger = ledger
+        self._metrics = metrics
         self._watch = watch
 
     def GetDecision(
@@ -85,7 +87,7 @@ class ResultsRpc(results_pb2_grpc.ResultsServiceServicer):
         if sender.role not in (None, Role.ADMIN) and by != sender.name:
             # A program may label for its people and say who; that it was this program stands beside it.
             by = f"{by} by {sender.name}"
-        self._ledger.label(given, by)
+        self._metrics.labelled(self._ledger.label(given, by))
         return results_pb2.SubmitLabelsResponse(accepted=len(given))
 
     def GetScores(

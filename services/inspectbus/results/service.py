@@ -33,12 +33,12 @@ def open_service(settings: ResultsSettings, bus: Bus) -> Iterator[Door]:
     with ExitStack() as house:
         engine = open_database(settings.database_url or default_url(settings.state_dir), "results")
         house.callback(engine.dispose)
-        ledger = Ledger(engine)
+        ledger, metrics = Ledger(engine), LedgerMetrics(registry)
         watch = Watch(ledger, max_watchers=settings.max_watchers, poll_s=settings.watch_poll_s)
         recorder = house.enter_context(
             Recorder(
                 ledger,
-                LedgerMetrics(registry),
+                metrics,
                 max_batch_size=settings.max_batch_size,
                 on_commit=watch.wake,
             )
@@ -54,7 +54,7 @@ def open_service(settings: ResultsSettings, bus: Bus) -> Iterator[Door]:
             )
         )
         house.enter_context(recording(bus, recorder, prefetch=settings.prefetch, drain_s=settings.drain_s))
-        rpc = ResultsRpc(ledger, watch)
+        rpc = ResultsRpc(ledger, watch, metrics)
         door = house.enter_context(
             rpc_server(
                 "results",

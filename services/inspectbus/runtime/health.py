@@ -8,8 +8,8 @@ inspectbus.api.v1.InferenceService   calls are welcome: a readiness probe's, and
                           ├─> is it serving, draining?
     caller ─> the door ───┘
 
-A cluster's probes speak no TLS, and a door whose calls are all taken refuses a probe like any other call: a service would
-be ended for being busy. So health has, where it is asked for, a port of its own.
+A cluster's probes speak no TLS, and a door whose calls are all taken refuses a probe like any other call: a service
+would be ended for being busy. So health has, where it is asked for, a port of its own.
 """
 
 from __future__ import annotations

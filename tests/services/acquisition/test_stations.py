@@ -357,6 +357,24 @@ def test_a_full_bus_holds_the_source_back_and_loses_nothing(images: Path, tmp_pa
             assert numbers['inspectbus_back_pressure_seconds_total{line="line-1",station="top"}'] >= 0.05
             assert numbers['inspectbus_publish_seconds_count{line="line-1",station="top"}'] == 12
             assert numbers['inspectbus_frames_in_flight{line="line-1",station="top"}'] == 0
+            # Each was sent more than once, and is no repeat for that.
+            assert numbers['inspectbus_images_repeated_total{line="line-1",station="top"}'] == 0
+            state = 'inspectbus_station_state{{line="line-1",state="{}",station="top"}}'
+            states = ("stopped", "running", "finished", "failed", "listening")
+            assert [numbers[state.format(word)] for word in states] == [0, 0, 1, 0, 0]
+
+
+def test_a_camera_that_is_frozen_is_told_by_its_repeated_images(
+    images: Path, bus: Bus, line: SmallLine, tmp_path: Path
+) -> None:
+    for file in images.iterdir():
+        file.write_bytes(b"the same picture")
+    lines = [{"name": "line-1", "stations": [folder(images)]}]
+    settings = AcquisitionSettings.model_validate({"lines": lines, "state_dir": tmp_path, "metrics_port": 0, "port": 0})
+    with open_service(settings, bus) as door, grpc.insecure_channel(door.address) as channel:
+        assert until(AcquisitionServiceStub(channel), finished).accepted == 12
+        repeated = metrics(door.metrics_address)['inspectbus_images_repeated_total{line="line-1",station="top"}']
+    assert repeated == 11
 
 
 def test_a_frame_the_bus_gives_back_is_sent_again(

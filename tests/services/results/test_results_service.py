@@ -245,9 +245,9 @@ def test_a_gate_outcome_is_told_with_its_decision_and_as_metrics(
     assert (get(results, late).gate, get(results, late).late) == (missed, True)
     seen = metrics(door)
     place = 'line="line-1",station="top"'
-    assert seen['inspectbus_gate_outcomes_total{action="pass",line="line-1",station="top"}'] == 1
-    assert seen['inspectbus_gate_outcomes_total{action="reject",line="line-1",station="top"}'] == 1
-    assert seen[f"inspectbus_gate_outcomes_late_total{{{place}}}"] == 1
+    assert seen['inspectbus_gate_outcomes_recorded_total{action="pass",line="line-1",station="top"}'] == 1
+    assert seen['inspectbus_gate_outcomes_recorded_total{action="reject",line="line-1",station="top"}'] == 1
+    assert seen[f"inspectbus_gate_outcomes_recorded_late_total{{{place}}}"] == 1
     assert seen[f"inspectbus_gate_outcome_duplicates_total{{{place}}}"] == 1
     assert seen[f"inspectbus_gate_outcome_conflicts_total{{{place}}}"] == 1
 
@@ -430,7 +430,7 @@ def test_a_full_last_page_has_no_next(results: Stub, publish: Publish, decide: D
     assert last.next_page_token == ""
 
 
-def test_scores_follow_the_labels(results: Stub, publish: Publish, decide: Decide) -> None:
+def test_scores_follow_the_labels(results: Stub, door: Door, publish: Publish, decide: Decide) -> None:
     escaped = decide(truth=Label.LABEL_GOOD)
     caught = decide(line="line-2", verdict=Verdict.VERDICT_DEFECTIVE, truth=Label.LABEL_DEFECTIVE)
     unlabelled = decide()
@@ -446,6 +446,10 @@ def test_scores_follow_the_labels(results: Stub, publish: Publish, decide: Decid
         publish(decision).result(PATIENCE_S)
     label = results_pb2.FrameLabel(frame_id=escaped.frame_id.upper(), label=Label.LABEL_DEFECTIVE)
     results.SubmitLabels(results_pb2.SubmitLabelsRequest(labels=[label]), timeout=PATIENCE_S)
+
+    seen = metrics(door)
+    given = 'inspectbus_labels_total{{label="defective",line="{}",station="top",verdict="{}"}}'
+    assert seen[given.format("line-1", "qualified")] == seen[given.format("line-2", "defective")] == 1
 
     def scores(group_by: results_pb2.ScoresGroup.ValueType, **filter_: Any) -> results_pb2.GetScoresResponse:
         request = results_pb2.GetScoresRequest(filter=results_pb2.DecisionFilter(**filter_), group_by=group_by)

@@ -18,6 +18,8 @@ from inspectbus.bus.rabbitmq.publisher import Publisher
 from inspectbus.bus.topics import Topic
 from inspectbus.errors import BusAway, NotFound
 
+ENDS = ("done", "retried", "parked", "quarantined")
+
 
 class Depth(Protocol):
     def __call__(self, topic: Topic, group: str, lane: Lane = ...) -> int: ...
@@ -84,7 +86,10 @@ class _Reading(Collector):
             "Deliveries by how they ended: done, retried, parked, quarantined.",
             labels=["queue", "how"],
         )
-        for (queue, how), count in metrics.counts().items():
+        # From 0 on: a count that first shows as 1 is one that nobody sees rise, and the first dead letter matters.
+        queues = [intake.queue for consumer in metrics.consumers() for intake in consumer.intakes.values()]
+        zeros = {(queue, how): 0 for queue in queues for how in ENDS}
+        for (queue, how), count in (zeros | metrics.counts()).items():
             settled.add_metric([queue, how], count)
         yield settled
         yield from self._queues()
