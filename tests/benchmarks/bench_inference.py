@@ -31,8 +31,12 @@ refuse two of three calls costs their parsing; a refusal in less than 10 ms at t
 Found by one quick turn (1.5 s each) on two cores that others used too, with a margin of 1.25 in admission: 0.60, 0.73
 and 0.73 of corrected raw at 8, 32 and 64 callers (raw 732 images/s); one caller waited 1.64 times a single image's pass
 (4.3 over 2.6 ms); goodput 0.3, as many answers again came too late, and a refusal took 74 ms. So a message costs Python
-about 1 CPU-ms and not 0.3, and that is where to look next: copying and parsing are 8 us of it. The margin is 2 since
-then, so that answers let in by a hair are no longer late on their way; that was not measured yet.
+about 1 CPU-ms and not 0.3. The margin is 2 since then, so that answers let in by a hair are no longer late on their
+way; that was not measured yet.
+
+Where it goes, by the CPU of the service's threads with an engine that takes no time and 8 callers, in the quieter and
+the busier of two turns on a shared machine: 0.42 and 0.79 ms a call. Of that 0.18 and 0.32 are gRPC's own, for a
+handler that gives a constant. On grpc.aio that handler took 0.26 and 0.81.
 """
 
 from __future__ import annotations
