@@ -1,7 +1,7 @@
 """What bench_inference.py measures, each as a process of its own that does what its standard input says.
 
     raw:     the engine in a tight loop   stdin: BATCH STREAMS SECONDS ─> images a second, and what a pass took
-    serve:   the inference service        stdout: where it listens; ends with its input
+    serve:   the inference service        stdout: where it listens; ends with its input (Mosec: mosec_end.py)
     clients: callers in a closed loop     stdin: CALLERS SECONDS ─> answers, what they took, and the CPU of the callers
     flood:   calls that come evenly       stdin: RATE PATIENCE_MS SECONDS ─> what became of them, and the CPU of it
 
@@ -12,17 +12,21 @@ however many are answered, so many times a second.
 from __future__ import annotations
 
 import json
+import select
+import socket
 import statistics
 import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 RAMP_S = 0.4
 """Before anything is counted: until all callers have their first answer, and threads their caches."""
@@ -159,12 +163,16 @@ Asker = Callable[[float, Callable[[str], None]], None]
 def _ask_inspectbus(address: str, side: int) -> Asker:
     import grpc
 
-    from inspectbus.api.v1.inference_pb2 import InferRequest, InferResponse
-    from inspectbus.api.v1.inference_pb2_grpc import InferenceServiceStub
+    from inspectbus.api.v1.inference_pb2 import DESCRIPTOR, InferRequest
     from inspectbus.imaging.pixels import to_pixels
 
-    stub = InferenceServiceStub(grpc.insecure_channel(address))
-    request = InferRequest(pixels=to_pixels(np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)))
+    # Bytes that were made once, as over HTTP: no message is made or parsed here for each call.
+    infer: grpc.UnaryUnaryMultiCallable[bytes, bytes] = grpc.insecure_channel(address).unary_unary(
+        f"/{DESCRIPTOR.services_by_name['InferenceService'].full_name}/Infer",
+        request_serializer=None,
+        response_deserializer=None,
+    )
+    request = InferRequest(pixels=to_pixels(_image(side))).SerializeToString()
 
     outcomes = {
         grpc.StatusCode.RESOURCE_EXHAUSTED: REFUSED,
@@ -175,9 +183,9 @@ def _ask_inspectbus(address: str, side: int) -> Asker:
     }
 
     def ask(patience_s: float, answered: Callable[[str], None]) -> None:
-        call = stub.Infer.future(request, timeout=patience_s)
+        call = infer.future(request, timeout=patience_s)
 
-        def done(ended: grpc.Future[InferResponse]) -> None:
+        def done(ended: grpc.Future[bytes]) -> None:
             error = ended.exception()
             answered(ANSWER if error is None else outcomes.get(error.code(), str(error)))  # type: ignore[attr-defined]
 
@@ -186,7 +194,51 @@ def _ask_inspectbus(address: str, side: int) -> Asker:
     return ask
 
 
-ASKERS: dict[str, Callable[[str, int], Asker]] = {"inspectbus": _ask_inspectbus}
+class _Http:
+    """What a call over HTTP costs at least: a request that was made once, a connection for each call under way, and one
+    thread that reads the answers."""
+
+    def __init__(self, address: str, body: bytes) -> None:
+        host, _, port = address.rpartition(":")
+        self._at = (host, int(port))
+        head = f"POST /inference HTTP/1.1\r\nHost: {address}\r\nContent-Length: {len(body)}\r\n\r\n"
+        self._request = head.encode() + body
+        self._idle: deque[socket.socket] = deque()
+        self._calls: dict[int, tuple[socket.socket, Callable[[str], None]]] = {}
+        """By the number of the connection."""
+        self._epoll = select.epoll()
+        threading.Thread(target=self._read, name="http", daemon=True).start()
+
+    def ask(self, patience_s: float, answered: Callable[[str], None]) -> None:
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection = socket.create_connection(self._at, patience_s)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._epoll.register(connection, select.EPOLLIN)
+        self._calls[connection.fileno()] = (connection, answered)
+        connection.sendall(self._request)
+
+    def _read(self) -> None:
+        while True:
+            for number, _ in self._epoll.poll():
+                connection, answered = self._calls.pop(number)
+                answer = connection.recv(4096)
+                self._idle.append(connection)
+                # Head and body of a few bytes come at once; a head alone is no answer.
+                good = answer.startswith(b"HTTP/1.1 200 ") and not answer.endswith(b"\r\n")
+                answered(ANSWER if good else f"over HTTP came {answer!r}")
+
+
+def _ask_mosec(address: str, side: int) -> Asker:
+    return _Http(address, _image(side).tobytes()).ask
+
+
+def _image(side: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+
+
+ASKERS: dict[str, Callable[[str, int], Asker]] = {"inspectbus": _ask_inspectbus, "mosec": _ask_mosec}
 
 
 def serve(version: str, engine: str, streams: str, threads: str, batch: str) -> None:

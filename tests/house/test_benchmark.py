@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -63,6 +64,17 @@ def test_the_quick_benchmark_of_inference_ends_with_its_figures_as_json() -> Non
     one = figures["callers"]["1"]
     assert told["single_p50_over_raw"] == pytest.approx(one["p50_ms"] / figures["raw_single_ms"], rel=0.05)
     assert 0 < one["p50_ms"] <= one["p99_ms"]
+    if importlib.util.find_spec("mosec") is None:
+        assert told["over_mosec"] is None
+    else:
+        assert {of: set(ratios) for of, ratios in told["over_mosec"].items()} == {
+            "throughput": {"8", "32", "64"},
+            "p50": {"1", "8"},
+            "p99": {"1", "8", "32", "64"},
+        }
+        theirs = figures["mosec"]["callers"]["8"]
+        ratio = theirs["p99_ms"] / figures["callers"]["8"]["p99_ms"]
+        assert told["over_mosec"]["p99"]["8"] == pytest.approx(ratio, rel=0.05)
     overload = figures["overload"]
     assert overload["offered_per_s"] >= overload["goodput_per_s"]
     assert told["overload_goodput"] >= 0
