@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any, cast
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from inspectbus.api.v1 import frame_pb2, results_pb2
+from inspectbus.results.ledger import Labelled
+from inspectbus.results.metrics import LedgerMetrics
 from inspectbus.results.rpc import ResultsRpc
 from inspectbus.runtime.identity import ANONYMOUS, LOCAL_ADMIN, Identity, caller
 from inspectbus.runtime.roles import Role
@@ -21,8 +24,9 @@ class Signatures:
     def __init__(self) -> None:
         self.by: list[str] = []
 
-    def label(self, given: object, by: str) -> None:
+    def label(self, given: object, by: str) -> list[Labelled]:
         self.by.append(by)
+        return []
 
 
 @pytest.mark.parametrize(
@@ -41,7 +45,7 @@ def test_a_label_is_signed(sender: Identity, named: str, signed: str) -> None:
     label = results_pb2.FrameLabel(frame_id=FRAME, label=frame_pb2.LABEL_GOOD)
     token = caller.set(sender)
     try:
-        rpc: Any = ResultsRpc(cast(Any, ledger), cast(Any, None))
+        rpc: Any = ResultsRpc(cast(Any, ledger), cast(Any, None), LedgerMetrics(CollectorRegistry()))
         rpc.SubmitLabels(results_pb2.SubmitLabelsRequest(labels=[label], by=named), None)
     finally:
         caller.reset(token)
