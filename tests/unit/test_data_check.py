@@ -15,7 +15,7 @@ import pytest
 from inspectbus.errors import BadField
 from inspectbus.imaging import Image
 from inspectbus.stores.datasets import Item, Label, open_dataset
-from inspectbus.stores.datasets.check import Finding, Report, survey
+from inspectbus.stores.datasets.check import Finding, Report, check_marks, survey
 from inspectbus.stores.datasets.masks import read_mask
 from tests.doubles.pictures import encoded, textured
 
@@ -324,3 +324,37 @@ def test_commutators_that_came_twice_into_the_collection_are_found() -> None:
         (f"kos_{one}", f"kos_{two}") for one, two in ((254, 237), (252, 235), (248, 236), (251, 231), (250, 238))
     }
     assert [finding.about for finding in report.findings] == ["likeness"]
+
+
+# --- marks of one side
+
+
+@pytest.mark.parametrize(
+    ("marks", "says"),
+    [
+        ({"a": "test"}, "20 of 40 images are marked 'test' and none 'train'"),
+        ({"a": "test", "b": "test"}, "40 of 40 images are marked 'test' and none 'train'"),
+        ({"a": "train"}, "20 of 40 images are marked 'train' and none 'test'"),
+        ({"a": "train", "b": "test"}, ""),
+        ({"a": "train", "b": "train"}, ""),
+        ({}, ""),
+    ],
+)
+def test_marks_that_name_one_side_alone_are_not_passed_over(tmp_path: Path, marks: dict[str, str], says: str) -> None:
+    rows = []
+    for place, half in enumerate("ab"):
+        for number in range(20):
+            name = write(tmp_path, f"{half}{number}.png", picture(1000 * place + number)).name
+            label = "good" if number % 2 else "defective"
+            rows.append({"file": name, "label": label, "split": marks.get(half, "")})
+    write_rows(tmp_path, rows)
+    dataset = open_dataset(str(tmp_path))
+
+    found = [finding.says for finding in survey(dataset).findings if finding.about == "split"]
+
+    assert [each.partition(":")[0] for each in found] == ([says] if says else [])
+    if says:
+        with pytest.raises(BadField, match=says):
+            check_marks(dataset)
+    else:
+        assert check_marks(dataset) is dataset

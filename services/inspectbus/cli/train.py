@@ -118,16 +118,22 @@ def evaluate(
     from inspectbus.domain.model_version import PRODUCTION
     from inspectbus.domain.names import name_from
     from inspectbus.stores.datasets import open_dataset, split
+    from inspectbus.stores.datasets.check import check_marks
     from inspectbus.stores.models import ModelStore, default_url
     from inspectbus.training.evaluation import evaluate as evaluated
+    from inspectbus.training.overlap import overlap
     from inspectbus.training.settings import TrainingSettings
 
-    held_out = split(open_dataset(data)).held_out
+    parts = split(check_marks(open_dataset(data)))
+    held_out = parts.held_out
     with training_door(state, data, takes_jobs=False) as client:
         name = model or name_from(held_out.name)
         found = client.model(name, version=version) if version else client.model(name, alias=PRODUCTION)
     store = TrainingSettings.load(state_dir=state).model_store_url or default_url(state)
     folder = ModelStore(store, state / "model-cache").fetch(found.name, found.version)
+    met = overlap(folder, parts)
+    if met.warning:
+        typer.echo(f"warning: {met.warning}", err=True)
     with stage_bar(Console(stderr=True)) as show:
         result = evaluated(folder, held_out.items, on_progress=lambda done, total: show("evaluating", done, total, ""))
     confusion, thresholds = result.confusion, result.thresholds
@@ -141,7 +147,7 @@ def evaluate(
         }
         export = vars(result.export) if result.export is not None else None
         counts = {"confusion": vars(confusion), "unreadable": result.unreadable, "images": held_out.words}
-        json_line({**facts, **counts, "export": export})
+        json_line({**facts, **counts, "export": export, "overlap": vars(met)})
         return
     table(("score", "value"), list(result.scores.items()))
     print_line(

@@ -18,6 +18,7 @@ from inspectbus.domain.names import checked_name, name_from
 from inspectbus.errors import BadField
 from inspectbus.networks.classifier import build
 from inspectbus.stores.datasets import ELPV, Dataset, open_dataset
+from inspectbus.stores.datasets.check import check_marks
 from inspectbus.training.comparison.terms import Terms, compared_plan, known_models
 from inspectbus.training.plan import Plan
 from inspectbus.training.settings import TrainingSettings
@@ -76,6 +77,7 @@ def _dataset(data: str, settings: TrainingSettings) -> Dataset:
         dataset = open_dataset(data_source(data, settings.data_root))
         if not dataset.labelled:
             raise BadField(f"{data!r} holds images without labels, so there is nothing to learn")
+        check_marks(dataset)
     except BadField as error:
         # The fault may lie in a file of the data set; the message names it, and the caller's field is this one.
         raise BadField(error.message, field="plan.data") from None
@@ -85,7 +87,7 @@ def _dataset(data: str, settings: TrainingSettings) -> Dataset:
 def _named(error: ValidationError) -> BadField:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
-    return BadField(first["msg"], field=f"plan.{where}")
+    return BadField(f"{where}: {first['msg']}", field=f"plan.{where}")
 
 
 def data_source(data: str, data_root: Path) -> str:

@@ -2,12 +2,14 @@
 
 Dataset ─> survey ─┬─ every file read once: size, sha256, sketch (sketches.py), mask
                    ├─ sketches ─> likeness ─> pictures of the same thing
-                   └─ split ─> on which side each stands
+                   ├─ split ─> on which side each stands
+                   └─ marks: what people say of that
         ─> Report ─> findings, in words
 """
 
 from inspectbus.stores.datasets.check.likeness import Pair, alike, near_across
+from inspectbus.stores.datasets.check.marks import check_marks
 from inspectbus.stores.datasets.check.sketches import sketch
 from inspectbus.stores.datasets.check.survey import Finding, Report, survey
 
-__all__ = ["Finding", "Pair", "Report", "alike", "near_across", "sketch", "survey"]
+__all__ = ["Finding", "Pair", "Report", "alike", "check_marks", "near_across", "sketch", "survey"]

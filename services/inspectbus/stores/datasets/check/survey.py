@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 
 from inspectbus.errors import BadField, NotPossibleNow
 from inspectbus.stores.datasets.check.likeness import MAX_PAIRS, MIN_PICTURES, alike
+from inspectbus.stores.datasets.check.marks import half_marked
 from inspectbus.stores.datasets.check.reading import Look, look_at_all
 from inspectbus.stores.datasets.class_names import BESIDE, CLASS_NAMES, closest, plain
 from inspectbus.stores.datasets.items import MAX_IMAGES, Dataset, Item, Label, images_in
@@ -188,6 +189,8 @@ def _findings(dataset: Dataset, looks: Sequence[Look], report: Report, trouble: 
     if trouble:
         astride = _astride(dataset)
         yield Finding("groups" if astride else "split", trouble, astride)
+    if marks := half_marked(dataset):
+        yield Finding("split", marks, tuple(item.name for item in dataset.items if item.half))
     yield from _of_copies(report)
     yield from _of_likeness(report)
     yield from _of_masks(looks)
