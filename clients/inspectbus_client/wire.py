@@ -16,7 +16,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Protocol, TypeVar, get_args
 
 import grpc
+from opentelemetry import trace
 
+from inspectbus.carrying import carrying
 from inspectbus.errors import BadField, NotPossibleNow
 from inspectbus_client.failures import failure_of
 
@@ -95,7 +97,10 @@ class Wire:
         with self._lock:
             self.check_open()
             if service not in self._channels:
-                self._channels[service] = grpc.insecure_channel(self._addresses[service], options=self._options())
+                channel = grpc.insecure_channel(self._addresses[service], options=self._options())
+                # Who takes no traces pays for none.
+                traced = not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+                self._channels[service] = carrying(channel) if traced else channel
             return self._channels[service]
 
     def check_open(self) -> None:

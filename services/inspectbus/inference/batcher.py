@@ -16,6 +16,7 @@ import time
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -23,6 +24,7 @@ import numpy as np
 import prometheus_client as prometheus
 import structlog
 
+from inspectbus import spans
 from inspectbus.bus import Lane
 from inspectbus.bus.lanes import Lanes
 from inspectbus.errors import BadField, Internal, ModelNotReady, QueueFull, TooLate
@@ -81,6 +83,8 @@ class _Item:
     image: Image
     lane: Lane
     deadline_s: float
+    context: Context = field(default_factory=copy_context)
+    """Whose image it is: log lines and the batch's span find it here."""
     future: Future[Scored] = field(default_factory=Future)
     arrived_s: float = field(default_factory=time.monotonic)
     queued_at_s: float = field(default_factory=time.time)
@@ -256,7 +260,10 @@ class Batcher:
             np.copyto(self._slot[place], item.image)
         begun = time.perf_counter()
         try:
-            with self._watchdog.watching(f"a pass of {len(batch)} images through the network"):
+            with (
+                self._watchdog.watching(f"a pass of {len(batch)} images through the network"),
+                spans.batch("infer", [item.context for item in batch]),
+            ):
                 output = self._engine.infer(self._slot[: len(batch)])
             heatmaps = _checked(output, len(batch))
         except Exception as error:  # an engine may raise anything; it concerns these images and never the next
@@ -266,7 +273,7 @@ class Batcher:
                 for item in batch:
                     self._judge([item])
                 return
-            log.error("the engine failed on an image", error=repr(error))
+            batch[0].context.run(log.error, "the engine failed on an image", error=repr(error))
             _fail(batch, Internal(f"the engine failed on this image: {type(error).__name__}: {error}"[:500]))
             return
         self._metrics.compute_seconds.observe(time.perf_counter() - begun)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from functools import partial
 
 import prometheus_client as prometheus
@@ -28,6 +29,7 @@ from inspectbus.api.v1.decision_pb2 import (
 )
 from inspectbus.api.v1.prepared_frame_pb2 import PreparedFrame
 from inspectbus.bus import Bus, Delivery, Lane, Message, topics
+from inspectbus.bus.handling import in_hand
 from inspectbus.bus.messages import decision_message
 from inspectbus.domain.decision import decision_of, hold_decision
 from inspectbus.domain.frame import checked_frame
@@ -115,7 +117,7 @@ class _Door:
         prepared = _parsed(message)
         serving = self._loader.wait()
         if prepared.pixels.HasField("claim"):
-            self._fetchers.submit(self._fetch, delivery, prepared, serving)
+            self._fetchers.submit(copy_context().run, self._fetch, delivery, prepared, serving)
         else:
             self._judge(delivery, prepared, serving)
 
@@ -196,7 +198,8 @@ class _Door:
 
     def _settle(self, delivery: Delivery, publish: Callable[[], Future[None]]) -> None:
         try:
-            delivery.done(after=[publish()])
+            with in_hand(delivery.message):
+                delivery.done(after=[publish()])
         except Exception as error:  # nobody looks into a pool's futures: unsettled, the frame would be stuck for good
             delivery.retry(error)
 

@@ -28,6 +28,7 @@ from inspectbus.errors import InspectBusError, Internal
 from inspectbus.runtime.identity import caller, identify
 from inspectbus.runtime.metrics import metrics_server
 from inspectbus.runtime.settings import ServiceSettings
+from inspectbus.runtime.tracing import call_spans
 
 log = structlog.get_logger(__name__)
 
@@ -69,7 +70,7 @@ def rpc_server(
     """
     server = grpc.server(
         ThreadPoolExecutor(settings.rpc_threads, thread_name_prefix=f"{service}-rpc"),
-        interceptors=[Guard(registry)],
+        interceptors=[*call_spans(), Guard(registry)],
         maximum_concurrent_rpcs=settings.rpc_threads,
         options=[
             ("grpc.max_receive_message_length", settings.max_message_bytes),

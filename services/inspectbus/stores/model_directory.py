@@ -19,6 +19,7 @@ from inspectbus.api.v1 import model_pb2, model_pb2_grpc
 from inspectbus.domain.model_version import ModelCard
 from inspectbus.domain.names import checked_name
 from inspectbus.errors import ModelNotReady
+from inspectbus.runtime.tracing import carried
 
 log = structlog.get_logger(__name__)
 
@@ -28,7 +29,7 @@ class ModelDirectory:
 
     def __init__(self, address: str, cache_dir: Path, *, fresh_s: float = 5.0, patience_s: float = 3.0) -> None:
         self._channel = grpc.insecure_channel(address)
-        self._owner = model_pb2_grpc.ModelServiceStub(self._channel)
+        self._owner = model_pb2_grpc.ModelServiceStub(carried(self._channel))
         self._address = address
         self._cache_dir = cache_dir
         self._fresh_s = fresh_s
