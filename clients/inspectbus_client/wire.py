@@ -18,7 +18,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, Protocol, TypeVar, get_args
 
 import grpc
+from opentelemetry import trace
 
+from inspectbus.carrying import carrying
 from inspectbus.channels import NO_ACCESS, Access, open_channel
 from inspectbus.errors import BadField, NotPossibleNow
 from inspectbus_client.failures import failure_of
@@ -114,7 +116,10 @@ class Wire:
         with self._lock:
             self.check_open()
             if service not in self._channels:
-                self._channels[service] = open_channel(self._addresses[service], self._access, self._options())
+                channel = open_channel(self._addresses[service], self._access, self._options())
+                # Who takes no traces pays for none.
+                traced = not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+                self._channels[service] = carrying(channel) if traced else channel
             return self._channels[service]
 
     def check_open(self) -> None:

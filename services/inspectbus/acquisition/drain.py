@@ -17,7 +17,9 @@ from dataclasses import dataclass
 
 import structlog
 from google.protobuf.message import DecodeError
+from opentelemetry.trace import SpanKind
 
+from inspectbus import spans
 from inspectbus.acquisition.breaker import Breaker
 from inspectbus.acquisition.claims import Claims
 from inspectbus.acquisition.metrics import AcquisitionMetrics
@@ -155,7 +157,11 @@ class Drain:
         try:
             frame = self._claims.claimed(frame_pb2.Frame.FromString(body))
             message = frame_message(frame, Lane.BACKLOG)
+            step = spans.begin(
+                "publish", frame.frame_id, kind=SpanKind.PRODUCER, attributes={"lane": Lane.BACKLOG.value}
+            )
             confirmed = self._bus.publish(FRAMES, message, patience_s=CONFIRM_S)
+            confirmed.add_done_callback(lambda done: spans.end(step, done.exception()))
         except (BadField, DecodeError) as error:
             lost = f"{NEVER}{error}"
             confirmed = Future()

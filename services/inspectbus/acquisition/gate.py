@@ -20,18 +20,20 @@ from pathlib import Path
 
 import structlog
 from google.protobuf.message import DecodeError
+from opentelemetry.trace import INVALID_SPAN, Span
 
+from inspectbus import spans
 from inspectbus.acquisition.gate_journal import REMEMBERED, GateJournal
 from inspectbus.acquisition.gate_outbox import Outbox
 from inspectbus.acquisition.gate_watch import Watcher, Watchers
 from inspectbus.acquisition.metrics import AcquisitionMetrics
-from inspectbus.acquisition.outputs import Feeder, Output, open_output
+from inspectbus.acquisition.outputs import Feeder, Output, open_output, words
 from inspectbus.acquisition.settings import GateSettings
 from inspectbus.api.v1 import acquisition_pb2, gate_pb2
 from inspectbus.api.v1.decision_pb2 import Decision
 from inspectbus.api.v1.frame_pb2 import Frame
 from inspectbus.api.v1.gate_pb2 import GATE_REASON_DEADLINE, GATE_REASON_DECISION, GATE_REASON_RESTART, GateOutcome
-from inspectbus.bus import Bus, Message
+from inspectbus.bus import Bus, Message, handling
 from inspectbus.bus.topics import DECISIONS
 from inspectbus.domain.gate import action_for, is_late
 from inspectbus.errors import BusClosed, InspectBusError, QueueFull
@@ -57,6 +59,8 @@ class _Expected:
     """Both by the gate's monotonic clock."""
     senders: int = 1
     """How many times it is being sent; it is forgotten when all of them were refused."""
+    part: Span = INVALID_SPAN
+    """The first step of the part's trace, over when it has its outcome."""
 
 
 class Gate:
@@ -157,8 +161,10 @@ class Gate:
                 part_id=frame.part_id,
             )
             journal.expect(outcome)
+            named = {"line": frame.line, "station": frame.station, "part_id": frame.part_id}
+            part = spans.begin_part(frame.frame_id, named)
             with self._changed:
-                self._pending[frame.frame_id] = _Expected(outcome, since_s, due_s)
+                self._pending[frame.frame_id] = _Expected(outcome, since_s, due_s, part=part)
                 if len(self._pending) == 1:
                     self._sooner = True
                     self._changed.notify_all()
@@ -179,7 +185,11 @@ class Gate:
             try:
                 self._opened().forget(frame_id)
             except InspectBusError as error:
-                log.warning("a refused frame stays in the journal and gets an outcome", detail=error.message)
+                log.warning(
+                    "a refused frame stays in the journal and gets an outcome",
+                    detail=error.message,
+                    **spans.words(frame_id, self._line, self._station),
+                )
 
     def _on_news(self, message: Message) -> None:
         self.hear(message)
@@ -194,7 +204,7 @@ class Gate:
         try:
             decision = Decision.FromString(message.body)
         except DecodeError:
-            log.warning("news that is no decision", subject=message.subject)
+            log.warning("news that is no decision", **handling.words(message))
             return
         with self._changed:
             expected = self._pending.get(decision.frame_id)
@@ -222,6 +232,7 @@ class Gate:
                 self._metrics.count(outcome)
                 for output in self._outputs:
                     output.act(outcome)
+                self._show(outcome)
             if beat:
                 self._beat(now_s)
             with self._changed:
@@ -353,8 +364,18 @@ class Gate:
             outcome.waited_s = max(0.0, now_s - expected.since_s)
         outcome.at.FromNanoseconds(int(self._wall_clock() * 1e9))
         self._ready.append(outcome)
+        spans.end(expected.part)
         self._decided += 1
         self._metrics.pending.dec()
+
+    def _show(self, outcome: GateOutcome) -> None:
+        """The last step of the part's trace: from its outcome until the outputs know."""
+        if spans.are_recorded():
+            decided_s = outcome.at.ToNanoseconds() / 1e9
+            said = {
+                name: str(value) for name, value in words(outcome).items() if name in ("action", "reason", "verdict")
+            }
+            spans.end(spans.begin("gate", outcome.frame_id, start_s=decided_s, attributes=said))
 
     def _remember(self, frame_id: str) -> None:
         """Lock held."""

@@ -27,9 +27,10 @@ from google.protobuf.message import DecodeError
 from inspectbus.acquisition.metrics import AcquisitionMetrics
 from inspectbus.acquisition.settings import AcquisitionSettings
 from inspectbus.api.v1 import decision_pb2, results_pb2, results_pb2_grpc
-from inspectbus.bus import Message
+from inspectbus.bus import Message, handling
 from inspectbus.channels import open_channel
 from inspectbus.errors import BusClosed, QueueFull, TooLate
+from inspectbus.runtime.tracing import carried
 
 log = structlog.get_logger(__name__)
 
@@ -84,7 +85,7 @@ class Inspections:
         self._thread = threading.Thread(target=self._keep, name="inspections", daemon=True)
 
     def __enter__(self) -> Inspections:
-        channel = self._stack.enter_context(open_channel(self._results_address, self._access))
+        channel = carried(self._stack.enter_context(open_channel(self._results_address, self._access)))
         self._ledger = results_pb2_grpc.ResultsServiceStub(channel)
         self._thread.start()
         self._stack.callback(self._end_thread)
@@ -153,7 +154,7 @@ class Inspections:
         try:
             decision = decision_pb2.Decision.FromString(message.body)
         except DecodeError:
-            log.warning("news that is no decision", subject=message.subject)
+            log.warning("news that is no decision", **handling.words(message))
             return
         with self._changed:
             case = self._cases.get(decision.frame_id)

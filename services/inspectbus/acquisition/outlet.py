@@ -14,6 +14,9 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
+from opentelemetry.trace import INVALID_SPAN, Span, SpanKind
+
+from inspectbus import spans
 from inspectbus.acquisition.breaker import Breaker
 from inspectbus.acquisition.claims import Claims
 from inspectbus.acquisition.drain import Drain
@@ -22,7 +25,7 @@ from inspectbus.acquisition.metrics import AcquisitionMetrics
 from inspectbus.acquisition.settings import AcquisitionSettings, StationSettings
 from inspectbus.acquisition.spool import Bounds, Spool, spool_folder
 from inspectbus.api.v1 import frame_pb2
-from inspectbus.bus import Bus, Message
+from inspectbus.bus import Bus, Message, handling
 from inspectbus.bus.messages import frame_message
 from inspectbus.bus.topics import FRAMES
 from inspectbus.errors import BusClosed, InspectBusError, QueueFull, StorageAway, StorageFull, TooLate
@@ -44,6 +47,7 @@ class _Passage:
     spooling: bool = False
     """It goes to disk, whatever the bus still says of it."""
     settled: bool = False
+    step: Span = INVALID_SPAN
 
 
 class Outlet:
@@ -131,6 +135,10 @@ class Outlet:
         frame was not accepted. `may_spool` False: whoever waits for the decision has no use for a later one.
         The frame's part waits at the gate from the first moment on; raises as `Gate.expect`, too.
         """
+        with spans.InHand(frame.frame_id, frame.line, frame.station):
+            return self._publish(frame, may_spool)
+
+    def _publish(self, frame: frame_pb2.Frame, may_spool: bool) -> Future[None]:
         self._compare(frame)
         try:
             self._gate.expect(frame)
@@ -147,6 +155,7 @@ class Outlet:
             raise
 
     def _send(self, frame: frame_pb2.Frame, may_spool: bool) -> Future[None]:
+        step = spans.begin("publish", frame.frame_id, kind=SpanKind.PRODUCER)
         spools = self._spools and may_spool and self._spool is not None
         away = spools and self._knows_the_bus_away
         store_fails: InspectBusError | None = None
@@ -156,7 +165,7 @@ class Outlet:
             except (StorageFull, StorageAway) as error:
                 # The station's own disk takes the image as well, and the drain claims it later.
                 store_fails, away = error, spools
-        passage = _Passage(frame_message(frame), spools)
+        passage = _Passage(frame_message(frame), spools, step=step)
         passage.accepted.set_running_or_notify_cancel()  # nobody can cancel what others already work on
         try:
             if away:
@@ -223,6 +232,10 @@ class Outlet:
 
     def _on_bus(self, passage: _Passage, confirmed: Future[None]) -> None:
         """On the bus's thread, so nothing here may block."""
+        with handling.in_hand(passage.message):
+            self._on_bus_in_hand(passage, confirmed)
+
+    def _on_bus_in_hand(self, passage: _Passage, confirmed: Future[None]) -> None:
         error = confirmed.exception()
         if error is None:
             self._breaker.close()
@@ -278,6 +291,9 @@ class Outlet:
                 self._in_flight_gauge.dec()
             self._accepted += error is None
             self._changed.notify_all()
+        if passage.spooling:
+            passage.step.set_attribute("inspectbus.spooled", True)
+        spans.end(passage.step, error)
         if error is None:
             self._accepted_total.inc()
             self._publish_seconds.observe(time.monotonic() - passage.begun_s)

@@ -19,6 +19,7 @@ from typing import Any, Protocol, assert_never
 import structlog
 from prometheus_client import Counter
 
+from inspectbus import spans
 from inspectbus.acquisition.settings import FileOutputSettings, LogOutputSettings, OutputSettings
 from inspectbus.api.v1.decision_pb2 import Verdict
 from inspectbus.api.v1.gate_pb2 import GateAction, GateOutcome, GateReason
@@ -55,7 +56,7 @@ class LogOutput:
     """A line in the service's log for each outcome."""
 
     def act(self, outcome: GateOutcome) -> None:
-        log.info("gate", **words(outcome))
+        log.info("gate", trace_id=spans.trace_id_of(outcome.frame_id), **words(outcome))
 
     def heartbeat(self) -> None:
         """A log is read later, when nobody acts on it."""

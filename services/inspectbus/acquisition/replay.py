@@ -22,6 +22,7 @@ from itertools import islice
 
 import structlog
 
+from inspectbus import spans
 from inspectbus.acquisition.cursor import Cursor, Journal, Mark
 from inspectbus.acquisition.metrics import AcquisitionMetrics
 from inspectbus.acquisition.outlet import RESCUE_S, Outlet
@@ -274,7 +275,9 @@ class Replay:
 
     def _refuse(self, position: int, error: BaseException) -> None:
         """Keeps the frame for another try."""
-        self._trouble("bus", f"a frame was refused, trying again: {error}")
+        frame = self._under_way[position]
+        with spans.InHand(frame.frame_id, frame.line, frame.station):
+            self._trouble("bus", f"a frame was refused, trying again: {error}")
         with self._changed:
             self._pause_s = min(max(2 * self._pause_s, FIRST_PAUSE_S), LONGEST_PAUSE_S)
             self._again_at_s = time.monotonic() + self._pause_s

@@ -1,16 +1,14 @@
 """Bodies on their way: which key, id and trace each kind of message travels under.
 
-A frame's id is also the id of its trace (W3C Trace Context): whoever follows traces sees one frame's way through all
-services without anybody having to hand an id on.
+A frame's id is also the id of its trace (W3C Trace Context, see spans.py): whoever follows traces sees one frame's way
+through all services without anybody having to hand an id on.
 """
 
 from __future__ import annotations
 
-import secrets
-import uuid
-
 from google.protobuf.message import Message as ProtoMessage
 
+from inspectbus import spans
 from inspectbus.api.v1.decision_pb2 import Decision, Verdict
 from inspectbus.api.v1.frame_pb2 import Frame
 from inspectbus.api.v1.gate_pb2 import GateOutcome
@@ -52,13 +50,5 @@ def _message(
         subject=frame_id,
         lane=lane,
         id=f"{frame_id}{what}",
-        headers=_trace(frame_id),
+        headers=spans.traceparent(frame_id),
     )
-
-
-def _trace(frame_id: str) -> dict[str, str]:
-    try:
-        trace_id = uuid.UUID(frame_id).hex
-    except ValueError:  # a body that nobody will take has no trace either
-        return {}
-    return {"traceparent": f"00-{trace_id}-{secrets.token_hex(8)}-01"}

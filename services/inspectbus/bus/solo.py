@@ -24,6 +24,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from inspectbus.bus.contract import Epitaph, Handler, Lane, Message
+from inspectbus.bus.handling import followed
 from inspectbus.bus.keeper import when_all
 from inspectbus.bus.topics import ALL, Topic
 from inspectbus.errors import BusClosed, InspectBusError
@@ -154,7 +155,7 @@ class SoloBus:
         self, topic: Topic, group: str, handler: Handler, *, prefetch: int = 16, epitaph: Epitaph | None = None
     ) -> SoloSubscription:
         """The epitaph is spoken by the parent, who survives what happens here."""
-        self._handlers[topic.name, group] = handler
+        self._handlers[topic.name, group] = followed(topic, group, handler)
         self._wire.send({"verb": "ready", "topic": topic.name, "group": group})
         return SoloSubscription()
 

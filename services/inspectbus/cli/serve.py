@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -31,10 +32,11 @@ def serve(
     """Run services in this process until it is told to stop."""
     from inspectbus.line import SERVICES, open_line, read_plant, settings_class
     from inspectbus.runtime.signals import stop_on_signals
+    from inspectbus.runtime.tracing import exported
 
     console = Console(stderr=True)
     sections = read_plant(config) if config else {}
-    with stop_on_signals() as stop, open_line(services, sections) as doors:
+    with stop_on_signals() as stop, exported(services, os.environ), open_line(services, sections) as doors:
         table = Table(title="serving", title_justify="left")
         for column in ("service", "gRPC", "metrics"):
             table.add_column(column)

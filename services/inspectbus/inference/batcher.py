@@ -19,6 +19,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
@@ -26,6 +27,7 @@ from types import TracebackType
 import numpy as np
 import structlog
 
+from inspectbus import spans
 from inspectbus.bus import Lane
 from inspectbus.bus.contract import BACKLOG_SHARE
 from inspectbus.errors import BadField, Internal, ModelNotReady, QueueFull, TooLate
@@ -60,6 +62,8 @@ class _Item:
     lane: Lane
     deadline_s: float
     arrived_s: float
+    context: Context = field(default_factory=copy_context)
+    """Whose image it is: log lines and the batch's span find it here."""
     future: Future[Scored] = field(default_factory=Future)
     queued_at_s: float = field(default_factory=time.time)
 
@@ -405,7 +409,10 @@ class Batcher:
         start = min(batch.start + first, self._max_batch_size - size)
         begun_s = self._clock()
         try:
-            with self._watchdog.watching(f"a pass of {count} images through the network"):
+            with (
+                self._watchdog.watching(f"a pass of {count} images through the network"),
+                spans.batch("infer", [item.context for item in batch.items[first : first + count]]),
+            ):
                 output = self._engine.infer(batch.slot.images[start : start + size])
             heatmaps = _checked(output, size)
         except Exception as error:  # an engine may raise anything; it concerns these images and never the next
@@ -413,7 +420,7 @@ class Batcher:
             if count > 1:
                 log.warning("the engine failed on a batch, trying its images one by one", error=repr(error))
                 return [self._computed(batch, place, 1)[0] for place in range(first, first + count)]
-            log.error("the engine failed on an image", error=repr(error))
+            batch.items[first].context.run(log.error, "the engine failed on an image", error=repr(error))
             return [Internal(f"the engine failed on this image: {type(error).__name__}: {error}"[:500])]
         compute_s = self._clock() - begun_s
         with self._lock:

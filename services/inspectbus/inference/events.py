@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from contextvars import copy_context
 from functools import partial
 
 import prometheus_client as prometheus
@@ -34,6 +35,7 @@ from inspectbus.api.v1.decision_pb2 import (
 from inspectbus.api.v1.model_pb2 import AliasChange
 from inspectbus.api.v1.prepared_frame_pb2 import PreparedFrame
 from inspectbus.bus import Bus, Delivery, Lane, Message, topics
+from inspectbus.bus.handling import in_hand
 from inspectbus.bus.messages import decision_message
 from inspectbus.domain.decision import decision_of, hold_decision
 from inspectbus.domain.frame import checked_frame
@@ -155,7 +157,9 @@ class _Door:
             self._take(delivery, prepared)
         else:
             until_s = time.monotonic() + self._settings.model_patience_s
-            self._aside.submit(self._settling, delivery, partial(self._wait_aside, delivery, prepared, until_s))
+            self._aside.submit(
+                copy_context().run, self._settling, delivery, partial(self._wait_aside, delivery, prepared, until_s)
+            )
 
     def _wait_aside(self, delivery: Delivery, prepared: PreparedFrame, until_s: float) -> None:
         self._loader.await_preparation(prepared.preparation_hash, until_s)
@@ -165,7 +169,9 @@ class _Door:
 
     def _take(self, delivery: Delivery, prepared: PreparedFrame) -> None:
         if prepared.pixels.HasField("claim"):
-            self._fetchers.submit(self._settling, delivery, partial(self._fetch, delivery, prepared))
+            self._fetchers.submit(
+                copy_context().run, self._settling, delivery, partial(self._fetch, delivery, prepared)
+            )
         else:
             self._judge(delivery, prepared)
 
@@ -251,7 +257,8 @@ class _Door:
 
     def _settle(self, delivery: Delivery, publish: Callable[[], Future[None]]) -> None:
         try:
-            delivery.done(after=[publish()])
+            with in_hand(delivery.message):
+                delivery.done(after=[publish()])
         except Exception as error:  # nobody looks into a pool's futures: unsettled, the frame would be stuck for good
             delivery.retry(error)
 

@@ -23,6 +23,7 @@ from inspectbus.api.v1.decision_pb2 import HOLD_REASON_ERROR, HOLD_REASON_NO_MOD
 from inspectbus.api.v1.frame_pb2 import Frame
 from inspectbus.api.v1.prepared_frame_pb2 import Pixels, PreparedFrame
 from inspectbus.bus import Bus, Delivery, Message, topics
+from inspectbus.bus.handling import in_hand
 from inspectbus.bus.lanes import Lanes
 from inspectbus.bus.messages import decision_message, prepared_message
 from inspectbus.domain.decision import hold_decision
@@ -75,7 +76,8 @@ def frames_prepared(
         def take_next() -> None:
             with lock:
                 delivery = waiting.next()
-            door.take(delivery)
+            with in_hand(delivery.message):
+                door.take(delivery)
 
         subscription = bus.subscribe(topics.FRAMES, "preprocessing", hand_over, prefetch=prefetch, epitaph=door.epitaph)
         try:
@@ -112,7 +114,7 @@ class _FrameDoor:
             else:
                 delivery.park(error)
         except Exception as error:  # on a pool's thread nobody else would settle the delivery
-            log.exception("a frame failed", subject=delivery.message.subject)
+            log.exception("a frame failed")
             delivery.retry(error)
 
     def epitaph(self, message: Message, error: BaseException) -> list[Future[None]]:
@@ -130,11 +132,11 @@ class _FrameDoor:
                 self._fetched(frame)
             self._keep_original(frame, decision)
         except (BadField, NotFound, CorruptObject) as fault:
-            log.error("no evidence: the claim is at fault", frame_id=frame.frame_id, error=fault.message)
+            log.error("no evidence: the claim is at fault", error=fault.message)
         except (StorageFull, StorageAway) as failure:  # the decision matters more than its evidence
             if frame.HasField("claim"):
                 decision.evidence.original_key = frame.claim.key
-            log.error("no evidence kept", frame_id=frame.frame_id, error=failure.message)
+            log.error("no evidence kept", error=failure.message)
         return [self._publish(decision)]
 
     def _process(self, message: Message) -> Future[None]:

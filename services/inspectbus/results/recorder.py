@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import structlog
 
+from inspectbus import spans
 from inspectbus.api.v1.decision_pb2 import Verdict
 from inspectbus.api.v1.gate_pb2 import GateOutcome
 from inspectbus.bus import Delivery
@@ -122,7 +123,7 @@ class Recorder:
         return None
 
     def _give_up(self, item: _Item, fault: Exception) -> None:
-        log.error("could not record", frame_id=item.entry.frame_id, kind=_kind(item.entry), error=repr(fault))
+        log.error("could not record", kind=_kind(item.entry), error=repr(fault), **_words(item.entry))
         if isinstance(fault, InspectBusError) and not fault.retryable:
             item.delivery.park(fault)
         else:
@@ -161,10 +162,14 @@ def _warn(entry: Entry) -> None:
     log.warning(
         "what differs from the first came after it",
         kind=_kind(entry),
-        frame_id=entry.frame_id,
         verdict=Verdict.Name(entry.verdict),
         model_version=model_version,
+        **_words(entry),
     )
+
+
+def _words(entry: Entry) -> dict[str, str]:
+    return spans.words(entry.frame_id, entry.line, entry.station)
 
 
 def _kind(entry: Entry) -> str:

@@ -1,4 +1,7 @@
-"""Logs: one line per event, for people on a terminal or as JSON for machines. Never image bytes, never secrets."""
+"""Logs: one line per event, for people on a terminal or as JSON for machines. Never image bytes, never secrets.
+
+A line on a frame names it: frame_id, trace_id, line and station, put there by whoever has the frame in hand (spans.py).
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ import sys
 from typing import Literal
 
 import structlog
+
+from inspectbus import spans
 
 
 def configure(level: str = "info", form: Literal["text", "json"] = "text") -> None:
@@ -19,6 +24,7 @@ def configure(level: str = "info", form: Literal["text", "json"] = "text") -> No
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            spans.on_log_line,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso"),
             structlog.processors.format_exc_info,

@@ -36,6 +36,7 @@ from inspectbus.runtime.quotas import Quotas
 from inspectbus.runtime.roles import Role, needed_for
 from inspectbus.runtime.settings import ServiceSettings
 from inspectbus.runtime.tls import server_credentials
+from inspectbus.runtime.tracing import call_spans
 
 log = structlog.get_logger(__name__)
 
@@ -82,7 +83,7 @@ def rpc_server(
     credentials = server_credentials(settings)
     server = grpc.server(
         ThreadPoolExecutor(settings.rpc_threads, thread_name_prefix=f"{service}-rpc"),
-        interceptors=[Guard(registry, settings)],
+        interceptors=[*call_spans(), Guard(registry, settings)],
         maximum_concurrent_rpcs=settings.rpc_threads,
         options=[
             ("grpc.max_receive_message_length", settings.max_message_bytes),

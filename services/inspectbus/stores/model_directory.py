@@ -20,6 +20,7 @@ from inspectbus.channels import NO_ACCESS, Access, open_channel
 from inspectbus.domain.model_version import ModelCard
 from inspectbus.domain.names import checked_name
 from inspectbus.errors import ModelNotReady
+from inspectbus.runtime.tracing import carried
 
 log = structlog.get_logger(__name__)
 
@@ -37,7 +38,7 @@ class ModelDirectory:
         patience_s: float = 3.0,
     ) -> None:
         self._channel = open_channel(address, access)
-        self._owner = model_pb2_grpc.ModelServiceStub(self._channel)
+        self._owner = model_pb2_grpc.ModelServiceStub(carried(self._channel))
         self._address = address
         self._cache_dir = cache_dir
         self._fresh_s = fresh_s

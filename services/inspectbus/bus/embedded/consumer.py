@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from inspectbus.bus import handling
 from inspectbus.bus.contract import Epitaph, Handler, Message
 from inspectbus.bus.embedded.work_queue import Entry, WorkQueue
 from inspectbus.bus.keeper import when_all
@@ -29,7 +30,7 @@ class Consumer:
     ) -> None:
         self._broker = broker
         self._queue = queue
-        self._handler = handler
+        self._handler = handling.followed(queue.topic, queue.group, handler)
         self._prefetch = prefetch
         self._epitaph = epitaph
         self._inbox: deque[Entry] = deque()
@@ -116,7 +117,8 @@ class Consumer:
         if entry.attempts >= limits.max_attempts and not outage:
             self.park(delivery, error)
             return
-        log.warning("retrying", topic=self._queue.topic.name, attempt=entry.attempts, error=repr(error))
+        words = handling.words(entry.message)
+        log.warning("retrying", topic=self._queue.topic.name, attempt=entry.attempts, error=repr(error), **words)
         delay_s = min(limits.retry_delay_s * 2 ** (entry.attempts - 1), 5.0)
         # Handing it out counts it; what everybody suffers from is not counted.
         entry.attempts -= outage
@@ -128,6 +130,10 @@ class Consumer:
         self._broker.later(0, lambda: self._bury(delivery, error))
 
     def _bury(self, delivery: Delivery, error: BaseException) -> None:
+        with handling.in_hand(delivery.message):
+            self._bury_in_hand(delivery, error)
+
+    def _bury_in_hand(self, delivery: Delivery, error: BaseException) -> None:
         log.error(
             "parked",
             topic=self._queue.topic.name,

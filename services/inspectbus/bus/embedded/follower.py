@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from inspectbus.bus import handling
 from inspectbus.bus.contract import Message
 from inspectbus.bus.topics import Topic
 
@@ -64,4 +65,4 @@ class Follower:
             try:
                 self._handler(message)
             except Exception:  # one reader's fault must not end its news
-                log.exception("a news follower failed", topic=self._topic.name, subject=message.subject)
+                log.exception("a news follower failed", topic=self._topic.name, **handling.words(message))

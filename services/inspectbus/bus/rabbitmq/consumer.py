@@ -21,6 +21,7 @@ from concurrent.futures import Future
 import pika
 import structlog
 
+from inspectbus.bus import handling
 from inspectbus.bus.contract import BACKLOG_SHARE, Epitaph, Handler, Lane, Message
 from inspectbus.bus.keeper import Keeper, when_all
 from inspectbus.bus.lanes import Lanes
@@ -65,7 +66,7 @@ class Consumer:
         self.topic = topic
         self.group = group
         self.limits = limits
-        self._handler = handler
+        self._handler = handling.followed(topic, group, handler)
         self._prefetch = prefetch
         self._epitaph = epitaph
         self._publisher = publisher
@@ -249,7 +250,8 @@ class Consumer:
         if failures >= self.limits.max_attempts:
             self.park(delivery, error)
             return
-        log.warning("retrying", queue=delivery.queue, attempt=failures, error=repr(error))
+        words = handling.words(delivery.message)
+        log.warning("retrying", queue=delivery.queue, attempt=failures, error=repr(error), **words)
         delay_s = min(self.limits.retry_delay_s * 2 ** (failures - 1), LONGEST_RETRY_S)
         properties = wire.again(delivery.properties, delivery.routing_key, error=error, delay_s=delay_s)
         queue = naming.retry_queue(delivery.queue)
@@ -261,7 +263,8 @@ class Consumer:
         One that has waited long goes to the end of its queue: an outage of hours must not count as its workers' death.
         """
         if not self._resting:  # once for all that it holds, and again only when it was over
-            log.warning("held by an outage", queue=delivery.queue, subject=delivery.message.subject, error=repr(error))
+            words = handling.words(delivery.message)
+            log.warning("held by an outage", queue=delivery.queue, error=repr(error), **words)
         if time.monotonic() - delivery.since_s > self.limits.held_s:
             properties = wire.again(delivery.properties, delivery.routing_key, delay_s=self.limits.retry_delay_s)
             queue = naming.retry_queue(delivery.queue)
@@ -290,6 +293,10 @@ class Consumer:
         self._keeper.later(0, lambda: self._bury(delivery, error))
 
     def _bury(self, delivery: Delivery, error: BaseException) -> None:
+        with handling.in_hand(delivery.message):
+            self._bury_in_hand(delivery, error)
+
+    def _bury_in_hand(self, delivery: Delivery, error: BaseException) -> None:
         if delivery.void:
             return
         log.error("parked", queue=delivery.queue, subject=delivery.message.subject, error=repr(error))

@@ -16,6 +16,7 @@ from functools import partial
 import pika
 import structlog
 
+from inspectbus.bus import handling
 from inspectbus.bus.rabbitmq import naming
 from inspectbus.bus.rabbitmq.consumer import Consumer, Delivery
 from inspectbus.bus.rabbitmq.intake import Intake, Tag
@@ -96,7 +97,7 @@ class Quarantine:
         consumer = self._consumer
         if not consumer.take_alone(delivery):
             return
-        log.info("working alone", queue=delivery.queue, subject=delivery.message.subject)
+        log.info("working alone", queue=delivery.queue, **handling.words(delivery.message))
         try:
             consumer.check(delivery)
             self._ward.work(consumer.topic, consumer.group, delivery.message, delivery.attempts)
