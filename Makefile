@@ -54,6 +54,10 @@ protos: $(VENV)/.test ## Generate services/inspectbus/api from protos/
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=services --mypy_out=quiet:services $(CONTRACTS)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iprotos --grpc_python_out=services --mypy_grpc_out=quiet:services $$(grep -l '^service ' $(CONTRACTS))
 
+.PHONY: manifests
+manifests: $(VENV)/.test ## Write what in k8s/ follows from a plant's lines, the code's queues and deploy/monitoring
+	PYTHONPATH=services:clients:. $(BIN)/python k8s/generate.py
+
 .PHONY: clean
 clean: ## Remove the environment and everything a run left behind
 	rm -rf $(VENV) .inspectbus .pytest_cache .mypy_cache .ruff_cache
