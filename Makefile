@@ -59,6 +59,10 @@ protos: $(VENV)/.test ## Generate services/inspectbus/api from protos/
 metrics: $(VENV)/.test ## Write docs/metrics.md from what the services register
 	$(BIN)/python -m tests.house.metrics_table
 
+.PHONY: manifests
+manifests: $(VENV)/.test ## Write what in k8s/ follows from a plant's lines, the code's queues and deploy/monitoring
+	PYTHONPATH=services:clients:. $(BIN)/python k8s/generate.py
+
 .PHONY: clean
 clean: ## Remove the environment and everything a run left behind
 	rm -rf $(VENV) .inspectbus .pytest_cache .mypy_cache .ruff_cache
