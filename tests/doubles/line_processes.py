@@ -78,7 +78,7 @@ class LineProcesses:
             "INSPECTBUS_BUS_URL": bus_url,
             "INSPECTBUS_DATABASE_URL": database_url,
             "INSPECTBUS_FRAME_STORE_URL": frame_store_url or (folder / "frames").absolute().as_uri(),
-            "INSPECTBUS_RESULTS_ADDRESS": self.address("results-0"),
+            "INSPECTBUS_RESULTS_ADDRESS": self.addresses("results"),
         }
 
     def __enter__(self) -> Self:
@@ -119,6 +119,10 @@ class LineProcesses:
         """host:port of its gRPC door."""
         return f"127.0.0.1:{self._ports[name]}"
 
+    def addresses(self, service: str) -> str:
+        """Of all its replicas, as gRPC spells them."""
+        return "ipv4:" + ",".join(self.address(name) for name in self._names if name.rpartition("-")[0] == service)
+
     def state_folder(self, name: str) -> Path:
         """What a process keeps on its machine."""
         return self._folder / "state" / name
@@ -129,6 +133,10 @@ class LineProcesses:
         return Client.connect(
             {service: self.address(name if name in self._ports else f"{service}-0") for service, name in names.items()}
         )
+
+    def client_of_all(self) -> Client:
+        """Of all replicas of each service."""
+        return Client.connect({service: self.addresses(service) for service in SERVICES})
 
     @property
     def cpu_s(self) -> dict[str, float]:

@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -163,6 +163,10 @@ class Scenario:
             decision = client.inspect(picture(PARTS + len(self._inspected), bright=True))
         self._inspected.add(decision.frame_id)
         return decision
+
+    def account_for(self, frame_ids: Collection[str]) -> None:
+        """Further frames that acquisition has answered, whoever sent them."""
+        self._inspected.update(frame_ids)
 
     def await_station(self, condition: Callable[[Station], bool], patience_s: float = 60.0) -> Station:
         """The first station of which it is true."""

@@ -12,6 +12,7 @@ The engine's thread hands each score to a small pool, so it never waits for a di
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,7 +35,7 @@ from inspectbus.api.v1.decision_pb2 import (
 )
 from inspectbus.api.v1.model_pb2 import AliasChange
 from inspectbus.api.v1.prepared_frame_pb2 import PreparedFrame
-from inspectbus.bus import Bus, Delivery, Lane, Message, topics
+from inspectbus.bus import Bus, Delivery, Lane, Message, Subscription, topics
 from inspectbus.bus.handling import in_hand
 from inspectbus.bus.messages import decision_message
 from inspectbus.domain.decision import decision_of, hold_decision
@@ -70,6 +71,8 @@ DECIDERS = 2
 """Threads that keep evidence and publish: one writes while the other waits for its disk."""
 FETCHERS = 8
 """Threads that fetch claimed pixels: a bucket answers after tens of milliseconds, but eight at once as soon as one."""
+BEGIN_S = 10.0
+"""For the bus to subscribe us; a broker that is away takes a moment."""
 MAX_PIXELS_BYTES = 3 * 2048 * 2048
 """Of the largest size a preparation may have."""
 
@@ -90,14 +93,36 @@ def subscribed(
         # One thread: the first to have come is the first whose patience ends, and all are told at once.
         aside = stack.enter_context(ThreadPoolExecutor(1, "inference-aside"))
         door = _Door(bus, loader, store, evidence, settings, registry, deciders, fetchers, aside)
-        subscription = bus.subscribe(
-            topics.PREPARED, "inference", door.judge, prefetch=settings.prefetch, epitaph=door.mourn
-        )
-        try:
+
+        def subscribe() -> Subscription:
+            return bus.subscribe(
+                topics.PREPARED, "inference", door.judge, prefetch=settings.prefetch, epitaph=door.mourn
+            )
+
+        with _taking(loader, subscribe, settings.drain_s):
             yield
-        finally:
-            loader.stop_waiting()
-            subscription.close(settings.drain_s)
+
+
+@contextmanager
+def _taking(loader: Loader, subscribe: Callable[[], Subscription], drain_s: float) -> Iterator[None]:
+    """Takes frames from when there is a first model, or the patience for one is over. Until then they wait at the bus,
+    where a replica that has its model finds them: one that starts must not sit on the frames of a running line."""
+    taken: list[Subscription] = []
+
+    def take() -> None:
+        loader.wait()
+        if not loader.closing:
+            taken.append(subscribe())
+
+    beginning = threading.Thread(target=take, name="inference-begin", daemon=True)
+    beginning.start()
+    try:
+        yield
+    finally:
+        loader.stop_waiting()
+        beginning.join(BEGIN_S)
+        for subscription in taken:
+            subscription.close(drain_s)
 
 
 @contextmanager

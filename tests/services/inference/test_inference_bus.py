@@ -12,6 +12,7 @@ from concurrent.futures import wait
 from contextlib import ExitStack
 from pathlib import Path
 from queue import Queue
+from typing import Any
 
 import cv2
 import numpy as np
@@ -214,6 +215,31 @@ def test_without_a_model_frames_are_held_after_one_patience_and_not_one_each(sta
     assert "tiny" not in engine.detail
     assert line.metric("inspectbus_inference_load_failures_total", reason="ModelNotReady") >= 1
     assert line.metric("inspectbus_inference_decisions_total", verdict="hold", reason="no_model") == 30
+
+
+def test_a_worker_that_has_no_model_yet_leaves_frames_to_one_that_has(version: Path, tmp_path: Path) -> None:
+    decided: Queue[Decision] = Queue()
+
+    def record(delivery: Delivery) -> None:
+        decided.put(Decision.FromString(delivery.message.body))
+        delivery.done()
+
+    def settings(name: str, **more: Any) -> InferenceSettings:
+        return InferenceSettings(port=0, metrics_port=0, state_dir=tmp_path / name, threads=1, **more)
+
+    with connect(f"embedded://{tmp_path.name}") as bus, ExitStack() as house:
+        bus.subscribe(topics.DECISIONS, "results", record)
+        starting = settings("starting", models_address="127.0.0.1:1", model_patience_s=10 * PATIENCE_S)
+        house.enter_context(open_service(starting, bus))
+        house.enter_context(open_service(settings("running", model_dir=version), bus))
+        frames = [prepared_frame(DARK) for _ in range(8)]
+        for frame in frames:
+            bus.publish(topics.PREPARED, prepared_message(frame, "test", Lane.LIVE))
+
+        decisions = [decided.get(timeout=PATIENCE_S) for _ in frames]
+
+    assert {decision.frame_id for decision in decisions} == {frame.frame.frame_id for frame in frames}
+    assert all(decision.verdict == VERDICT_QUALIFIED for decision in decisions)
 
 
 def test_a_network_that_gives_no_number_holds_the_frame_and_only_that_one(
