@@ -19,6 +19,8 @@ SEEDS ?= 1
 COMPARE_ARGS ?=
 WORKERS ?= 2
 SERVERS := rabbitmq-server postgresql prometheus
+SERVICES ?= inference
+IMAGE_ARGS ?=
 
 .PHONY: help
 help: ## List the chores
@@ -43,6 +45,10 @@ test: $(VENV)/.test servers ## Lint, types, contracts and every test (WORKERS= p
 .PHONY: soak
 soak: $(VENV)/.test servers ## The long fault tests, with their figures
 	$(BIN)/python -m pytest -m soak -s tests/faults $(PYTEST_ARGS)
+
+.PHONY: image-test
+image-test: $(VENV)/.test ## Build the image of each of SERVICES=, run it, drain it; needs root and podman
+	@$(BIN)/python -m tests.images $(IMAGE_ARGS) $(SERVICES)
 
 .PHONY: lint
 lint: $(VENV)/.test ## Format, and mend what can be mended

@@ -15,25 +15,31 @@ EXAMPLES = """Examples:
 
   inspectbus doctor acquisition --json
 
+  inspectbus doctor --doors inference
+
 Exit code 0 when all is well, 1 with warnings, 2 with failures."""
 
 
 def doctor(
     services: Annotated[list[str] | None, typer.Argument(help="Only what these services need. Default: all.")] = None,
     config: Annotated[Path | None, typer.Option(envvar="INSPECTBUS_PLANT", help="plant.yaml with settings.")] = None,
+    doors: Annotated[
+        bool, typer.Option("--doors", help="Only whether the services answer: a container's health check.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Look at broker, database, stores, model, services and clocks, and say what is wrong."""
     from inspectbus.cli.doors import access
     from inspectbus.doctor.finding import State, examine
-    from inspectbus.doctor.plan import checks_of
+    from inspectbus.doctor.plan import checks_of, doors_of
     from inspectbus.errors import BadField
     from inspectbus.line import SERVICES, read_plant
 
     unknown = sorted(set(services or ()) - set(SERVICES))
     if unknown:
         raise BadField(f"no service {unknown[0]!r}: there are {', '.join(SERVICES)}", field="service")
-    findings = examine(checks_of(services or SERVICES, read_plant(config) if config else {}, access()))
+    looked_at = doors_of if doors else checks_of
+    findings = examine(looked_at(services or SERVICES, read_plant(config) if config else {}, access()))
     if as_json:
         for finding in findings:
             json_line(finding)

@@ -18,12 +18,20 @@ ADDRESSED = {"results": "results_address", "training": "models_address"}
 """Services whose address others are told by a setting."""
 
 
+def doors_of(
+    services: Sequence[str], sections: Mapping[str, Mapping[str, Any]], access: Access = NO_ACCESS
+) -> list[Check]:
+    """Whether each service answers, and nothing else; `access` is how it is asked. Raises BadField for a wrong setting."""
+    settings = _settings(sections)
+    return [_door_check(name, settings, access) for name in SERVICES if name in services]
+
+
 def checks_of(
     services: Sequence[str], sections: Mapping[str, Mapping[str, Any]], access: Access = NO_ACCESS
 ) -> list[Check]:
     """`access` is how the services' doors are asked. Raises BadField for a wrong setting. Libraries load only when a
     check runs."""
-    settings = {name: settings_class(name).load(sections.get(name, {})) for name in SERVICES}
+    settings = _settings(sections)
     asked = {name: settings[name] for name in SERVICES if name in services}
     checks = [Check("broker", partial(_broker, url)) for url in dict.fromkeys(each.bus_url for each in asked.values())]
     databases: dict[str, list[str]] = {}
@@ -44,12 +52,20 @@ def checks_of(
     if "preprocessing" in asked:
         checks.append(Check("recipes", partial(_recipes, settings, _address("preprocessing", settings), access)))
     for name in asked:
+        checks.append(_door_check(name, settings, access))
         address = _address(name, settings)
-        checks.append(Check(f"{name} service", partial(_door, name, address, access)))
         host = address.rpartition(":")[0].strip("[]")
         if settings[name].metrics_port and host:
             checks.append(Check(f"clock of {name}", partial(_clock, name, host, settings[name].metrics_port)))
     return checks
+
+
+def _settings(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, ServiceSettings]:
+    return {name: settings_class(name).load(sections.get(name, {})) for name in SERVICES}
+
+
+def _door_check(name: str, settings: Mapping[str, ServiceSettings], access: Access) -> Check:
+    return Check(f"{name} service", partial(_door, name, _address(name, settings), access))
 
 
 def _address(name: str, settings: Mapping[str, ServiceSettings]) -> str:

@@ -86,6 +86,21 @@ def test_a_plant_that_is_well_is_told_so(
     assert result.exit_code == 0
 
 
+def test_a_health_check_asks_whether_the_service_answers_and_nothing_else(
+    inspectbus: Inspectbus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # No broker answers there, which must not make a healthy service restart.
+    file = plant_file(tmp_path, acquisition={"bus_url": "amqp://u:p@127.0.0.1:1/", "state_dir": str(tmp_path)})
+    with open_plant() as plant:
+        monkeypatch.setenv("INSPECTBUS_ACQUISITION_ADDRESS", plant.addresses["acquisition"])
+        well = inspectbus("doctor", "--doors", "acquisition", "--config", file, "--json")
+    gone = inspectbus("doctor", "--doors", "acquisition", "--config", file, "--json")
+
+    assert {about: state for about, (state, _) in told(well).items()} == {"acquisition service": "ok"}
+    assert {about: state for about, (state, _) in told(gone).items()} == {"acquisition service": "fail"}
+    assert (well.exit_code, gone.exit_code) == (0, 2)
+
+
 def test_recipes_are_there_and_ask_for_the_model_that_is_loaded(
     inspectbus: Inspectbus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
