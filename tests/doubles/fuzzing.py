@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from google.protobuf.descriptor import Descriptor, FieldDescriptor, FileDescriptor, MethodDescriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
@@ -72,7 +72,7 @@ _BOUNDS = {
 
 def methods() -> Iterator[MethodDescriptor]:
     """Of every contract in protos/, and of the two that every server answers."""
-    contracts: list[FileDescriptor] = [health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR]
+    contracts: list[Any] = [health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR]
     for file in sorted(PROTOS.rglob("*.proto")):
         module = ".".join(file.relative_to(PROTOS).with_suffix("").parts)
         contracts.append(import_module(f"{module}_pb2").DESCRIPTOR)
@@ -132,7 +132,7 @@ class Fuzzer:
                 unary: Any = self.channel.stream_unary if method.client_streaming else self.channel.unary_unary
                 unary(name)(asked, timeout=PATIENCE_S)
         except grpc.RpcError as error:
-            code, words = error.code(), error.details()
+            code, words = error.code(), error.details() or ""
         self.codes[code] += 1
         return code, words
 

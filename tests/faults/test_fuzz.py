@@ -27,7 +27,7 @@ def test_twenty_thousand_requests_cause_no_fault_and_cost_no_memory(tmp_path: Pa
     asked = list(methods())
     examples = CALLS // (2 * ROUNDS * len(asked)) + 1
     codes: Counter[grpc.StatusCode] = Counter()
-    sizes = []
+    sizes: list[int] = []
     with ExitStack() as house:
         doors = house.enter_context(whole_line(tmp_path))
         channels = {name: house.enter_context(grpc.insecure_channel(door.address)) for name, door in doors.items()}
