@@ -619,7 +619,13 @@ def test_the_bus_shows_its_numbers(bus: Bus) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["amqp://", "amqp://host:port", "amqp://host?window=3", "amqp://host?window_messages=many", "amqp://h?cafile=/x"],
+    [
+        "amqp://",
+        "amqp://host:port",
+        "amqp://host?window=3",
+        "amqp://host?window_messages=many",
+        "amqp://h?cacertfile=/x",
+    ],
 )
 def test_a_url_that_cannot_be_meant_is_refused_without_its_password(url: str) -> None:
     with pytest.raises(BadField):

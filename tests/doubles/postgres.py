@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from typing import Self
 import psutil
 import psycopg
 
+from tests.doubles.certificates import Papers
 from tests.doubles.children import lasting_port, start_child
 from tests.doubles.servers import missing
 
@@ -61,9 +63,13 @@ def _becoming(account: pwd.struct_passwd | None) -> list[str]:
 
 
 class Postgres:
-    """One server, started when it is entered. Databases are of its user 'inspectbus'."""
+    """One server, started when it is entered. Databases are of its user 'inspectbus'.
 
-    def __init__(self) -> None:
+    With `tls` it shows that certificate, and takes connections without TLS no more when it is entered.
+    """
+
+    def __init__(self, tls: Papers | None = None) -> None:
+        self._tls = tls
         self._programs = _programs()
         self._account = _account()
         self._folder = Path(tempfile.mkdtemp(prefix="inspectbus-postgres-"))
@@ -111,6 +117,8 @@ class Postgres:
             # databases with hundreds of files each; by the file system at once takes a second, one by one a minute.
             "recovery_init_sync_method": "syncfs",
         }
+        if self._tls is not None:
+            settings |= {"ssl": "on", "ssl_cert_file": "server.crt", "ssl_key_file": "server.key"}
         command: list[str | Path] = [*_becoming(self._account), self._programs / "postgres"]
         command += ["-D", self._folder / "data"]
         command += [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
@@ -187,6 +195,18 @@ class Postgres:
             timeout=PATIENCE_S * 2,
             cwd=self._folder,
         )
+        if self._tls is not None:
+            self._make_tls(self._tls)
+
+    def _make_tls(self, papers: Papers) -> None:
+        data = self._folder / "data"
+        for source, name in ((papers.certificate, "server.crt"), (papers.key, "server.key")):
+            shutil.copy(source, data / name)
+            (data / name).chmod(0o600)
+            if self._account is not None:
+                os.chown(data / name, self._account.pw_uid, self._account.pw_gid)
+        rules = data / "pg_hba.conf"
+        rules.write_text(re.sub(r"^host\b", "hostssl", rules.read_text(), flags=re.MULTILINE))
 
 
 def _family(pid: int) -> list[psutil.Process]:

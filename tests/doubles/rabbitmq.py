@@ -69,7 +69,7 @@ class Epmd:
 class Node:
     """One RabbitMQ process. Killed and started again it has the same name, ports and data."""
 
-    def __init__(self, folder: Path, epmd: Epmd, plugins: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, epmd: Epmd, plugins: Sequence[str] = (), config: Sequence[str] = ()) -> None:
         if not (PROGRAMS / "rabbitmq-server").exists():
             missing("RabbitMQ", "apt-get install rabbitmq-server")
         self.name = f"rabbit-{secrets.token_hex(4)}@localhost"
@@ -78,7 +78,7 @@ class Node:
         self.metrics_port = lasting_port()
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
-        self._write_files(epmd.cookie, plugins)
+        self._write_files(epmd.cookie, plugins, config)
         self._environ = self._environment(epmd.port)
 
     def url(self, vhost: str = "/", user: str = "guest", password: str = "guest") -> str:
@@ -170,7 +170,7 @@ class Node:
         assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
         return done.stdout
 
-    def _write_files(self, cookie: str, plugins: Sequence[str]) -> None:
+    def _write_files(self, cookie: str, plugins: Sequence[str], config: Sequence[str]) -> None:
         folder = self._folder
         for part in ("mnesia", "log", "generated", "schema", "plugins"):
             (folder / part).mkdir(parents=True, exist_ok=True)
@@ -183,6 +183,7 @@ class Node:
             f"vm_memory_high_watermark.absolute = {MEMORY_BYTES}",
             "disk_free_limit.absolute = 50MB",
             "raft.wal_max_size_bytes = 67108864",
+            *config,
         ]
         if MANAGEMENT in plugins:
             lines += ["management.tcp.ip = 127.0.0.1", f"management.tcp.port = {self.management_port}"]
@@ -229,10 +230,11 @@ class Node:
 class Broker(Node):
     """One node with a directory of its own: the broker of a test session, or of a test that kills it."""
 
-    def __init__(self, folder: Path, plugins: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, plugins: Sequence[str] = (), config: Sequence[str] = ()) -> None:
+        """`config` is lines of rabbitmq.conf."""
         self._epmd = Epmd(folder)
         self._house = ExitStack()
-        super().__init__(folder / "node", self._epmd, plugins)
+        super().__init__(folder / "node", self._epmd, plugins, config)
 
     def __enter__(self) -> Self:
         self._house.enter_context(self._epmd)

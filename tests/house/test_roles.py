@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
-from google.protobuf.descriptor import FileDescriptor
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
@@ -16,8 +16,8 @@ from inspectbus.runtime.roles import METHODS, Role, needed_for
 ROOT = Path(__file__).parents[2]
 
 
-def contracts() -> Iterator[FileDescriptor]:
-    """Of each .proto file, not of a list, and of the two libraries that every server adds."""
+def contracts() -> Iterator[Any]:
+    """File descriptors of each .proto file, not of a list, and of the two libraries that every server adds."""
     files = sorted((ROOT / "protos").rglob("*.proto"))
     assert files
     for file in files:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from inspectbus.doctor.finding import Finding, State
 from inspectbus.errors import InspectBusError, NotAllowed, NotPossibleNow
 
 if TYPE_CHECKING:
+    import pika
+
     from inspectbus.bus.rabbitmq import survey
     from inspectbus.bus.rabbitmq.addresses import Addresses
 
@@ -30,10 +34,8 @@ def look_at_broker(url: str) -> list[Finding]:
     except ModuleNotFoundError as error:
         raise NotPossibleNow(f"amqp:// needs the library {error.name}: install inspectbus[rabbitmq]") from None
     where = addresses.parse(url, "inspectbus-doctor")
-    where = replace(where, limits=replace(where.limits, publish_patience_s=CONFIRM_S))
-    for parameters in where.parameters:
-        parameters.socket_timeout = HANDSHAKE_S / 2
-        parameters.stack_timeout = HANDSHAKE_S
+    limits = replace(where.limits, publish_patience_s=CONFIRM_S)
+    where = replace(where, limits=limits, make_parameters=partial(_hasty, where.make_parameters))
     at = f"{', '.join(where.nodes)}, vhost {where.vhost}"
     with topology.connected(where) as connection:
         found = [Finding("broker", State.OK, f"{at} takes user {where.user}")]
@@ -48,6 +50,14 @@ def look_at_broker(url: str) -> list[Finding]:
         standings = survey.standings(connection)
     found += _depths(standings)
     found.append(_willing(where))
+    return found
+
+
+def _hasty(make: Callable[[], tuple[pika.ConnectionParameters, ...]]) -> tuple[pika.ConnectionParameters, ...]:
+    found = make()
+    for parameters in found:
+        parameters.socket_timeout = HANDSHAKE_S / 2
+        parameters.stack_timeout = HANDSHAKE_S
     return found
 
 

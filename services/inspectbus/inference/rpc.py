@@ -104,8 +104,8 @@ class _Stream:
         self._requests = requests
         self._context = context
         self._places = threading.Semaphore(window)
-        # Bounded by the places. Its last entry is how many answers there are.
-        self._answers: queue.SimpleQueue[InferStreamResponse | int] = queue.SimpleQueue()
+        # Bounded by the places. Its last entry is how many answers there are, or why no more requests can be read.
+        self._answers: queue.SimpleQueue[InferStreamResponse | InspectBusError | int] = queue.SimpleQueue()
         self._open: set[Future[Scored]] = set()
         self._over = False
 
@@ -121,6 +121,8 @@ class _Stream:
                     if not self._context.is_active():
                         return
                     continue
+                if isinstance(answer, InspectBusError):
+                    raise answer
                 if isinstance(answer, int):
                     total = answer
                     continue
@@ -144,6 +146,9 @@ class _Stream:
                 position += 1
         except grpc.RpcError:
             return  # the caller is gone, and with it everybody who could want an answer
+        except InspectBusError as error:  # what came is no request
+            self._answers.put(error)
+            return
         self._answers.put(position)
 
     def _start(self, position: int, ask: Callable[[InferStreamRequest], _Asked], request: InferStreamRequest) -> None:

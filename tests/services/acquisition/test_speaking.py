@@ -50,4 +50,4 @@ def test_frames_of_its_own_station_are_taken_and_of_no_other(stub: Any, call: st
         with pytest.raises(grpc.RpcError) as caught:
             sent(stub, call, line, station)
         assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
-        assert words in caught.value.details()
+        assert words in str(caught.value.details())

@@ -80,7 +80,7 @@ def ask(address: str, access: Access, line: str = "line-1") -> str:
 def refusal_of(address: str, access: Access) -> tuple[grpc.StatusCode, str]:
     with pytest.raises(grpc.RpcError) as caught:
         ask(address, access)
-    return caught.value.code(), caught.value.details()
+    return caught.value.code(), caught.value.details() or ""
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +159,7 @@ def test_a_client_is_refused_whose_certificate_is(
         "of a stranger": stranger.issue("results"),
         "expired": authority.issue("results", expired=True),
     }[kind]
-    own = {"certificate": shown.certificate, "key": shown.key} if shown else {}
+    own: dict[str, Any] = {"certificate": shown.certificate, "key": shown.key} if shown else {}
     with open_door(**tls(papers, authority.file)) as (door, service):
         assert refusal_of(door.address, Access(ca=authority.file, **own))[0] is grpc.StatusCode.UNAVAILABLE
         assert service.callers == []
@@ -308,7 +308,7 @@ def test_who_has_no_token_that_is_known_is_told_so(token: str, tokens: Path, ide
         with pytest.raises(grpc.RpcError) as caught:
             Stub(channel).GetStation(pb.GetStationRequest(), timeout=PATIENCE_S, metadata=shown)
         assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
-        assert ("has no token" if not token else "not known here") in caught.value.details()
+        assert ("has no token" if not token else "not known here") in str(caught.value.details())
         assert service.callers == []
         with Client(acquisition=door.address) as client, pytest.raises(NotIdentified):
             client.station("line-1", "top")
@@ -451,11 +451,11 @@ def test_a_message_that_is_none_is_the_callers_fault_in_calls_and_streams(
     broken = b"\xff\xff\xff\xff"
     shown = (("authorization", f"Bearer {identities['admin']}"),)
     with open_door(tokens=tokens) as (door, _), grpc.insecure_channel(door.address) as channel:
-        call = channel.unary_unary(f"/{SERVICE}/GetStation")
+        call: Any = channel.unary_unary(f"/{SERVICE}/GetStation")
         with pytest.raises(grpc.RpcError) as caught:
             call(broken, timeout=PATIENCE_S, metadata=shown)
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-        stream = channel.stream_stream(f"/{SERVICE}/PublishFrames")
+        stream: Any = channel.stream_stream(f"/{SERVICE}/PublishFrames")
         with pytest.raises(grpc.RpcError) as caught:
             list(stream(iter([broken]), timeout=PATIENCE_S, metadata=shown))
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import Field, ValidationError
@@ -107,13 +108,14 @@ def test_settings_do_not_change_once_read() -> None:
         settings.limit = 9
 
 
-TLS = {"tls_certificate": "tls.crt", "tls_key": "tls.key"}
+TLS: dict[str, Any] = {"tls_certificate": "tls.crt", "tls_key": "tls.key"}
 
 
 def test_a_door_to_other_machines_needs_tls_and_a_way_to_know_who_comes() -> None:
     with pytest.raises(BadField, match="nobody is identified there: set tokens or tls_client_ca"):
         BenchSettings.load(host="0.0.0.0", **TLS)
-    for known_by in ({"tokens": "tokens.yaml"}, {"tls_client_ca": "ca.pem"}):
+    ways: list[dict[str, Any]] = [{"tokens": "tokens.yaml"}, {"tls_client_ca": "ca.pem"}]
+    for known_by in ways:
         assert BenchSettings.load(host="0.0.0.0", **TLS, **known_by).host == "0.0.0.0"
     with pytest.raises(BadField, match="there is no TLS"):
         BenchSettings.load(host="0.0.0.0", tokens="tokens.yaml")
@@ -121,8 +123,9 @@ def test_a_door_to_other_machines_needs_tls_and_a_way_to_know_who_comes() -> Non
 
 @pytest.mark.parametrize("half", ["tls_certificate", "tls_key", "tls_client_ca"])
 def test_half_of_what_tls_needs_is_refused(half: str) -> None:
+    told: dict[str, Any] = {half: "file.pem"}
     with pytest.raises(BadField, match="tls_certificate"):
-        BenchSettings.load(**{half: "file.pem"})
+        BenchSettings.load(**told)
 
 
 def test_certificates_are_shown_to_others_only_where_their_authority_is_known() -> None:

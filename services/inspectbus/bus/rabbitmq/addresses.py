@@ -1,5 +1,6 @@
-"""Where the broker is: amqp[s]://user:password@host:port[,host:port...]/vhost?window_messages=64&cafile=/etc/ca.pem
+"""Where the broker is: amqp[s]://user:password@host:port[,host:port...]/vhost?window_messages=64&cacertfile=/etc/ca.pem
 
+Files of TLS are named as in RabbitMQ's own URLs: cacertfile, certfile, keyfile. They are read anew for each connection.
 The password stays inside this module's values and never stands in a message, a log or a repr.
 """
 
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import ssl
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -17,7 +19,7 @@ import pika.data
 from inspectbus.bus.rabbitmq.limits import Limits
 from inspectbus.errors import BadField
 
-_TLS_FILES = ("cafile", "certfile", "keyfile")
+_TLS_FILES = ("cacertfile", "certfile", "keyfile")
 _PORTS = {"amqp": 5672, "amqps": 5671}
 SOCKET_PATIENCE_S = 5.0
 """For one TCP connection, and for the handshake on it: a frozen broker accepts the first, never answers the second."""
@@ -60,8 +62,12 @@ class Addresses:
     user: str
     vhost: str
     limits: Limits
-    parameters: tuple[pika.ConnectionParameters, ...] = field(repr=False)
-    """One for each node."""
+    make_parameters: Callable[[], tuple[pika.ConnectionParameters, ...]] = field(repr=False)
+
+    @property
+    def parameters(self) -> tuple[pika.ConnectionParameters, ...]:
+        """One for each node, with the certificates of this moment. Raises BadField when they cannot be read."""
+        return self.make_parameters()
 
 
 def parse(url: str, name: str = "inspectbus") -> Addresses:
@@ -77,28 +83,30 @@ def parse(url: str, name: str = "inspectbus") -> Addresses:
     tls = {key: query.pop(key) for key in _TLS_FILES if key in query}
     limits = _limits(query)
     vhost = unquote(parts.path[1:]) or "/"
-    options = None
-    if parts.scheme == "amqps":
-        options = _tls(tls)
-    elif tls:
+    if tls and parts.scheme != "amqps":
         raise BadField(f"{next(iter(tls))} needs amqps://", field="bus_url")
     user = unquote(user) or "guest"
     credentials = pika.PlainCredentials(user, unquote(password) or "guest", erase_on_connect=False)
-    parameters = tuple(
-        pika.ConnectionParameters(
-            host=host,
-            port=port,
-            virtual_host=vhost,
-            credentials=credentials,
-            heartbeat=limits.heartbeat_s,
-            ssl_options=pika.SSLOptions(options, host) if options is not None else None,
-            socket_timeout=SOCKET_PATIENCE_S,
-            stack_timeout=2 * SOCKET_PATIENCE_S,
-            client_properties={"connection_name": name},
+
+    def make() -> tuple[pika.ConnectionParameters, ...]:
+        options = _tls(tls) if parts.scheme == "amqps" else None
+        return tuple(
+            pika.ConnectionParameters(
+                host=host,
+                port=port,
+                virtual_host=vhost,
+                credentials=credentials,
+                heartbeat=limits.heartbeat_s,
+                ssl_options=pika.SSLOptions(options, host) if options is not None else None,
+                socket_timeout=SOCKET_PATIENCE_S,
+                stack_timeout=2 * SOCKET_PATIENCE_S,
+                client_properties={"connection_name": name},
+            )
+            for host, port in nodes
         )
-        for host, port in nodes
-    )
-    return Addresses(tuple(f"{host}:{port}" for host, port in nodes), user, vhost, limits, parameters)
+
+    make()  # what cannot be read is told now, and not by a thread
+    return Addresses(tuple(f"{host}:{port}" for host, port in nodes), user, vhost, limits, make)
 
 
 def _node(text: str, default_port: int) -> tuple[str, int]:
@@ -126,7 +134,7 @@ def _limits(query: dict[str, str]) -> Limits:
 
 def _tls(files: dict[str, str]) -> ssl.SSLContext:
     try:
-        context = ssl.create_default_context(cafile=files.get("cafile") or None)
+        context = ssl.create_default_context(cafile=files.get("cacertfile") or None)
         if "certfile" in files:
             context.load_cert_chain(files["certfile"], files.get("keyfile"))
     except OSError as error:

@@ -67,7 +67,7 @@ class Link:
     def __init__(self, purpose: str, addresses: Addresses) -> None:
         self._purpose = purpose
         self._addresses = addresses
-        self._nodes = itertools.cycle(zip(addresses.nodes, addresses.parameters, strict=True))
+        self._nodes = itertools.cycle(enumerate(addresses.nodes))
         self._changed = threading.Condition()
         self._tenants: list[Tenant] = []
         self._newcomers: list[Tenant] = []
@@ -153,10 +153,11 @@ class Link:
     def _run(self) -> None:
         failures = 0
         while not self._closing:
-            node, parameters = next(self._nodes)
+            number, node = next(self._nodes)
             connects = self.connects
             try:
-                self._connect_and_serve(node, parameters)
+                # Asked for each time: certificates may have been renewed.
+                self._connect_and_serve(node, self._addresses.parameters[number])
             except Exception as error:  # out of descriptors, say: this thread is all the bus has to come back by
                 self._trouble = f"no connection to {node} can be made: {type(error).__name__}: {error}"[:300]
                 log.exception("no connection can be made", purpose=self._purpose)
