@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import grpc
 import yaml
@@ -126,7 +127,8 @@ def run(shop: Workshop, image: str, service: str) -> None:
 def await_health(channel: grpc.Channel) -> float:
     """Seconds until the service said that it serves."""
     began_s = time.monotonic()
-    health = health_pb2_grpc.HealthStub(channel)
+    # Its types leave the methods out.
+    health: Any = health_pb2_grpc.HealthStub(channel)
     answer = health.Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S, wait_for_ready=True)
     assert answer.status == SERVING
     return time.monotonic() - began_s
@@ -148,7 +150,8 @@ def drain(shop: Workshop, container: str, channel: grpc.Channel, service: str) -
     stream = Stream(channel) if service == "inference" else None
     if stream is not None:
         stream.ask(DARK)
-    watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)
+    health: Any = health_pb2_grpc.HealthStub(channel)
+    watch = health.Watch(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)
     states = (answer.status for answer in watch)
     assert next(states) == SERVING
 

@@ -29,17 +29,6 @@ from tests.manifests.kustomize import Manifests, Workload
 
 Rule = Callable[[Manifests], Iterator[str]]
 
-# Settings and options that come with TLS and roles. What is known by then has no place here.
-SETTINGS_TO_COME = {
-    "INSPECTBUS_TLS_CERTIFICATE",
-    "INSPECTBUS_TLS_KEY",
-    "INSPECTBUS_TLS_CLIENT_CA",
-    "INSPECTBUS_TLS_CA",
-    "INSPECTBUS_TOKENS",
-    "INSPECTBUS_REFLECTION",
-}
-BUS_OPTIONS_TO_COME = {"cacertfile"}
-
 CONTRACTS = {
     "acquisition": (acquisition_pb2,),
     "preprocessing": (preprocessing_pb2,),
@@ -225,10 +214,6 @@ def settings_are_real(found: Manifests) -> Iterator[str]:
         for container in each.pod["containers"]:
             environ = found.environment(container)
             told = {name: value for name, value in environ.items() if name.startswith(PREFIX)}
-            to_come = {name: told.pop(name) for name in SETTINGS_TO_COME if name in told}
-            if to_come and each.service:
-                # Without its certificate it would rightly refuse to listen.
-                told[f"{PREFIX}{each.service.upper()}_ALLOW_PLAINTEXT"] = "true"
             try:
                 refuse_unknown(told, [settings_class(service) for service in SERVICES])
                 if each.service:
@@ -251,7 +236,7 @@ def _plant(found: Manifests, each: Workload) -> dict[str, Any]:
 
 def _urls(each: Workload, bus_url: str, database_url: str | None) -> Iterator[str]:
     bus = urlsplit(bus_url)
-    known = {*addresses._TLS_FILES, *vars(Limits()), *BUS_OPTIONS_TO_COME}
+    known = {*addresses._TLS_FILES, *vars(Limits())}
     if bus.scheme not in ("amqp", "amqps") or "$" in bus_url:
         yield f"{each.name}: {bus_url} is no broker"
     yield from (f"{each.name}: the bus has no option {name}" for name, _ in parse_qsl(bus.query) if name not in known)

@@ -21,7 +21,7 @@ ADDRESSED = {"results": "results_address", "training": "models_address"}
 def doors_of(
     services: Sequence[str], sections: Mapping[str, Mapping[str, Any]], access: Access = NO_ACCESS
 ) -> list[Check]:
-    """Whether each service answers, and nothing else; `access` is how it is asked. Raises BadField for a wrong setting."""
+    """Whether each service answers, and nothing else; `access` is how. Raises BadField for a wrong setting."""
     settings = _settings(sections)
     return [_door_check(name, settings, access) for name in SERVICES if name in services]
 
