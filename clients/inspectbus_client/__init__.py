@@ -9,18 +9,21 @@
 Needs gRPC and the contracts only; nothing of the services' own dependencies.
 """
 
+from inspectbus_client.agreements import AgreementFilter
 from inspectbus_client.client import Client
 from inspectbus_client.decisions import DecisionFilter
 from inspectbus_client.frames import Image, Inspected, Published, Shot
 from inspectbus_client.gates import GateWatch
 from inspectbus_client.values import (
     AdvisedThreshold,
+    Agreement,
     AliasChange,
     Augmentation,
     BoundedShare,
     ComparisonPlan,
     Confusion,
     Decision,
+    Disagreement,
     Engine,
     EngineCandidate,
     Evidence,
@@ -51,11 +54,14 @@ from inspectbus_client.values import (
     TrainingPlan,
     Verdict,
 )
+    VerdictPair,
 from inspectbus_client.watch import Watch
 
 __all__ = [
     "AdvisedThreshold",
     "AliasChange",
+    "Agreement",
+    "AgreementFilter",
     "Augmentation",
     "BoundedShare",
     "Client",
@@ -64,6 +70,7 @@ __all__ = [
     "Decision",
     "DecisionFilter",
     "Engine",
+    "Disagreement",
     "EngineCandidate",
     "Evidence",
     "GateAction",
@@ -99,3 +106,4 @@ __all__ = [
     "Verdict",
     "Watch",
 ]
+    "VerdictPair",

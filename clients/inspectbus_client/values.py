@@ -228,6 +228,45 @@ class ScoresTable:
 
 
 @dataclass(frozen=True)
+@dataclass(frozen=True)
+class VerdictPair:
+    """So many frames were decided one way, and the shadow said the other."""
+
+    decided: Verdict
+    shadow: Verdict
+    frames: int
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Two versions at one station, over the frames that both judged."""
+
+    line: str
+    station: str
+    model_version: str
+    shadow_version: str
+    frames: int
+    agreeing: int
+    pairs: tuple[VerdictPair, ...]
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """A frame on which the two verdicts differ."""
+
+    frame_id: str
+    line: str
+    station: str
+    model_version: str
+    shadow_version: str
+    decided: Verdict
+    shadow: Verdict
+    decided_score: float | None
+    shadow_score: float
+    truth: Label | None
+    recorded_at: datetime | None
+
+
 class Station:
     line: str
     station: str
