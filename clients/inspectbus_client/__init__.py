@@ -46,6 +46,7 @@ from inspectbus_client.values import (
     Scores,
     ScoresRow,
     ScoresTable,
+    ServedModel,
     Station,
     StationState,
     StoredRecipe,
@@ -53,15 +54,15 @@ from inspectbus_client.values import (
     Timings,
     TrainingPlan,
     Verdict,
-)
     VerdictPair,
+)
 from inspectbus_client.watch import Watch
 
 __all__ = [
     "AdvisedThreshold",
-    "AliasChange",
     "Agreement",
     "AgreementFilter",
+    "AliasChange",
     "Augmentation",
     "BoundedShare",
     "Client",
@@ -69,8 +70,8 @@ __all__ = [
     "Confusion",
     "Decision",
     "DecisionFilter",
-    "Engine",
     "Disagreement",
+    "Engine",
     "EngineCandidate",
     "Evidence",
     "GateAction",
@@ -96,6 +97,7 @@ __all__ = [
     "Scores",
     "ScoresRow",
     "ScoresTable",
+    "ServedModel",
     "Shot",
     "Station",
     "StationState",
@@ -104,6 +106,6 @@ __all__ = [
     "Timings",
     "TrainingPlan",
     "Verdict",
+    "VerdictPair",
     "Watch",
 ]
-    "VerdictPair",

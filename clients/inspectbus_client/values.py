@@ -149,6 +149,7 @@ class Decision:
     image_key: str
     pixels_key: str
     qualified_below: float | None
+    model_alias: str
 
     @property
     def latency_s(self) -> float | None:
@@ -228,7 +229,6 @@ class ScoresTable:
 
 
 @dataclass(frozen=True)
-@dataclass(frozen=True)
 class VerdictPair:
     """So many frames were decided one way, and the shadow said the other."""
 
@@ -267,6 +267,7 @@ class Disagreement:
     recorded_at: datetime | None
 
 
+@dataclass(frozen=True)
 class Station:
     line: str
     station: str
@@ -348,6 +349,7 @@ class Judgement:
     model: str
     model_version: str
     qualified_below: float | None
+    model_alias: str
 
 
 @dataclass(frozen=True)
@@ -357,6 +359,23 @@ class EngineCandidate:
     reason: str
     images_per_s: float | None
     deviation: float | None
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model by one of its aliases; `detail` says why it does not judge."""
+
+    model: str
+    alias: str
+    ready: bool
+    detail: str
+    model_version: str
+    preparation_hash: str
+    engine: str
+    device: str
+    loaded_at: datetime | None
+    waiting: int
+    computed_s: float
 
 
 @dataclass(frozen=True)
@@ -377,6 +396,7 @@ class Engine:
     candidates: tuple[EngineCandidate, ...]
     measured_at: datetime | None
     streams: int
+    served: tuple[ServedModel, ...]
 
 
 @dataclass(frozen=True)
