@@ -40,8 +40,8 @@ test: $(VENV)/.test servers ## Lint, types, contracts and every test (WORKERS= p
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 .PHONY: soak
-soak: $(VENV)/.test servers ## The long fault tests, with their figures
-	$(BIN)/python -m pytest -m soak -s tests/faults $(PYTEST_ARGS)
+soak: $(VENV)/.test servers ## The long tests, with their figures
+	$(BIN)/python -m pytest -m soak -s tests/faults tests/line $(PYTEST_ARGS)
 
 .PHONY: lint
 lint: $(VENV)/.test ## Format, and mend what can be mended
