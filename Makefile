@@ -43,8 +43,8 @@ test: $(VENV)/.test servers ## Lint, types, contracts and every test (WORKERS= p
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 .PHONY: soak
-soak: $(VENV)/.test servers ## The long fault tests, with their figures
-	$(BIN)/python -m pytest -m soak -s tests/faults $(PYTEST_ARGS)
+soak: $(VENV)/.test servers ## The long tests, with their figures
+	$(BIN)/python -m pytest -m soak -s tests/faults tests/line $(PYTEST_ARGS)
 
 .PHONY: image-test
 image-test: $(VENV)/.test ## Build the image of each of SERVICES=, run it, drain it; needs root and podman

@@ -10,18 +10,21 @@ Needs gRPC and the contracts only; nothing of the services' own dependencies.
 """
 
 from inspectbus.channels import Access
+from inspectbus_client.agreements import AgreementFilter
 from inspectbus_client.client import Client
 from inspectbus_client.decisions import DecisionFilter
 from inspectbus_client.frames import Image, Inspected, Published, Shot
 from inspectbus_client.gates import GateWatch
 from inspectbus_client.values import (
     AdvisedThreshold,
+    Agreement,
     AliasChange,
     Augmentation,
     BoundedShare,
     ComparisonPlan,
     Confusion,
     Decision,
+    Disagreement,
     Engine,
     EngineCandidate,
     Evidence,
@@ -44,6 +47,7 @@ from inspectbus_client.values import (
     Scores,
     ScoresRow,
     ScoresTable,
+    ServedModel,
     Station,
     StationState,
     StoredRecipe,
@@ -51,12 +55,15 @@ from inspectbus_client.values import (
     Timings,
     TrainingPlan,
     Verdict,
+    VerdictPair,
 )
 from inspectbus_client.watch import Watch
 
 __all__ = [
     "Access",
     "AdvisedThreshold",
+    "Agreement",
+    "AgreementFilter",
     "AliasChange",
     "Augmentation",
     "BoundedShare",
@@ -65,6 +72,7 @@ __all__ = [
     "Confusion",
     "Decision",
     "DecisionFilter",
+    "Disagreement",
     "Engine",
     "EngineCandidate",
     "Evidence",
@@ -91,6 +99,7 @@ __all__ = [
     "Scores",
     "ScoresRow",
     "ScoresTable",
+    "ServedModel",
     "Shot",
     "Station",
     "StationState",
@@ -99,5 +108,6 @@ __all__ = [
     "Timings",
     "TrainingPlan",
     "Verdict",
+    "VerdictPair",
     "Watch",
 ]

@@ -13,6 +13,7 @@ from typing import Any, Self, cast
 
 from inspectbus.channels import NO_ACCESS, Access
 from inspectbus.errors import BadField
+from inspectbus_client.agreements import Agreements
 from inspectbus_client.decisions import Decisions
 from inspectbus_client.frames import Frames
 from inspectbus_client.gates import Gates
@@ -23,7 +24,7 @@ from inspectbus_client.stations import Stations
 from inspectbus_client.wire import SERVICES, Wire
 
 
-class Client(Frames, Stations, Gates, Decisions, Recipes, Models, Jobs):
+class Client(Frames, Stations, Gates, Decisions, Agreements, Recipes, Models, Jobs):
     """Thread-safe. Quiet until the first call, which opens the channel to the service it needs.
 
     Every call has a deadline, raises one family of errors (`inspectbus.errors`), and is tried again within its

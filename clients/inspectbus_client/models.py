@@ -120,26 +120,32 @@ class Models:
         )
         return read(AdvisedThreshold, answer)
 
-    def engine(self, *, timeout_s: float | None = None) -> Engine:
-        """What inference has loaded, since when, and the batches it ran."""
-        request = inference_pb2.GetEngineRequest()
+    def engine(self, model: str = "", *, timeout_s: float | None = None) -> Engine:
+        """What inference has loaded of a model, by default its default one, since when, and the batches it ran."""
+        request = inference_pb2.GetEngineRequest(model=model)
         answer = self._wire.ask("inference", self._inference.GetEngine, request, timeout_s=timeout_s, repeatable=True)
         return read(Engine, answer)
 
     def infer(
-        self, pixels: Prepared | Pixels, *, preparation_hash: str = "", timeout_s: float | None = None
+        self,
+        pixels: Prepared | Pixels,
+        *,
+        preparation_hash: str = "",
+        model: str = "",
+        timeout_s: float | None = None,
     ) -> Judgement:
-        """What the network says of prepared pixels. Makes no record.
+        """What the network says of prepared pixels. Makes no record. Raises NotFound for a model not served there.
 
         Bare pixels without a hash are taken on your word that they were prepared as the model expects.
         """
         if isinstance(pixels, Prepared):
             preparation_hash = preparation_hash or pixels.preparation_hash
+            model = model or pixels.model
             pixels = pixels.pixels
         message = prepared_frame_pb2.Pixels(
             height=pixels.height, width=pixels.width, channels=pixels.channels, data=pixels.data
         )
-        request = inference_pb2.InferRequest(pixels=message, preparation_hash=preparation_hash)
+        request = inference_pb2.InferRequest(pixels=message, preparation_hash=preparation_hash, model=model)
         answer = self._wire.ask("inference", self._inference.Infer, request, timeout_s=timeout_s, repeatable=True)
         return read(Judgement, answer.judgement)
 

@@ -149,6 +149,7 @@ class Decision:
     image_key: str
     pixels_key: str
     qualified_below: float | None
+    model_alias: str
 
     @property
     def latency_s(self) -> float | None:
@@ -225,6 +226,45 @@ class ScoresRow:
 class ScoresTable:
     overall: ScoresRow
     rows: tuple[ScoresRow, ...]
+
+
+@dataclass(frozen=True)
+class VerdictPair:
+    """So many frames were decided one way, and the shadow said the other."""
+
+    decided: Verdict
+    shadow: Verdict
+    frames: int
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Two versions at one station, over the frames that both judged."""
+
+    line: str
+    station: str
+    model_version: str
+    shadow_version: str
+    frames: int
+    agreeing: int
+    pairs: tuple[VerdictPair, ...]
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """A frame on which the two verdicts differ."""
+
+    frame_id: str
+    line: str
+    station: str
+    model_version: str
+    shadow_version: str
+    decided: Verdict
+    shadow: Verdict
+    decided_score: float | None
+    shadow_score: float
+    truth: Label | None
+    recorded_at: datetime | None
 
 
 @dataclass(frozen=True)
@@ -309,6 +349,7 @@ class Judgement:
     model: str
     model_version: str
     qualified_below: float | None
+    model_alias: str
 
 
 @dataclass(frozen=True)
@@ -318,6 +359,23 @@ class EngineCandidate:
     reason: str
     images_per_s: float | None
     deviation: float | None
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model by one of its aliases; `detail` says why it does not judge."""
+
+    model: str
+    alias: str
+    ready: bool
+    detail: str
+    model_version: str
+    preparation_hash: str
+    engine: str
+    device: str
+    loaded_at: datetime | None
+    waiting: int
+    computed_s: float
 
 
 @dataclass(frozen=True)
@@ -338,6 +396,7 @@ class Engine:
     candidates: tuple[EngineCandidate, ...]
     measured_at: datetime | None
     streams: int
+    served: tuple[ServedModel, ...]
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from inspectbus.bus import Bus, Delivery, Lane, Message, connect
 from inspectbus.bus.rabbitmq import topology, wire
 from inspectbus.bus.rabbitmq.addresses import parse
 from inspectbus.bus.rabbitmq.dead import DeadLetters
-from inspectbus.bus.topics import DEAD, DECISIONS, FRAMES, GATES, PREPARED, Topic
+from inspectbus.bus.topics import DEAD, DECISIONS, FRAMES, GATES, PREPARED, SHADOWS, Topic
 from inspectbus.errors import (
     BadField,
     BusAway,
@@ -467,6 +467,25 @@ def test_a_station_publishes_its_own_frames_and_outcomes_and_hears_its_own_decis
     assert heard.get(timeout=PATIENCE_S).key == ("line-1", "top", "hold")
 
 
+def test_inference_publishes_what_shadows_say_and_results_takes_it(rabbitmq_vhost: Vhost) -> None:
+    passwords = {f"inspectbus-{name}": f"{name}-password" for name in ("inference", "results")}
+    rabbitmq_vhost.broker.import_definitions(topology.definitions(rabbitmq_vhost.name, passwords))
+
+    def as_user(name: str) -> Bus:
+        user = f"inspectbus-{name}"
+        return connect(rabbitmq_vhost.broker.url(rabbitmq_vhost.name, user, passwords[user]))
+
+    taken: Queue[Delivery] = Queue()
+    with as_user("inference") as inference, as_user("results") as results:
+        results.subscribe(SHADOWS, "shadows", taken.put)
+        inference.publish(SHADOWS, message()).result(PATIENCE_S)
+        delivery = taken.get(timeout=PATIENCE_S)
+        assert delivery.message.key == ("line-1", "top")
+        delivery.done()
+        with pytest.raises(NotAllowed):
+            results.publish(SHADOWS, message()).result(PATIENCE_S)
+
+
 @pytest.mark.parametrize(
     ("topic", "key"),
     [
@@ -475,6 +494,7 @@ def test_a_station_publishes_its_own_frames_and_outcomes_and_hears_its_own_decis
         (FRAMES, ("line-1", "top", "more")),
         (GATES, ("line-2", "top")),
         (PREPARED, ("line-1", "top")),
+        (SHADOWS, ("line-1", "top")),
     ],
 )
 def test_a_station_cannot_publish_a_decision_or_for_another_station(

@@ -18,7 +18,7 @@ from grpc_status import rpc_status
 from prometheus_client.parser import text_string_to_metric_families
 
 from inspectbus.api.v1.decision_pb2 import Decision
-from inspectbus.api.v1.inference_pb2 import GetEngineRequest, GetEngineResponse
+from inspectbus.api.v1.inference_pb2 import GetEngineRequest, GetEngineResponse, ServedModel
 from inspectbus.api.v1.inference_pb2_grpc import InferenceServiceStub
 from inspectbus.api.v1.prepared_frame_pb2 import PreparedFrame
 from inspectbus.bus import Bus, Delivery, Lane, connect, topics
@@ -60,8 +60,17 @@ class Running:
         assert self.decided.empty(), "more decisions than frames"
         return [found[frame.frame.frame_id] for frame in frames]
 
-    def engine(self) -> GetEngineResponse:
-        return self.stub.GetEngine(GetEngineRequest(), timeout=PATIENCE_S)
+    def engine(self, model: str = "") -> GetEngineResponse:
+        return self.stub.GetEngine(GetEngineRequest(model=model), timeout=PATIENCE_S)
+
+    def served(self, model: str, alias: str) -> ServedModel:
+        """As the service tells of it; nothing where it serves no such thing."""
+        return next(
+            (each for each in self.engine().served if (each.model, each.alias) == (model, alias)), ServedModel()
+        )
+
+    def comes_to_serve(self, model: str, alias: str, version: str) -> bool:
+        return comes_true(lambda: self.served(model, alias).model_version == version)
 
     def waits(self, count: int) -> bool:
         """Whether so many images come to wait."""

@@ -600,6 +600,52 @@ class _Results(results_pb2_grpc.ResultsServiceServicer):
             rows = [_scores(line, [r for r in meant if r.decision.line == line]) for line in lines]
         return results_pb2.GetScoresResponse(overall=_scores("", meant), rows=rows)
 
+    def GetAgreement(self, request: Any, context: Any) -> results_pb2.GetAgreementResponse:
+        """Of each frame with a part_id "differs" the shadow said the other thing."""
+        self._plant.enter("GetAgreement")
+        rows: dict[tuple[str, str], results_pb2.Agreement] = {}
+        differing = []
+        for record in self._plant.records:
+            decision = record.decision
+            if request.line not in ("", decision.line) or request.station not in ("", decision.station):
+                continue
+            said = decision.verdict
+            if decision.part_id == "differs":
+                said = decision_pb2.VERDICT_DEFECTIVE
+                differing.append(
+                    results_pb2.Disagreement(
+                        frame_id=decision.frame_id,
+                        line=decision.line,
+                        station=decision.station,
+                        model_version=decision.model_version,
+                        shadow_version="5ad0",
+                        decided=decision.verdict,
+                        shadow=said,
+                        decided_score=decision.score,
+                        shadow_score=0.75,
+                        recorded_at=record.recorded_at,
+                    )
+                )
+            row = rows.setdefault(
+                (decision.line, decision.station),
+                results_pb2.Agreement(
+                    line=decision.line,
+                    station=decision.station,
+                    model_version=decision.model_version,
+                    shadow_version="5ad0",
+                ),
+            )
+            row.frames += 1
+            row.agreeing += said == decision.verdict
+            pairs = {(pair.decided, pair.shadow): pair for pair in row.pairs}
+            pair = pairs.get((decision.verdict, said)) or row.pairs.add(decided=decision.verdict, shadow=said)
+            pair.frames += 1
+        page, token = _page(differing, request.page_size, request.page_token)
+        first = not request.page_token
+        return results_pb2.GetAgreementResponse(
+            rows=list(rows.values()) if first else [], disagreements=page, next_page_token=token
+        )
+
 
 def _scores(group: str, records: list[results_pb2.Record]) -> results_pb2.ScoresRow:
     row = results_pb2.ScoresRow(group=group, decisions=len(records))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ PATIENCE_S = 20.0
 
 
 class Production:
-    """The owner of tiny@production and the store of its versions."""
+    """The owner of the aliases and the store of the versions."""
 
     def __init__(self, owner: ModelOwner, address: str, folder: Path) -> None:
         self._owner = owner
@@ -45,11 +46,11 @@ class Production:
         """How often somebody has asked what an alias names."""
         return self._owner.asked
 
-    def name(self, card: ModelCard, news_to: Bus | None = None) -> None:
-        """Production names this version from now on; without a bus, the news of it is lost."""
-        self._owner.cards[card.name, "production"] = card
+    def name(self, card: ModelCard, news_to: Bus | None = None, *, alias: str = "production") -> None:
+        """Production, or another alias, names this version from now on; without a bus, the news of it is lost."""
+        self._owner.cards[card.name, alias] = card
         if news_to is not None:
-            change = model_pb2.AliasChange(name=card.name, alias="production", version=card.version)
+            change = model_pb2.AliasChange(name=card.name, alias=alias, version=card.version)
             message = Message(change.SerializeToString(), ("model", "alias-changed"), "training")
             news_to.publish(topics.EVENTS, message).result(PATIENCE_S)
 
@@ -67,13 +68,15 @@ class SignedEngine:
     device = "here"
     streams = 1
 
-    def __init__(self, score: float) -> None:
+    def __init__(self, score: float, ran: Callable[[], None]) -> None:
         self._score = np.float32(score)
+        self._ran = ran
         self.entered = threading.Semaphore(0)
         self.gate = threading.Event()
         self.gate.set()
 
     def infer(self, images: Images) -> Output:
+        self._ran()
         self.entered.release()
         assert self.gate.wait(PATIENCE_S)
         return Output(np.full(len(images), self._score, np.float32))
@@ -93,6 +96,8 @@ class SignedLoads:
         """Shut, a load stops in the middle."""
         self.gate.set()
         self.refused: dict[str, Exception] = {}
+        self.runs: list[str] = []
+        """Of all engines: the versions, in the order in which their runs began."""
         self._scores: dict[str, float] = {}
         self._engines: dict[str, weakref.ref[SignedEngine]] = {}
 
@@ -106,7 +111,7 @@ class SignedLoads:
         assert self.gate.wait(PATIENCE_S)
         if card.version in self.refused:
             raise self.refused[card.version]
-        engine = SignedEngine(self.score(card.version))
+        engine = SignedEngine(self.score(card.version), partial(self.runs.append, card.version))
         self._engines[card.version] = weakref.ref(engine)
         return engine, Choice(chosen="signed", candidates=(Candidate(name="signed"),))
 

@@ -13,6 +13,7 @@ from inspectbus.api.v1.decision_pb2 import Decision, Verdict
 from inspectbus.api.v1.frame_pb2 import Frame
 from inspectbus.api.v1.gate_pb2 import GateOutcome
 from inspectbus.api.v1.prepared_frame_pb2 import PreparedFrame
+from inspectbus.api.v1.shadow_pb2 import ShadowDecision
 from inspectbus.bus.contract import Lane, Message
 
 
@@ -38,6 +39,12 @@ def decision_message(decision: Decision, source: str) -> Message:
 def outcome_message(outcome: GateOutcome, source: str) -> Message:
     """For GATES."""
     return _message(outcome, outcome.frame_id, (outcome.line, outcome.station), source, ":gate")
+
+
+def shadow_message(said: ShadowDecision, source: str) -> Message:
+    """For SHADOWS. The id repeats for a frame and version, as the record does."""
+    what = f":shadow:{said.model_version}"
+    return _message(said, said.frame_id, (said.line, said.station), source, what)
 
 
 def _message(

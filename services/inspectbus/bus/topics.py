@@ -24,6 +24,8 @@ DECISIONS = Topic("inspectbus.decisions", ("results",), body="inspectbus.api.v1.
 """Key <line>.<station>.<verdict>."""
 GATES = Topic("inspectbus.gates", ("outcomes",), body="inspectbus.api.v1.GateOutcome")
 """Key <line>.<station>."""
+SHADOWS = Topic("inspectbus.shadows", ("shadows",), body="inspectbus.api.v1.ShadowDecision")
+"""Key <line>.<station>."""
 TRAINING = Topic("inspectbus.training", ("training",), body="inspectbus.api.v1.JobRequested")
 """Key job.requested."""
 EVENTS = Topic("inspectbus.events", body="inspectbus.api.v1.AliasChange")
@@ -31,4 +33,4 @@ EVENTS = Topic("inspectbus.events", body="inspectbus.api.v1.AliasChange")
 DEAD = Topic("inspectbus.dead", ("dead",))
 """Whatever was parked, body unchanged; key <topic>.<group>."""
 
-ALL = (FRAMES, PREPARED, DECISIONS, GATES, TRAINING, EVENTS, DEAD)
+ALL = (FRAMES, PREPARED, DECISIONS, GATES, SHADOWS, TRAINING, EVENTS, DEAD)

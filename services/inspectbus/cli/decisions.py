@@ -105,7 +105,7 @@ def show_decision(
         "score": decision.score,
         "threshold": decision.threshold,
         "qualified below": decision.qualified_below,
-        "model": f"{decision.model}/{decision.model_version}" if decision.model_version else "",
+        "model": _model(decision),
         "recipe": f"{decision.recipe} version {decision.recipe_version or 'unknown'}",
         "preparation": decision.preparation_hash,
         "quality": ", ".join(f"{name} {value:.3g}" for name, value in vars(quality).items()) if quality else "",
@@ -205,6 +205,14 @@ def _cells(record: Record) -> tuple[object, ...]:
         str(record.truth or ""),
         f"{decision.hold.reason}: {decision.hold.detail}" if decision.hold else "",
     )
+
+
+def _model(decision: Decision) -> str:
+    """elpv/0f3a..., as production"""
+    if not decision.model_version:
+        return ""
+    named_by = f", as {decision.model_alias}" if decision.model_alias else ""
+    return f"{decision.model}/{decision.model_version}{named_by}"
 
 
 def _gate(record: Record) -> str:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from inspectbus.cli.doors import ModelsAddress, client_of
+from inspectbus.cli.decisions import End, Line, Moment, Station
+from inspectbus.cli.doors import ModelsAddress, ResultsAddress, client_of
 from inspectbus.cli.printing import AsJson, json_line, print_line, table, time_of_day
 
 if TYPE_CHECKING:
-    from inspectbus_client import AliasChange, Model
+    from inspectbus_client import Agreement, AgreementFilter, AliasChange, Disagreement, Model
 
 EXAMPLES = """Examples:
 
@@ -28,7 +29,11 @@ EXAMPLES = """Examples:
 
   inspectbus models rollback elpv --reason "false alarms on line 1"
 
+  inspectbus models agreement elpv                         what its shadow says of the frames, by station
+
 A version that is worse than the one in production goes there with --force and a --reason only."""
+
+VERDICTS = ("QUALIFIED", "DEFECTIVE", "HOLD")
 
 SCORES = ("f1", "precision", "recall", "average_precision")
 """As the model card spells them; on the validation part, at the version's own threshold."""
@@ -152,6 +157,82 @@ def history(
         for change in found
     ]
     table(("when", "alias", "from", "to", "who", "why"), rows)
+
+
+@app.command("agreement", epilog="Example: inspectbus models agreement elpv --line line-1 --differing 20")
+def agreement(
+    name: Name,
+    version: Annotated[str, typer.Option(help="Only what this version decided.")] = "",
+    shadow: Annotated[str, typer.Option(metavar="VERSION", help="Only what this version said as shadow.")] = "",
+    line: Line = "",
+    station: Station = "",
+    since: Moment = None,
+    until: End = None,
+    differing: Annotated[
+        int, typer.Option(min=0, metavar="N", help="List the first N frames on which they differ instead.")
+    ] = 0,
+    as_json: AsJson = False,
+    address: ResultsAddress = None,
+) -> None:
+    """Show how often a model's shadow says what was decided, over the frames that both judged.
+
+    A column D/Q, say, counts frames decided DEFECTIVE of which the shadow said QUALIFIED. --differing lists such
+    frames; `inspectbus decisions show FRAME_ID --save DIR` has their images.
+    """
+    filter: AgreementFilter = {"model_version": version, "shadow_version": shadow, "line": line, "station": station}
+    if since is not None:
+        filter["since"] = since.astimezone()
+    if until is not None:
+        filter["until"] = until.astimezone()
+    with client_of("results", address) as client:
+        if differing:
+            found = list(islice(client.disagreements(name, page_size=min(differing, 1000), **filter), differing))
+            _list_differing(found, as_json)
+            return
+        rows = client.agreement(name, **filter)
+    if as_json:
+        for row in rows:
+            json_line(row)
+        return
+    columns = (
+        "station",
+        "version",
+        "shadow",
+        "frames",
+        "agree",
+        *(f"{a[0]}/{b[0]}" for a in VERDICTS for b in VERDICTS),
+    )
+    table(columns, [_agreement_row(row) for row in rows])
+
+
+def _list_differing(found: list[Disagreement], as_json: bool) -> None:
+    if as_json:
+        for each in found:
+            json_line(each)
+        return
+    columns = ("frame", "station", "decided", "score", "shadow", "its score", "truth", "version", "shadow version")
+    rows = [
+        (
+            each.frame_id,
+            f"{each.line}/{each.station}",
+            str(each.decided),
+            each.decided_score,
+            str(each.shadow),
+            each.shadow_score,
+            str(each.truth or ""),
+            each.model_version,
+            each.shadow_version,
+        )
+        for each in found
+    ]
+    table(columns, rows)
+
+
+def _agreement_row(row: Agreement) -> tuple[object, ...]:
+    counts = {(str(pair.decided), str(pair.shadow)): pair.frames for pair in row.pairs}
+    share = row.agreeing / row.frames if row.frames else None
+    cells = (counts.get((decided, said), 0) for decided in VERDICTS for said in VERDICTS)
+    return f"{row.line}/{row.station}", row.model_version, row.shadow_version, row.frames, share, *cells
 
 
 def _facts(model: Model) -> dict[str, object]:

@@ -145,7 +145,9 @@ def _recipes(settings: Mapping[str, Any], address: str, access: Access) -> list[
         for station in line.stations:
             wanted.setdefault(station.recipe, []).append(f"{line.name}/{station.name}")
     wanted.setdefault(plant.inspect_recipe, []).append("inspect_recipe")
-    return look_at_recipes(wanted, settings["inference"].model, address, access)
+    inference = settings["inference"]
+    models_address = inference.models_address if inference.model_dir is None else ""
+    return look_at_recipes(wanted, inference.model, inference.model_alias, address, models_address, access)
 
 
 def _door(name: str, address: str, access: Access) -> list[Finding]:

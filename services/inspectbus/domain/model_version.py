@@ -20,6 +20,8 @@ from inspectbus.domain.preparation import Preparation
 from inspectbus.domain.thresholds import Thresholds
 
 PRODUCTION = "production"
+CANARY = "canary"
+SHADOW = "shadow"
 CARD_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
 EXPORT_FILE = "model.onnx"

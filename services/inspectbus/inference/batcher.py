@@ -9,6 +9,9 @@ Work-conserving: while all streams compute, frames gather; when one is idle, not
 into the memory that the engine will read (`slots`). A call whose deadline cannot be met, by what the engine's last runs
 took (`admission`), is refused at once, for it would cost others theirs; frames from the bus are all judged. Every frame
 taken is answered exactly once: with its score, with the error that concerns it, or by its own cancellation.
+
+Where several batchers share the machine, one with images waits for its turn at a stream (`streams`), and only then
+takes the batch, which has grown meanwhile.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ from inspectbus.inference.admission import MARGIN, Ahead, Pace, answered_in_s
 from inspectbus.inference.engine import Engine, Heatmap, Images, Output
 from inspectbus.inference.metrics import BatcherMetrics
 from inspectbus.inference.slots import Run, Slot, SlotQueue, batch_sizes, memory_for
+from inspectbus.inference.streams import Flow, Streams, Turn
 from inspectbus.runtime.watchdog import Watchdog
 
 log = structlog.get_logger(__name__)
@@ -87,9 +91,12 @@ class Batcher:
         max_batch_wait_s: float,
         queue_limit: int,
         drain_s: float,
+        flow: Flow | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`flow` leads to the streams that it shares with other batchers; None: it has its engine's for itself."""
         self._engine = engine
+        self._flow = flow or Streams(engine.streams).flow()
         self._metrics = metrics
         self._watchdog = watchdog
         self._max_batch_size = max_batch_size
@@ -106,6 +113,7 @@ class Batcher:
         self._queue: SlotQueue[_Item] = SlotQueue(
             partial(_counted, make, metrics, self._slot_bytes), ready=engine.streams + len(Lane)
         )
+        self._flow.is_for(self._queue)
         self._pace = Pace()
         self._under_way: dict[int, tuple[float, int]] = {}
         """Of each stream that computes: since when, and how many images."""
@@ -144,6 +152,7 @@ class Batcher:
             waiting = self._queue.clear()
             self._ended = True
             self._sooner.notify_all()
+        self._flow.close()
         self._timer.join(LOOK_S)
         for item in waiting:
             self._metrics.went(item.lane, 1)
@@ -175,6 +184,11 @@ class Batcher:
     def waiting(self) -> int:
         with self._lock:
             return len(self._queue)
+
+    @property
+    def computed_s(self) -> float:
+        """Seconds that it had streams."""
+        return self._flow.computed_s
 
     # --- who comes and goes
 
@@ -248,7 +262,7 @@ class Batcher:
             max(0.0, begun_s + self._pace.batch_s(count) - now) for begun_s, count in self._under_way.values()
         )
         slowed = BACKLOG_SHARE / (BACKLOG_SHARE - 1) if self._queue.count(Lane.BACKLOG) else 1.0
-        return Ahead(remaining_s, self._queue.count(Lane.LIVE), slowed)
+        return Ahead(remaining_s, self._queue.count(Lane.LIVE), slowed * self._flow.crowd)
 
     def _seated(self, items: list[_Item]) -> list[Image]:
         places = []
@@ -310,20 +324,35 @@ class Batcher:
     # --- who is computed
 
     def _work(self, stream: int) -> None:
-        while (batch := self._next(stream)) is not None:
-            self._judge(stream, batch)
+        turn: Turn | None = None
+        try:
+            while turn is not None or self._is_due():
+                if turn is not None and not self._is_due(at_once=True):
+                    turn.end()  # others may have the stream while we wait
+                    turn = None
+                    continue
+                turn = self._flow.begin(turn)
+                if turn is None:
+                    return
+                batch = self._next(stream)
+                if batch is not None:
+                    self._judge(stream, batch)
+                else:
+                    turn.end(used=False)
+                    turn = None
+        finally:
+            if turn is not None:
+                turn.end()
 
     def _next(self, stream: int) -> Run[_Item] | None:
-        """The next batch, when there is one. None when we are closing and nothing waits any more."""
-        batch = None
-        while batch is None:
-            with self._lock:
-                if not self._due():
-                    return None
-                batch, late, cancelled = self._taken()
-                if batch is not None:
-                    self._under_way[stream] = (self._clock(), len(batch.items))
-            self._drop(late, cancelled)
+        """The next batch; None when it has gone, to another stream or unanswered, before it was this one's turn."""
+        with self._lock:
+            batch, late, cancelled = self._taken() if any(self._queue.heads()) else (None, [], [])
+            if batch is not None:
+                self._under_way[stream] = (self._clock(), len(batch.items))
+        self._drop(late, cancelled)
+        if batch is None:
+            return None
         lane, now = batch.slot.lane, self._clock()
         self._metrics.went(lane, len(batch.items))
         self._metrics.begun(lane, [now - item.arrived_s for item in batch.items])
@@ -350,20 +379,26 @@ class Batcher:
             self._arrived.notify()
         return batch, late, cancelled
 
-    def _due(self) -> bool:
-        """Waits until a batch is due. False when we are closing and nothing waits any more."""
-        while True:
-            if self._closing and not len(self._queue):
-                return False
-            patience_s = LOOK_S
-            for slot in self._queue.heads():
-                if self._closing or slot.full or not self._max_batch_wait_s:
-                    return True
-                left_s = self._company_until_s(slot) - self._clock()
+    def _is_due(self, *, at_once: bool = False) -> bool:
+        """Waits until a batch is due, unless it must be `at_once`. False when we are closing and nothing waits."""
+        with self._lock:
+            while len(self._queue) or not self._closing:
+                left_s = self._due_in_s()
                 if left_s <= 0:
                     return True
-                patience_s = min(patience_s, left_s)
-            self._arrived.wait(patience_s)
+                if at_once:
+                    return False
+                self._arrived.wait(left_s)
+            return False
+
+    def _due_in_s(self) -> float:
+        """When to look for a batch again: 0 where one is due, LOOK_S where nobody waits."""
+        patience_s = LOOK_S
+        for slot in self._queue.heads():
+            if self._closing or slot.full or not self._max_batch_wait_s:
+                return 0.0
+            patience_s = min(patience_s, self._company_until_s(slot) - self._clock())
+        return patience_s
 
     def _company_until_s(self, slot: Slot[_Item]) -> float:
         """When the first of them has waited long enough, or must go to be in time."""

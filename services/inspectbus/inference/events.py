@@ -1,10 +1,11 @@
 """The bus door: a prepared frame comes, its decision goes, and only then is the frame acknowledged.
 
-prepared ─> fits a version? ─> batcher ─> score ─> verdict ─> evidence ─> decisions
-                 └── no model, other preparation, broken pixels: HOLD with its reason ──┘
+prepared ─> its model ─> fits a version? ─> batcher ─> score ─> verdict ─> evidence ─> decisions
+                                └── no model, other preparation, broken pixels: HOLD with its reason ──┘
 
-Whoever prepares may know of a new version before we do: pixels that no version takes wait, aside, for a look at the
-alias and for the load that may follow. News of the alias comes in here too.
+A frame whose model is being loaded waits aside. Whoever prepares may also know of a new version before we do: pixels
+that no version takes wait, aside too, for a look at the alias and for the load that may follow. News of aliases comes
+in here as well.
 
 Large pixels come by claim and are fetched by a pool, several at once; one that is missing or changed parks its frame.
 The engine's thread hands each score to a small pool, so it never waits for a disk or a full bus.
@@ -19,6 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from contextvars import copy_context
 from functools import partial
+from typing import NamedTuple
 
 import prometheus_client as prometheus
 import structlog
@@ -55,11 +57,13 @@ from inspectbus.errors import (
 )
 from inspectbus.imaging.pixels import from_pixels
 from inspectbus.inference.batcher import Scored
+from inspectbus.inference.canary import chosen
 from inspectbus.inference.engine import Heatmap
 from inspectbus.inference.evidence import EvidenceKeeper
-from inspectbus.inference.loader import Loader
+from inspectbus.inference.models import Member, Models
 from inspectbus.inference.serving import Serving
 from inspectbus.inference.settings import InferenceSettings
+from inspectbus.inference.shadow import Shadows
 from inspectbus.inference.verdict import thresholds_for, verdict_of
 from inspectbus.stores.frames import FrameStore, checked_claim
 
@@ -80,7 +84,8 @@ MAX_PIXELS_BYTES = 3 * 2048 * 2048
 @contextmanager
 def subscribed(
     bus: Bus,
-    loader: Loader,
+    models: Models,
+    shadows: Shadows,
     store: FrameStore,
     evidence: EvidenceKeeper,
     settings: InferenceSettings,
@@ -90,28 +95,26 @@ def subscribed(
     with ExitStack() as stack:
         deciders = stack.enter_context(ThreadPoolExecutor(DECIDERS, "inference-decide"))
         fetchers = stack.enter_context(ThreadPoolExecutor(FETCHERS, "inference-fetch"))
-        # One thread: the first to have come is the first whose patience ends, and all are told at once.
-        aside = stack.enter_context(ThreadPoolExecutor(1, "inference-aside"))
-        door = _Door(bus, loader, store, evidence, settings, registry, deciders, fetchers, aside)
+        door = _Door(bus, models, shadows, store, evidence, settings, registry, deciders, fetchers)
 
         def subscribe() -> Subscription:
             return bus.subscribe(
                 topics.PREPARED, "inference", door.judge, prefetch=settings.prefetch, epitaph=door.mourn
             )
 
-        with _taking(loader, subscribe, settings.drain_s):
+        with _taking(models, subscribe, settings.drain_s):
             yield
 
 
 @contextmanager
-def _taking(loader: Loader, subscribe: Callable[[], Subscription], drain_s: float) -> Iterator[None]:
-    """Takes frames from when there is a first model, or the patience for one is over. Until then they wait at the bus,
-    where a replica that has its model finds them: one that starts must not sit on the frames of a running line."""
+def _taking(models: Models, subscribe: Callable[[], Subscription], drain_s: float) -> Iterator[None]:
+    """Takes frames from when the default model is there, or the patience for it is over. Until then they wait at the
+    bus, where a replica that has its model finds them: one that starts must not sit on the frames of a running line."""
     taken: list[Subscription] = []
 
     def take() -> None:
-        loader.wait()
-        if not loader.closing:
+        models.default.wait()
+        if not models.closing:
             taken.append(subscribe())
 
     beginning = threading.Thread(target=take, name="inference-begin", daemon=True)
@@ -119,15 +122,15 @@ def _taking(loader: Loader, subscribe: Callable[[], Subscription], drain_s: floa
     try:
         yield
     finally:
-        loader.stop_waiting()
+        models.stop_waiting()
         beginning.join(BEGIN_S)
         for subscription in taken:
             subscription.close(drain_s)
 
 
 @contextmanager
-def alias_followed(bus: Bus, loader: Loader, settings: InferenceSettings) -> Iterator[None]:
-    """Has the loader look at once when its alias is pointed elsewhere. A folder of a model has no alias."""
+def aliases_followed(bus: Bus, models: Models, settings: InferenceSettings) -> Iterator[None]:
+    """Has a model looked at once when its alias is pointed elsewhere. A folder of a model has no alias."""
     if settings.model_dir is not None:
         yield
         return
@@ -138,8 +141,7 @@ def alias_followed(bus: Bus, loader: Loader, settings: InferenceSettings) -> Ite
         except DecodeError:
             log.warning("news of an alias that cannot be read", source=message.source)
             return
-        if (change.name, change.alias) == (settings.model, settings.model_alias):
-            loader.look()
+        models.look(change.name, change.alias)
 
     news = bus.follow(topics.EVENTS, hear, key=ALIAS_CHANGED)
     try:
@@ -148,28 +150,36 @@ def alias_followed(bus: Bus, loader: Loader, settings: InferenceSettings) -> Ite
         news.close()
 
 
+class _Admitted(NamedTuple):
+    """What judges a frame that is in a batcher."""
+
+    card: ModelCard
+    alias: str
+    thresholds: Thresholds
+
+
 class _Door:
     def __init__(
         self,
         bus: Bus,
-        loader: Loader,
+        models: Models,
+        shadows: Shadows,
         store: FrameStore,
         evidence: EvidenceKeeper,
         settings: InferenceSettings,
         registry: prometheus.CollectorRegistry,
         deciders: ThreadPoolExecutor,
         fetchers: ThreadPoolExecutor,
-        aside: ThreadPoolExecutor,
     ) -> None:
         self._bus = bus
-        self._loader = loader
+        self._models = models
+        self._shadows = shadows
         self._store = store
         self._evidence = evidence
         self._settings = settings
         # Their queues have no bound of their own; the subscription's prefetch bounds them.
         self._pool = deciders
         self._fetchers = fetchers
-        self._aside = aside
         self._decisions = prometheus.Counter(
             "inspectbus_inference_decisions", "Decisions published.", ["verdict", "reason"], registry=registry
         )
@@ -177,28 +187,39 @@ class _Door:
     def judge(self, delivery: Delivery) -> None:
         """Takes one prepared frame. Raises BadField for a body that is none: it is parked, and nobody can decide it."""
         prepared = _parsed(delivery.message)
-        serving = self._loader.wait()
-        if serving is None or _asks_for_another(prepared, serving) or self._loader.knows(prepared.preparation_hash):
-            self._take(delivery, prepared)
-        else:
-            until_s = time.monotonic() + self._settings.model_patience_s
-            self._aside.submit(
-                copy_context().run, self._settling, delivery, partial(self._wait_aside, delivery, prepared, until_s)
-            )
+        try:
+            member = self._models.asked_for(prepared.model, prepared.model_alias)
+        except ModelNotReady as error:
+            self._hold_without_model(delivery, prepared, f"recipe {prepared.recipe} asks for a model: {error.message}")
+            return
+        loader = member.loader
+        serving = loader.serving
+        if loader.in_vain or _asks_for_another(prepared, serving):
+            self._take(delivery, prepared, member)
+            return
+        if serving is not None and loader.knows(prepared.preparation_hash):
+            self._take(delivery, prepared, member)
+            return
+        until_s = time.monotonic() + self._settings.model_patience_s
+        member.aside.submit(
+            copy_context().run, self._settling, delivery, partial(self._wait_aside, delivery, prepared, member, until_s)
+        )
 
-    def _wait_aside(self, delivery: Delivery, prepared: PreparedFrame, until_s: float) -> None:
-        self._loader.await_preparation(prepared.preparation_hash, until_s)
-        if self._loader.closing:
+    def _wait_aside(self, delivery: Delivery, prepared: PreparedFrame, member: Member, until_s: float) -> None:
+        serving = member.loader.wait()
+        if serving is not None and not _asks_for_another(prepared, serving):
+            member.loader.await_preparation(prepared.preparation_hash, until_s)
+        if member.loader.closing:
             raise ModelNotReady("the service ends before it knows the version that these pixels are for")
-        self._take(delivery, prepared)
+        self._take(delivery, prepared, member)
 
-    def _take(self, delivery: Delivery, prepared: PreparedFrame) -> None:
+    def _take(self, delivery: Delivery, prepared: PreparedFrame, member: Member) -> None:
         if prepared.pixels.HasField("claim"):
             self._fetchers.submit(
-                copy_context().run, self._settling, delivery, partial(self._fetch, delivery, prepared)
+                copy_context().run, self._settling, delivery, partial(self._fetch, delivery, prepared, member)
             )
         else:
-            self._judge(delivery, prepared)
+            self._judge(delivery, prepared, member)
 
     def _settling(self, delivery: Delivery, step: Callable[[], None]) -> None:
         """On a pool's thread, where nobody else would settle a delivery whose step raises."""
@@ -212,9 +233,9 @@ class _Door:
         except Exception as error:  # nobody looks into a pool's futures: unsettled, the frame would be stuck for good
             delivery.retry(error)
 
-    def _fetch(self, delivery: Delivery, prepared: PreparedFrame) -> None:
+    def _fetch(self, delivery: Delivery, prepared: PreparedFrame, member: Member) -> None:
         prepared.pixels.data = self._fetched(prepared)
-        self._judge(delivery, prepared)
+        self._judge(delivery, prepared, member)
 
     def _fetched(self, prepared: PreparedFrame) -> bytes:
         """Raises BadField, NotFound, CorruptObject for good; StorageAway for now."""
@@ -223,21 +244,29 @@ class _Door:
         claim = checked_claim(prepared.pixels.claim, prepared.frame, "pixels.claim")
         return self._store.fetch(claim, MAX_PIXELS_BYTES)
 
-    def _judge(self, delivery: Delivery, prepared: PreparedFrame) -> None:
+    def _judge(self, delivery: Delivery, prepared: PreparedFrame, member: Member) -> None:
         try:
-            card, thresholds, scored = self._admit(prepared, delivery.message.lane)
+            admitted, scored = self._admit(prepared, delivery.message.lane, member)
         except ModelNotReady as error:
-            if self._loader.closing:
-                raise  # not the frame's fault: whoever serves next judges it
-            hold = hold_decision(prepared.frame, HOLD_REASON_NO_MODEL, error.message)
-            self._pool.submit(self._settle, delivery, lambda: self._publish(prepared, hold))
+            self._hold_without_model(delivery, prepared, error.message, member)
         except (BadField, NotPossibleNow) as error:
             hold = hold_decision(prepared.frame, HOLD_REASON_ERROR, error.message)
             self._pool.submit(self._settle, delivery, lambda: self._publish(prepared, hold))
         else:
-            decide = partial(self._decide, prepared, card, thresholds)
+            decide = partial(self._decide, prepared, admitted)
             # Given the future and not closed over it: the two would wait, pixels and all, for the garbage collector.
             scored.add_done_callback(partial(self._scored, delivery, decide))
+            if member.shadow is not None:
+                self._shadows.follow(member.shadow, prepared)
+
+    def _hold_without_model(
+        self, delivery: Delivery, prepared: PreparedFrame, detail: str, member: Member | None = None
+    ) -> None:
+        if self._models.closing or (member is not None and member.loader.closing):
+            # Not the frame's fault: whoever serves next judges it.
+            raise ModelNotReady(detail)
+        hold = hold_decision(prepared.frame, HOLD_REASON_NO_MODEL, detail)
+        self._pool.submit(self._settle, delivery, lambda: self._publish(prepared, hold))
 
     def mourn(self, message: Message, error: BaseException) -> Sequence[Future[None]]:
         """The epitaph: a frame that is parked is decided all the same, as HOLD. One that cannot be read has none."""
@@ -258,20 +287,21 @@ class _Door:
                 pass  # it may well be there
         return (self._publish(prepared, decision),)
 
-    def _admit(self, prepared: PreparedFrame, lane: Lane) -> tuple[ModelCard, Thresholds, Future[Scored]]:
+    def _admit(self, prepared: PreparedFrame, lane: Lane, member: Member) -> tuple[_Admitted, Future[Scored]]:
         """Into the batcher. Raises ModelNotReady, NotPossibleNow or BadField for a frame that we cannot judge."""
-        with self._loader.chosen(preparation_hash=prepared.preparation_hash) as serving:
+        with chosen(member, prepared, self._settings) as serving:
             if serving is None:
-                raise ModelNotReady(f"no model is loaded: {self._loader.detail}")
+                raise ModelNotReady(f"no model is loaded: {member.loader.detail}")
             if _asks_for_another(prepared, serving):
                 asked, ours = (prepared.model, prepared.model_alias), (serving.card.name, serving.alias)
                 raise ModelNotReady(
                     f"recipe {prepared.recipe} asks for model {'@'.join(asked)}; "
                     f"loaded is {'@'.join(filter(None, ours))}"
                 )
-            self._loader.check_preparation(serving, prepared.preparation_hash)
+            member.loader.check_preparation(serving, prepared.preparation_hash)
             thresholds = thresholds_for(prepared, serving.card)
-            return serving.card, thresholds, serving.deliver(from_pixels(prepared.pixels), lane)
+            scored = serving.deliver(from_pixels(prepared.pixels), lane)
+            return _Admitted(serving.card, serving.alias, thresholds), scored
 
     def _scored(self, delivery: Delivery, decide: Callable[[Scored], Future[None]], scored: Future[Scored]) -> None:
         """On the engine's thread, which goes on at once."""
@@ -287,7 +317,8 @@ class _Door:
         except Exception as error:  # nobody looks into a pool's futures: unsettled, the frame would be stuck for good
             delivery.retry(error)
 
-    def _decide(self, prepared: PreparedFrame, card: ModelCard, thresholds: Thresholds, scored: Scored) -> Future[None]:
+    def _decide(self, prepared: PreparedFrame, admitted: _Admitted, scored: Scored) -> Future[None]:
+        card, thresholds = admitted.card, admitted.thresholds
         try:
             verdict = verdict_of(scored.score, thresholds)
         except Internal as error:
@@ -299,6 +330,7 @@ class _Door:
             decision.qualified_below = thresholds.qualified_below
         decision.model = card.name
         decision.model_version = card.version
+        decision.model_alias = admitted.alias
         decision.timings.queued_at.FromNanoseconds(int(scored.queued_at_s * 1e9))
         decision.timings.inferred_at.FromNanoseconds(int(scored.inferred_at_s * 1e9))
         return self._publish(prepared, decision, scored.heatmap)
@@ -324,9 +356,9 @@ class _Door:
         return published
 
 
-def _asks_for_another(prepared: PreparedFrame, serving: Serving) -> bool:
-    """A folder's model has no alias and answers to any."""
-    return prepared.model != serving.card.name or bool(serving.alias and prepared.model_alias != serving.alias)
+def _asks_for_another(prepared: PreparedFrame, serving: Serving | None) -> bool:
+    """What a folder holds is known once it is loaded; it has no alias and answers to any."""
+    return serving is not None and prepared.model != serving.card.name
 
 
 def _judged(prepared: PreparedFrame, verdict: Verdict.ValueType, score: float, thresholds: Thresholds) -> Decision:

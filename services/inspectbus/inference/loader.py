@@ -4,31 +4,31 @@ alias ─> card (model directory) ─> verified folder (model store) ─> the en
    │         └── away, corrupt, or a pinned image scores otherwise: shown and counted; the version that judges goes on
    └── looked at when it is news, when a frame is prepared for a version we do not know, and every `model_poll_s`
 
-One thread does it all, so there is one load at a time, and while the version before is not gone there is none. Beside a
-version that judges it gives way.
+One thread does it all for one model and alias, and while the version before is not gone there is no load. Of all
+loaders in a service one loads at a time, and beside any version that judges it gives way.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 
 import prometheus_client as prometheus
 import structlog
 
 from inspectbus.domain.model_version import Architecture, ModelCard
-from inspectbus.errors import InspectBusError, NotPossibleNow
+from inspectbus.errors import InspectBusError, ModelNotReady, NotPossibleNow
 from inspectbus.inference.batcher import Batcher
-from inspectbus.inference.choice import chosen_engine
+from inspectbus.inference.choice import Choice, chosen_engine
 from inspectbus.inference.metrics import BatcherMetrics
 from inspectbus.inference.priority import giving_way
 from inspectbus.inference.serving import InService, Serving
 from inspectbus.inference.settings import InferenceSettings
+from inspectbus.inference.streams import Streams
 from inspectbus.runtime.watchdog import Watchdog
 from inspectbus.stores.model_directory import ModelDirectory
 from inspectbus.stores.models import ModelStore, default_url, read_card
@@ -60,10 +60,13 @@ class _Refusal:
 class LoaderMetrics:
     def __init__(self, registry: prometheus.CollectorRegistry) -> None:
         self.ready = prometheus.Gauge(
-            "inspectbus_inference_model_ready", "1 once a model version is loaded.", registry=registry
+            "inspectbus_inference_model_ready", "1 once a version of the default model is loaded.", registry=registry
         )
-        self.version = prometheus.Info(
-            "inspectbus_inference_version", "The model version that judges, and what runs it.", registry=registry
+        self._version = prometheus.Gauge(
+            "inspectbus_inference_version_info",
+            "1 for each model version that judges, with what runs it.",
+            ["model", "alias", "version", "engine", "device"],
+            registry=registry,
         )
         self.failures = prometheus.Counter(
             "inspectbus_inference_load_failures", "Attempts to load a model, by error.", ["reason"], registry=registry
@@ -81,22 +84,52 @@ class LoaderMetrics:
             registry=registry,
         )
 
+    def judges(self, new: Serving | None, before: Serving | None) -> None:
+        """`new` judges from now on, in the place of `before`."""
+        if before is not None:
+            with suppress(KeyError):  # a version that came back has the same labels
+                self._version.remove(*_labels(before))
+        if new is not None:
+            self._version.labels(*_labels(new)).set(1)
+
+
+def _labels(serving: Serving) -> tuple[str, ...]:
+    card, engine = serving.card, serving.engine
+    return card.name, serving.alias, card.version, engine.name, engine.device
+
+
+@dataclass(frozen=True)
+class Common:
+    """What the loaders of one service share."""
+
+    batching: BatcherMetrics
+    metrics: LoaderMetrics
+    watchdog: Watchdog
+    streams: Streams
+    judging: Callable[[], Sequence[Serving]]
+    """All versions that judge."""
+    turns: threading.Lock = field(default_factory=threading.Lock)
+    """Whoever has it loads."""
+    started_s: float = field(default_factory=time.monotonic)
+    """Of the service, on the monotonic clock."""
+
 
 class Loader:
-    """Holds the version that serves, once there is one. Use as a context; leaving it drains the batchers."""
+    """Holds the version that serves, once there is one. What is started is closed, once."""
 
-    def __init__(self, settings: InferenceSettings, registry: prometheus.CollectorRegistry) -> None:
+    def __init__(self, settings: InferenceSettings, common: Common, *, shadow: bool = False) -> None:
+        """For `settings.model` by `settings.model_alias`. A shadow computes only while nobody else wants to."""
+        self.model, self.alias = settings.model, settings.model_alias
         self._settings = settings
-        self._batching = BatcherMetrics(registry, settings.max_batch_size)
-        self._metrics = LoaderMetrics(registry)
-        self._watchdog = Watchdog(settings.call_limit_s)
-        self._parts = ExitStack()
+        self._common = common
+        self._shadow = shadow
+        self._metrics = common.metrics
         self._in_service = InService()
         self._detail = "loading has not been tried yet"
         self._told = ""
         """The failure that stands in the log: an hour without a model, or its store, is not a thousand lines."""
         self._closing = False
-        self._started_s = time.monotonic()
+        self._opened_s = time.monotonic()
         self._changed = threading.Condition()
         self._asked = True
         self._looks_begun = 0
@@ -109,18 +142,30 @@ class Loader:
         """A preparation that a look found no version for, and until when that is believed."""
         self._thread = threading.Thread(target=self._work, name="inference-loader", daemon=True)
 
-    def __enter__(self) -> Loader:
-        self._parts.enter_context(self._watchdog)
+    def start(self) -> None:
+        """Looks for a version, and follows its alias until closed."""
         self._thread.start()
-        return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def close(self) -> None:
+        """Takes nothing more; drains the batchers for at most `drain_s`."""
         until_s = time.monotonic() + self._settings.drain_s
         self.stop_waiting()
         self._in_service.close()
         # A load cannot be broken off. One that outlasts us finds that nobody wants its version any more.
         self._thread.join(max(0.0, until_s - time.monotonic()))
-        self._parts.close()
+        self._metrics.judges(None, self.serving)
+        # An engine must not wait, with us, for the garbage collector: other models go on.
+        self._in_service.forget()
+
+    @property
+    def name(self) -> str:
+        """Of the model, as its card spells it once there is one: a folder may hold any."""
+        serving = self.serving
+        return serving.card.name if serving is not None else self.model
+
+    def may_be(self, name: str) -> bool:
+        """Whether this is the model of that name. What a folder holds is not known before it is loaded."""
+        return name == self.name or (self._settings.model_dir is not None and self.serving is None)
 
     @property
     def serving(self) -> Serving | None:
@@ -154,20 +199,31 @@ class Loader:
         return self._closing
 
     @property
-    def batches(self) -> dict[int, int]:
-        """Runs of the engine since start, by size."""
-        return {size: count for size, count in self._batching.sizes.items() if count}
+    def computed_s(self) -> float:
+        """Seconds of streams that its versions were given."""
+        return self._in_service.computed_s
 
     def wait(self) -> Serving | None:
-        """What serves, as soon as it does; None when the patience for a first model ends first, or the service does.
+        """What serves, as soon as it does; None when the patience for a first version ends first, or the service does.
 
         Counted from the service's start, not from a frame's making: frames that waited in a queue while no service ran
-        find one that has just begun to load, and all frames of a service without a model are told after one patience.
+        find one that has just begun to load, and all frames of a model without a version are told after one patience.
+        For a model that is asked for later: from then on, but no longer than until it is known that nothing is named.
         """
         with self._changed:
-            left_s = self._started_s + self._settings.model_patience_s - time.monotonic()
-            self._changed.wait_for(lambda: self.serving or self._closing, timeout=max(0.0, left_s))
+            self._changed.wait_for(lambda: self.serving or self.in_vain, timeout=max(0.0, self._patience_left_s()))
             return self.serving
+
+    @property
+    def in_vain(self) -> bool:
+        """Nothing serves, and it is no use to wait for it."""
+        if self.serving is not None:
+            return False
+        early = time.monotonic() < self._common.started_s + self._settings.model_patience_s
+        return self._closing or self._patience_left_s() <= 0 or (self._looks_ended > 0 and not early)
+
+    def _patience_left_s(self) -> float:
+        return self._opened_s + self._settings.model_patience_s - time.monotonic()
 
     def knows(self, preparation_hash: str) -> bool:
         """Whether it is known what becomes of pixels prepared so: some version takes them, or a look found none."""
@@ -327,21 +383,25 @@ class Loader:
         return find
 
     def _open(self, wish: _Wish) -> Serving:
-        settings, card, current = self._settings, wish.card, self.serving
-        alike = current.choice if current is not None and _same_network(current.card, card) else None
-        # While nobody judges, nobody need be given way to.
-        with nullcontext() if current is None else giving_way():
-            engine, choice = chosen_engine(settings, wish.fetch(), card, alike=alike)
+        settings, card, common = self._settings, wish.card, self._common
+        with common.turns:
+            if self._closing:
+                raise ModelNotReady("the service ends")
+            others = common.judging()
+            # While nobody judges, nobody need be given way to.
+            with giving_way() if others else nullcontext():
+                engine, choice = chosen_engine(settings, wish.fetch(), card, alike=_alike(card, others))
         batcher = Batcher(
             engine,
             card.preparation.height,
             card.preparation.width,
-            self._batching,
-            self._watchdog,
+            common.batching,
+            common.watchdog,
             max_batch_size=settings.max_batch_size,
             max_batch_wait_s=settings.max_batch_wait_s,
             queue_limit=settings.queue_limit,
             drain_s=settings.drain_s,
+            flow=common.streams.flow(shadow=self._shadow),
         )
         return Serving(card, wish.alias, engine, batcher.__enter__(), choice, self._idle)
 
@@ -355,9 +415,10 @@ class Loader:
             self._refusal, self._detail, self._told = None, "", ""
             self._unknown = ("", 0.0)
             self._changed.notify_all()
-        self._metrics.ready.set(1)
+        self._metrics.judges(new, old)
         facts = {"model": card.name, "version": card.version, "engine": engine.name, "device": engine.device}
-        self._metrics.version.info({**facts, "alias": new.alias})
+        if new.alias:
+            facts["alias"] = new.alias
         if old is None:
             log.info("model loaded", **facts)
             return
@@ -404,6 +465,11 @@ class Loader:
         if self._detail != self._told:
             log.error(event, reason=type(error).__name__, detail=self._detail)
         self._told = self._detail
+
+
+def _alike(card: ModelCard, others: Sequence[Serving]) -> Choice | None:
+    """How the engine of a version of the same network was chosen, where one judges already."""
+    return next((serving.choice for serving in others if _same_network(serving.card, card)), None)
 
 
 def _same_network(one: ModelCard, other: ModelCard) -> bool:

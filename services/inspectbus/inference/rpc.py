@@ -20,6 +20,7 @@ from inspectbus.api.v1.inference_pb2 import (
     InferStreamRequest,
     InferStreamResponse,
     Judgement,
+    ServedModel,
 )
 from inspectbus.domain.model_version import ModelCard
 from inspectbus.errors import InspectBusError, ModelNotReady
@@ -28,6 +29,7 @@ from inspectbus.inference.batcher import Scored
 from inspectbus.inference.calls import answers, patience_of
 from inspectbus.inference.choice import Candidate, Choice
 from inspectbus.inference.loader import Loader
+from inspectbus.inference.models import Member, Models
 from inspectbus.inference.settings import InferenceSettings
 from inspectbus.inference.verdict import verdict_of
 from inspectbus.runtime.refusals import refusal
@@ -38,19 +40,20 @@ LOOK_S = 0.5
 
 class _Asked(NamedTuple):
     card: ModelCard
+    alias: str
     scored: Future[Scored]
 
 
 class InferenceRpc(inference_pb2_grpc.InferenceServiceServicer):
-    def __init__(self, loader: Loader, settings: InferenceSettings) -> None:
-        self._loader = loader
+    def __init__(self, models: Models, settings: InferenceSettings) -> None:
+        self._models = models
         self._settings = settings
 
     def Infer(self, request: InferRequest, context: grpc.ServicerContext) -> inference_pb2.InferResponse:
         patience_s = patience_of(context, self._settings.call_patience_s)
         asked = self._ask(request, time.monotonic() + patience_s)
         (scored,) = answers([asked.scored], context, patience_s)
-        return inference_pb2.InferResponse(judgement=_judgement(asked.card, scored))
+        return inference_pb2.InferResponse(judgement=_judgement(asked.card, asked.alias, scored))
 
     def InferStream(
         self, requests: Iterator[InferStreamRequest], context: grpc.ServicerContext
@@ -62,10 +65,14 @@ class InferenceRpc(inference_pb2_grpc.InferenceServiceServicer):
     def GetEngine(
         self, request: inference_pb2.GetEngineRequest, context: grpc.ServicerContext
     ) -> inference_pb2.GetEngineResponse:
+        loader = self._models.named(request.model, "model")[0]
         answer = inference_pb2.GetEngineResponse(
-            detail=self._loader.detail, batches=self._loader.batches, queue_limit=self._settings.queue_limit
+            detail=loader.detail,
+            batches=self._models.batches,
+            queue_limit=self._settings.queue_limit,
+            served=[_served(member, each) for member in self._models.members() for each in member.loaders],
         )
-        serving = self._loader.serving
+        serving = loader.serving
         if serving is not None:
             answer.ready = True
             answer.engine = serving.engine.name
@@ -77,7 +84,7 @@ class InferenceRpc(inference_pb2_grpc.InferenceServiceServicer):
             if serving.card.thresholds.band:
                 answer.qualified_below = serving.card.thresholds.qualified_below
             answer.loaded_at.FromNanoseconds(int(serving.loaded_at_s * 1e9))
-            answer.waiting = self._loader.waiting
+            answer.waiting = loader.waiting
             answer.streams = serving.engine.streams
             answer.candidates.extend(_candidate(each, serving.choice) for each in serving.choice.candidates)
             if serving.choice.measured_at_s is not None:
@@ -85,13 +92,14 @@ class InferenceRpc(inference_pb2_grpc.InferenceServiceServicer):
         return answer
 
     def _ask(self, request: InferRequest | InferStreamRequest, deadline_s: float) -> _Asked:
+        loader = self._models.named(request.model, "model")[0]
         image = from_pixels(request.pixels)
-        with self._loader.chosen(preparation_hash=request.preparation_hash) as serving:
+        with loader.chosen(preparation_hash=request.preparation_hash) as serving:
             if serving is None:
-                raise ModelNotReady(f"no model is loaded: {self._loader.detail}", field="model")
+                raise ModelNotReady(f"no model is loaded: {loader.detail}", field="model")
             if request.preparation_hash:
-                self._loader.check_preparation(serving, request.preparation_hash)
-            return _Asked(serving.card, serving.call(image, deadline_s))
+                loader.check_preparation(serving, request.preparation_hash)
+            return _Asked(serving.card, serving.alias, serving.call(image, deadline_s))
 
 
 class _Stream:
@@ -153,21 +161,21 @@ class _Stream:
 
     def _start(self, position: int, ask: Callable[[InferStreamRequest], _Asked], request: InferStreamRequest) -> None:
         try:
-            card, scored = ask(request)
+            card, alias, scored = ask(request)
         except InspectBusError as error:
             self._answers.put(InferStreamResponse(position=position, refusal=refusal(error)))
             return
         self._open.add(scored)
-        scored.add_done_callback(partial(self._answer, position, card))
+        scored.add_done_callback(partial(self._answer, position, card, alias))
         if self._over:
             scored.cancel()
 
-    def _answer(self, position: int, card: ModelCard, scored: Future[Scored]) -> None:
+    def _answer(self, position: int, card: ModelCard, alias: str, scored: Future[Scored]) -> None:
         self._open.discard(scored)
         if scored.cancelled():
             return
         try:
-            answer = InferStreamResponse(position=position, judgement=_judgement(card, scored.result()))
+            answer = InferStreamResponse(position=position, judgement=_judgement(card, alias, scored.result()))
         except InspectBusError as error:
             answer = InferStreamResponse(position=position, refusal=refusal(error))
         self._answers.put(answer)
@@ -183,7 +191,26 @@ def _candidate(each: Candidate, choice: Choice) -> EngineCandidate:
     )
 
 
-def _judgement(card: ModelCard, scored: Scored) -> Judgement:
+def _served(member: Member, loader: Loader) -> ServedModel:
+    served = ServedModel(
+        model=loader.name,
+        alias=loader.alias,
+        detail=loader.detail or member.objection(loader),
+        waiting=loader.waiting,
+        computed_s=loader.computed_s,
+    )
+    serving = loader.serving
+    if serving is not None:
+        served.ready = True
+        served.alias = serving.alias
+        served.model_version = serving.card.version
+        served.preparation_hash = serving.card.preparation.hash
+        served.engine, served.device = serving.engine.name, serving.engine.device
+        served.loaded_at.FromNanoseconds(int(serving.loaded_at_s * 1e9))
+    return served
+
+
+def _judgement(card: ModelCard, alias: str, scored: Scored) -> Judgement:
     """Raises Internal when the score is none."""
     thresholds = card.thresholds
     return Judgement(
@@ -193,4 +220,5 @@ def _judgement(card: ModelCard, scored: Scored) -> Judgement:
         verdict=verdict_of(scored.score, thresholds),
         model=card.name,
         model_version=card.version,
+        model_alias=alias,
     )

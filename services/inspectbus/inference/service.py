@@ -1,8 +1,9 @@
 """The inference service: how its parts are joined.
 
 bus ─> events ───┐
-                 ├─> batcher ─> engine          loader: finds the model version, and opens engine and batcher
-gRPC ─> rpc, oip ┘                               when the alias names another version, again, beside the one that judges
+                 ├─> models ─> loader ─> batcher ─> engine
+gRPC ─> rpc, oip ┘   a loader for each: it finds the version, and opens engine and batcher; when the alias names another
+                     version, again, beside the one that judges. All batchers share the streams.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from inspectbus.api.oip import open_inference_pb2, open_inference_pb2_grpc
 from inspectbus.api.v1 import inference_pb2, inference_pb2_grpc
 from inspectbus.bus import Bus
 from inspectbus.inference.choice import check_engines
-from inspectbus.inference.events import alias_followed, subscribed
+from inspectbus.inference.events import aliases_followed, subscribed
 from inspectbus.inference.evidence import EvidenceKeeper
-from inspectbus.inference.loader import Loader
+from inspectbus.inference.models import Models
 from inspectbus.inference.oip.rpc import OpenInferenceRpc
 from inspectbus.inference.rpc import InferenceRpc
 from inspectbus.inference.settings import InferenceSettings
+from inspectbus.inference.shadow import Shadows
 from inspectbus.runtime.rpc_server import Door, rpc_server
 from inspectbus.stores.frames import FrameStore, default_url
 
@@ -41,16 +43,18 @@ def open_service(settings: InferenceSettings, bus: Bus) -> Iterator[Door]:
     store = FrameStore(settings.frame_store_url or default_url(settings.state_dir))
     evidence = EvidenceKeeper(store, registry, keep=settings.keep_evidence, qualified_share=settings.evidence_share)
     with ExitStack() as house:
-        loader = house.enter_context(Loader(settings, registry))
-        house.enter_context(subscribed(bus, loader, store, evidence, settings, registry))
-        house.enter_context(alias_followed(bus, loader, settings))
-        rpc = InferenceRpc(loader, settings)
-        oip = OpenInferenceRpc(loader, settings)
+        # Before the models: their shadows are answered until the last batcher has closed.
+        shadows = house.enter_context(Shadows(bus, settings, registry))
+        models = house.enter_context(Models(settings, registry))
+        house.enter_context(subscribed(bus, models, shadows, store, evidence, settings, registry))
+        house.enter_context(aliases_followed(bus, models, settings))
+        rpc = InferenceRpc(models, settings)
+        oip = OpenInferenceRpc(models, settings)
         contracts = {
             _CONTRACT: lambda server: inference_pb2_grpc.add_InferenceServiceServicer_to_server(rpc, server),
             _STANDARD: lambda server: open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(oip, server),
         }
         # Not ready without a model, or a rolling upgrade would end the replicas that have one before this one has.
         yield house.enter_context(
-            rpc_server("inference", settings, registry, contracts, ready=lambda: loader.serving is not None)
+            rpc_server("inference", settings, registry, contracts, ready=lambda: models.default.serving is not None)
         )

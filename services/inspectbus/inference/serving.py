@@ -115,6 +115,8 @@ class InService:
         self._stands_s = 0.0
         self._stands_until_s = 0.0
         self._closed = False
+        self._gone_s = 0.0
+        """Of streams, that versions were given which have gone."""
 
     @property
     def current(self) -> Serving | None:
@@ -128,6 +130,12 @@ class InService:
     def waiting(self) -> int:
         """Images that wait for an engine."""
         return sum(serving.batcher.waiting for serving in self._both())
+
+    @property
+    def computed_s(self) -> float:
+        """Seconds of streams that all its versions were given."""
+        with self._lock:
+            return self._gone_s + sum(serving.batcher.computed_s for serving in self._present())
 
     def judges(self, preparation_hash: str) -> bool:
         """Whether some version takes pixels that were prepared so."""
@@ -185,6 +193,7 @@ class InService:
             if before is None or self._clock() < self._stands_until_s or before.in_hand.count:
                 return None
             self._before = None
+            self._gone_s += before.batcher.computed_s
         before.batcher.close()
         return before
 
@@ -195,9 +204,18 @@ class InService:
         for serving in self._both():
             serving.batcher.close()
 
+    def forget(self) -> None:
+        """Once closed: the versions, and their engines' memory with them, are nobody's any more."""
+        with self._lock:
+            self._current = self._before = None
+
     def _both(self) -> list[Serving]:
         with self._lock:
-            return [serving for serving in (self._current, self._before) if serving is not None]
+            return self._present()
+
+    def _present(self) -> list[Serving]:
+        """Under the lock."""
+        return [serving for serving in (self._current, self._before) if serving is not None]
 
     def _open_to_images(self) -> list[Serving]:
         """Under the lock."""

@@ -1,7 +1,8 @@
-"""The bus side: decisions and gate outcomes arrive, are read and checked, and go to the recorder. The rest is parked.
+"""The bus side: what arrives is read and checked, and goes to its recorder. The rest is parked.
 
 inspectbus.decisions ─ read_decision ─┐
 inspectbus.gates ───── read_outcome ──┴─> recorder
+inspectbus.shadows ─── read_shadow ─────> recorder of shadows
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from inspectbus.api.v1.decision_pb2 import HOLD_REASON_ERROR, Decision, HoldReason, Verdict
 from inspectbus.api.v1.frame_pb2 import Frame, Label
 from inspectbus.api.v1.gate_pb2 import GATE_REASON_DECISION, GateAction, GateOutcome, GateReason
+from inspectbus.api.v1.shadow_pb2 import ShadowDecision
 from inspectbus.bus import Bus, Delivery, Message, Subscription, topics
 from inspectbus.bus.messages import decision_message
 from inspectbus.domain.decision import hold_decision
@@ -26,7 +28,7 @@ from inspectbus.domain.frame import checked_frame_id
 from inspectbus.domain.names import checked_name
 from inspectbus.errors import BadField, InspectBusError
 from inspectbus.results.ledger import Entry
-from inspectbus.results.recorder import Recorder
+from inspectbus.results.recorder import E, Recorder
 from inspectbus.results.selection import checked_text
 
 SOURCE = "results"
@@ -35,13 +37,15 @@ MAX_REVISION = 1000
 
 
 @contextmanager
-def recording(bus: Bus, recorder: Recorder, *, prefetch: int, drain_s: float) -> Iterator[None]:
-    """Hands every decision and gate outcome of the bus to the recorder until left.
+def recording(
+    bus: Bus, recorder: Recorder[Entry], shadows: Recorder[ShadowDecision], *, prefetch: int, drain_s: float
+) -> Iterator[None]:
+    """Hands every decision, gate outcome and shadow of the bus to its recorder until left.
 
     `prefetch` is for each. Leaving waits at most drain_s for those in hand to be recorded.
     """
 
-    def take(read: Callable[[bytes], Entry], delivery: Delivery) -> None:
+    def take(recorder: Recorder[E], read: Callable[[bytes], E], delivery: Delivery) -> None:
         # Raising BadField parks the delivery: no second attempt makes it readable.
         entry = read(delivery.message.body)
         key = delivery.message.key
@@ -59,13 +63,15 @@ def recording(bus: Bus, recorder: Recorder, *, prefetch: int, drain_s: float) ->
         decisions = bus.subscribe(
             topics.DECISIONS,
             "results",
-            partial(take, read_decision),
+            partial(take, recorder, read_decision),
             prefetch=prefetch,
             epitaph=partial(_epitaph, bus),
         )
         house.callback(close, decisions)
-        outcomes = bus.subscribe(topics.GATES, "outcomes", partial(take, read_outcome), prefetch=prefetch)
+        outcomes = bus.subscribe(topics.GATES, "outcomes", partial(take, recorder, read_outcome), prefetch=prefetch)
         house.callback(close, outcomes)
+        said = bus.subscribe(topics.SHADOWS, "shadows", partial(take, shadows, read_shadow), prefetch=prefetch)
+        house.callback(close, said)
         try:
             yield
         finally:
@@ -151,6 +157,27 @@ def read_outcome(body: bytes) -> GateOutcome:
     if not (isfinite(outcome.waited_s) and outcome.waited_s >= 0):
         raise BadField(f"a wait is 0 s or more, not {outcome.waited_s}", field="waited_s")
     return outcome
+
+
+def read_shadow(body: bytes) -> ShadowDecision:
+    """What a shadow said, its frame id in canonical form. Raises BadField naming the field at fault."""
+    try:
+        said = ShadowDecision.FromString(body)
+    except DecodeError as error:
+        raise BadField(f"not a ShadowDecision: {error}", field="body") from None
+    said.frame_id = checked_frame_id(said.frame_id)
+    for field in ("line", "station", "model"):
+        checked_name(getattr(said, field), field)
+    if not checked_text(said.model_version, "model_version"):
+        raise BadField("a shadow names its model_version: who judged?", field="model_version")
+    if said.verdict not in Verdict.values() or not said.verdict:
+        raise BadField(f"{said.verdict} is no verdict", field="verdict")
+    for field in ("score", "threshold", "qualified_below"):
+        # As in a decision.
+        if not 0 <= getattr(said, field) <= 1:
+            raise BadField(f"{field} is 0 to 1, not {getattr(said, field)}", field=field)
+    _check_moment(said.inferred_at, "inferred_at")
+    return said
 
 
 def _check_moment(at: Timestamp, field: str) -> None:

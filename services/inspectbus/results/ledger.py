@@ -199,7 +199,7 @@ class Ledger:
         return int(connection.execute(grown).scalar_one()) - count
 
 
-def is_first(entry: Entry) -> TypeGuard[Decision]:
+def is_first(entry: object) -> TypeGuard[Decision]:
     """True for what becomes a record of its own: a decision that is no revision of another."""
     return isinstance(entry, Decision) and not entry.revision
 

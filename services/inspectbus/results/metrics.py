@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from inspectbus.api.v1.decision_pb2 import Decision, HoldReason, Verdict
 from inspectbus.api.v1.frame_pb2 import Label
 from inspectbus.api.v1.gate_pb2 import GateAction, GateOutcome
+from inspectbus.api.v1.shadow_pb2 import ShadowDecision
 from inspectbus.domain.gate import is_late
 from inspectbus.results.first_wins import Fate
 from inspectbus.results.ledger import Entry, Labelled
@@ -136,6 +137,31 @@ class LedgerMetrics:
             captured_s = decision.timings.captured_at.ToNanoseconds() / 1e9
             # Clocks of two machines may disagree by more than a fast line takes.
             self._capture_seconds.labels(*place).observe(max(0.0, now_s - captured_s))
+
+
+class ShadowMetrics:
+    """What the recorder of shadows counts."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        place = ["line", "station"]
+        self._counters = {
+            Fate.RECORDED: Counter("inspectbus_shadows", "Frames recorded of shadows.", place, registry=registry),
+            Fate.DUPLICATE: Counter(
+                "inspectbus_shadow_duplicates", "Repeats of what a shadow said.", place, registry=registry
+            ),
+            Fate.CONFLICT: Counter(
+                "inspectbus_shadow_conflicts", "Repeats that differ from what it said.", place, registry=registry
+            ),
+        }
+        self.blocked = Gauge(
+            "inspectbus_shadows_blocked",
+            "1 while the database takes nothing and the recorder of shadows holds what came.",
+            registry=registry,
+        )
+
+    def committed(self, batch: Sequence[ShadowDecision], fates: Sequence[Fate], seconds: float) -> None:
+        for said, fate in zip(batch, fates, strict=True):
+            self._counters[fate].labels(said.line, said.station).inc()
 
 
 def _word(verdict: Verdict.ValueType) -> str:

@@ -3,7 +3,8 @@
     bus ─ take ─> inbox (bounded by the subscription's prefetch) ─> batch ─> ledger.record ─> delivery.done() each
                                                     database full or away: └─ held, tried again ─> delivery.retry() each
 
-One recorder takes decisions and gate outcomes alike: they share a transaction, and with it the disk's one flush.
+One recorder takes decisions and gate outcomes alike: they share a transaction, and with it the disk's one flush. What
+shadows say has a recorder and a book of its own, so that it can hold up no decision.
 
 A full disk is nobody's fault on the line, so its decisions must not use up the bus's attempts and end among the dead
 letters: the batch stays in hand, unacknowledged, until there is room. Meanwhile the bus hands over no more than its
@@ -15,19 +16,20 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import structlog
+from prometheus_client import Gauge
 
 from inspectbus import spans
-from inspectbus.api.v1.decision_pb2 import Verdict
+from inspectbus.api.v1.decision_pb2 import Decision, Verdict
 from inspectbus.api.v1.gate_pb2 import GateOutcome
+from inspectbus.api.v1.shadow_pb2 import ShadowDecision
 from inspectbus.bus import Delivery
 from inspectbus.errors import InspectBusError, StorageAway, StorageFull
 from inspectbus.results.first_wins import Fate
-from inspectbus.results.ledger import Entry, Ledger, is_first
-from inspectbus.results.metrics import LedgerMetrics
+from inspectbus.results.ledger import is_first
 
 log = structlog.get_logger(__name__)
 
@@ -39,12 +41,31 @@ HOLD_S = 8.0
 is worked on alone would be taken for one that hangs."""
 
 
-class _Item(NamedTuple):
+E = TypeVar("E", Decision | GateOutcome, ShadowDecision)
+C = TypeVar("C", contravariant=True)
+
+
+class Book(Protocol[C]):
+    """What entries are recorded in."""
+
+    def record(self, batch: Sequence[C]) -> list[Fate]:
+        """As `Ledger.record`."""
+
+
+class Counts(Protocol[C]):
+    """What is counted of them."""
+
+    blocked: Gauge
+
+    def committed(self, batch: Sequence[C], fates: Sequence[Fate], seconds: float) -> None: ...
+
+
+class _Item(NamedTuple, Generic[E]):
     delivery: Delivery
-    entry: Entry
+    entry: E
 
 
-class Recorder:
+class Recorder(Generic[E]):
     """One thread between the bus and the ledger, from entering to leaving.
 
     The subscriptions that feed it end first, and with them give back to the bus what is not recorded by then.
@@ -52,19 +73,25 @@ class Recorder:
     """
 
     def __init__(
-        self, ledger: Ledger, metrics: LedgerMetrics, *, max_batch_size: int, on_commit: Callable[[], None]
+        self,
+        ledger: Book[E],
+        metrics: Counts[E],
+        *,
+        max_batch_size: int,
+        on_commit: Callable[[], None] = lambda: None,
+        name: str = "recorder",
     ) -> None:
-        self._ledger = ledger
-        self._metrics = metrics
+        self._ledger: Book[E] = ledger
+        self._metrics: Counts[E] = metrics
         self._max_batch_size = max_batch_size
         self._on_commit = on_commit
-        self._inbox: deque[_Item] = deque()  # never holds more than the subscriptions may leave unsettled
+        self._inbox: deque[_Item[E]] = deque()  # never holds more than the subscriptions may leave unsettled
         self._stopped = False
         self._blocked = False
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name="results-recorder", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"results-{name}", daemon=True)
 
-    def __enter__(self) -> Recorder:
+    def __enter__(self) -> Recorder[E]:
         self._thread.start()
         return self
 
@@ -74,7 +101,7 @@ class Recorder:
             self._changed.notify_all()
         self._thread.join(timeout=30)
 
-    def take(self, delivery: Delivery, entry: Entry) -> None:
+    def take(self, delivery: Delivery, entry: E) -> None:
         """Settles the delivery later: done when its entry is committed."""
         with self._changed:
             self._inbox.append(_Item(delivery, entry))
@@ -90,7 +117,7 @@ class Recorder:
                 if fault is not None:
                     self._give_up(item, fault)
 
-    def _next_batch(self) -> list[_Item]:
+    def _next_batch(self) -> list[_Item[E]]:
         """Waits for a first entry, then takes what already waits: never for company. Empty when told to stop."""
         with self._changed:
             self._changed.wait_for(lambda: self._inbox or self._stopped)
@@ -98,7 +125,7 @@ class Recorder:
                 return []
             return [self._inbox.popleft() for _ in range(min(len(self._inbox), self._max_batch_size))]
 
-    def _record(self, batch: list[_Item]) -> Exception | None:
+    def _record(self, batch: list[_Item[E]]) -> Exception | None:
         """Commits the batch and acknowledges it, or gives the fault that is in it."""
         entries = [item.entry for item in batch]
         begun = time.monotonic()
@@ -122,14 +149,14 @@ class Recorder:
             item.delivery.done()
         return None
 
-    def _give_up(self, item: _Item, fault: Exception) -> None:
+    def _give_up(self, item: _Item[E], fault: Exception) -> None:
         log.error("could not record", kind=_kind(item.entry), error=repr(fault), **_words(item.entry))
         if isinstance(fault, InspectBusError) and not fault.retryable:
             item.delivery.park(fault)
         else:
             item.delivery.retry(fault)
 
-    def _commit(self, entries: list[Entry]) -> list[Fate] | None:
+    def _commit(self, entries: list[E]) -> list[Fate] | None:
         """Records the batch, or waits until it can be. None when told to stop before that.
 
         Raises StorageFull or StorageAway when neither comes within HOLD_S.
@@ -157,7 +184,7 @@ class Recorder:
             pause_s = min(2 * pause_s, LAST_RETRY_S)
 
 
-def _warn(entry: Entry) -> None:
+def _warn(entry: Decision | GateOutcome | ShadowDecision) -> None:
     model_version = "" if isinstance(entry, GateOutcome) else entry.model_version
     log.warning(
         "what differs from the first came after it",
@@ -168,11 +195,13 @@ def _warn(entry: Entry) -> None:
     )
 
 
-def _words(entry: Entry) -> dict[str, str]:
+def _words(entry: Decision | GateOutcome | ShadowDecision) -> dict[str, str]:
     return spans.words(entry.frame_id, entry.line, entry.station)
 
 
-def _kind(entry: Entry) -> str:
+def _kind(entry: Decision | GateOutcome | ShadowDecision) -> str:
+    if isinstance(entry, ShadowDecision):
+        return "shadow"
     if isinstance(entry, GateOutcome):
         return "gate outcome"
     return f"revision {entry.revision}" if entry.revision else "decision"

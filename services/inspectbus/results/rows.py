@@ -80,8 +80,8 @@ def fingerprint(decision: Decision) -> bytes:
 
     A frame that is delivered twice is judged twice: at another time, perhaps on another machine and in another batch.
     So these may differ: timings; measured quality, and the words and figures of a hold (not its reason and measure);
-    keys of what rests in the frame store; the score beyond its third decimal, where processors round differently. All
-    else must be equal.
+    keys of what rests in the frame store; the alias that named the version; the score beyond its third decimal, where
+    processors round differently. All else must be equal.
     """
     said = Decision()
     said.CopyFrom(decision)
@@ -90,6 +90,7 @@ def fingerprint(decision: Decision) -> bytes:
     said.ClearField("evidence")
     said.ClearField("image_key")
     said.ClearField("pixels_key")
+    said.ClearField("model_alias")
     if said.HasField("hold"):
         said.hold.CopyFrom(Hold(reason=said.hold.reason, measure=said.hold.measure))
     if said.HasField("score"):

@@ -13,8 +13,10 @@ from inspectbus.domain.frame import checked_frame_id
 from inspectbus.domain.scores import Confusion
 from inspectbus.errors import BadField
 from inspectbus.results import selection
+from inspectbus.results.agreement import agreement
 from inspectbus.results.ledger import REPLAY, Ledger
 from inspectbus.results.metrics import LedgerMetrics
+from inspectbus.results.shadows import ShadowBook
 from inspectbus.results.tables import decisions
 from inspectbus.results.watch import Watch
 from inspectbus.runtime.identity import caller
@@ -36,8 +38,9 @@ NO_GROUP = "none"
 class ResultsRpc(results_pb2_grpc.ResultsServiceServicer):
     """Validates, asks the ledger, answers."""
 
-    def __init__(self, ledger: Ledger, watch: Watch, metrics: LedgerMetrics) -> None:
+    def __init__(self, ledger: Ledger, shadows: ShadowBook, watch: Watch, metrics: LedgerMetrics) -> None:
         self._ledger = ledger
+        self._shadows = shadows
         self._metrics = metrics
         self._watch = watch
 
@@ -112,6 +115,11 @@ class ResultsRpc(results_pb2_grpc.ResultsServiceServicer):
             if tally.group
         ]
         return results_pb2.GetScoresResponse(overall=overall, rows=rows)
+
+    def GetAgreement(
+        self, request: results_pb2.GetAgreementRequest, context: grpc.ServicerContext
+    ) -> results_pb2.GetAgreementResponse:
+        return agreement(self._shadows, request)
 
 
 def _checked_labels(labels: Sequence[results_pb2.FrameLabel]) -> list[tuple[str, Label.ValueType]]:

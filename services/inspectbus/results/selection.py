@@ -16,7 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from sqlalchemy import ColumnElement
 
 from inspectbus.api.v1.decision_pb2 import Verdict
-from inspectbus.api.v1.results_pb2 import DecisionFilter, ListDecisionsRequest
+from inspectbus.api.v1.results_pb2 import DecisionFilter, GetAgreementRequest, ListDecisionsRequest
 from inspectbus.domain.names import checked_name
 from inspectbus.errors import BadField
 from inspectbus.results.tables import decisions
@@ -62,15 +62,15 @@ def conditions(wanted: DecisionFilter) -> list[ColumnElement[bool]]:
 def _times(wanted: DecisionFilter) -> list[ColumnElement[bool]]:
     where: list[ColumnElement[bool]] = []
     if wanted.HasField("since"):
-        where.append(decisions.c.recorded_at_us >= _microseconds(wanted.since, "filter.since"))
+        where.append(decisions.c.recorded_at_us >= microseconds(wanted.since, "filter.since"))
     if wanted.HasField("until"):
-        where.append(decisions.c.recorded_at_us < _microseconds(wanted.until, "filter.until"))
+        where.append(decisions.c.recorded_at_us < microseconds(wanted.until, "filter.until"))
     if len(where) == 2 and wanted.until.ToNanoseconds() <= wanted.since.ToNanoseconds():
         raise BadField("filter.until must come after filter.since", field="filter.until")
     return where
 
 
-def _microseconds(moment: Timestamp, field: str) -> int:
+def microseconds(moment: Timestamp, field: str) -> int:
     """The first microsecond at or after the moment, since records are timed in microseconds."""
     if not (_EARLIEST_S <= moment.seconds <= _LATEST_S and 0 <= moment.nanos < 1_000_000_000):
         raise BadField(f"{field} is no point in time: {moment.seconds} s, {moment.nanos} ns", field=field)
@@ -84,7 +84,7 @@ def checked_text(value: str, field: str) -> str:
     return value
 
 
-def page_size(request: ListDecisionsRequest) -> int:
+def page_size(request: ListDecisionsRequest | GetAgreementRequest) -> int:
     """Raises BadField above the limit."""
     if request.page_size > MAX_PAGE:
         raise BadField(f"page_size is 1 to {MAX_PAGE}, not {request.page_size}", field="page_size")
@@ -101,14 +101,19 @@ def after(request: ListDecisionsRequest) -> int:
     """The cursor behind the request's token; 0 without one. Raises BadField when the token was not given for this."""
     if not request.page_token:
         return 0
-    try:
-        token = base64.b64decode(request.page_token, altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError):
-        token = b""
+    token = token_bytes(request.page_token)
     packed, digest = token[: _CURSOR.size], token[_CURSOR.size :]
     if len(packed) != _CURSOR.size or digest != _digest(packed, request.filter):
         raise BadField("page_token is not one that ListDecisions gave for this filter", field="page_token")
     return int(_CURSOR.unpack(packed)[0])
+
+
+def token_bytes(token: str) -> bytes:
+    """What a page token was made of; nothing where it is none."""
+    try:
+        return base64.b64decode(token, altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        return b""
 
 
 def _digest(packed: bytes, wanted: DecisionFilter) -> bytes:

@@ -11,10 +11,11 @@ from inspectbus.api.v1 import results_pb2, results_pb2_grpc
 from inspectbus.bus import Bus
 from inspectbus.results.events import recording
 from inspectbus.results.ledger import Ledger
-from inspectbus.results.metrics import LedgerMetrics
+from inspectbus.results.metrics import LedgerMetrics, ShadowMetrics
 from inspectbus.results.recorder import Recorder
 from inspectbus.results.rpc import ResultsRpc
 from inspectbus.results.settings import ResultsSettings
+from inspectbus.results.shadows import ShadowBook
 from inspectbus.results.sweeper import Sweeper
 from inspectbus.results.watch import Watch
 from inspectbus.runtime.rpc_server import Door, rpc_server
@@ -43,18 +44,26 @@ def open_service(settings: ResultsSettings, bus: Bus) -> Iterator[Door]:
                 on_commit=watch.wake,
             )
         )
+        shadows = ShadowBook(engine)
+        shadow_recorder = house.enter_context(
+            Recorder(shadows, ShadowMetrics(registry), max_batch_size=settings.max_batch_size, name="shadow-recorder")
+        )
         house.enter_context(
             Sweeper(
                 engine,
+                shadows,
                 FrameStore(settings.frame_store_url or default_frames_url(settings.state_dir)),
                 registry,
                 grace_s=settings.claim_grace_s,
                 period_s=settings.sweep_period_s,
                 batch_size=settings.sweep_batch_size,
+                shadows_kept_s=settings.shadows_kept_s,
             )
         )
-        house.enter_context(recording(bus, recorder, prefetch=settings.prefetch, drain_s=settings.drain_s))
-        rpc = ResultsRpc(ledger, watch, metrics)
+        house.enter_context(
+            recording(bus, recorder, shadow_recorder, prefetch=settings.prefetch, drain_s=settings.drain_s)
+        )
+        rpc = ResultsRpc(ledger, shadows, watch, metrics)
         door = house.enter_context(
             rpc_server(
                 "results",

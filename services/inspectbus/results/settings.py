@@ -30,6 +30,8 @@ class ResultsSettings(ServiceSettings):
     """Pause between two sweeps of such images."""
     sweep_batch_size: PositiveInt = Field(default=500, le=10_000)
     """Images deleted between two looks into the database."""
+    shadows_kept_s: float = Field(default=90 * 86400.0, gt=0, le=3650 * 86400, allow_inf_nan=False)
+    """How long what shadows said is kept; decisions are kept for ever."""
     max_batch_size: PositiveInt = Field(default=256, le=1000)
     """Decisions recorded by one transaction. A busy bus fills it, an idle one never waits for it."""
     prefetch: PositiveInt = Field(default=512, le=10_000)

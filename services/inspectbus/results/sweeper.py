@@ -1,6 +1,7 @@
 """The sweeper: deletes what travelled by claim, once its decision is committed and the longest queue age has passed.
 
     claims ─ due ─> object deleted ─> row forgotten
+    shadows ─ older than `shadows_kept_s` ─> forgotten
 
 The row goes last, so an object is never forgotten before it is gone; two replicas at once find each other's objects
 gone already. What fails stays noted, is counted, and is tried again with the next pass.
@@ -18,6 +19,7 @@ from sqlalchemy import Engine
 
 from inspectbus.errors import InspectBusError, NotFound, StorageAway, StorageFull
 from inspectbus.results.claims import FIRST, due_claims, forget_claims
+from inspectbus.results.shadows import ShadowBook
 from inspectbus.stores.database import reading, writing
 from inspectbus.stores.frames import FrameStore
 
@@ -35,14 +37,18 @@ class Sweeper:
     def __init__(
         self,
         engine: Engine,
+        shadows: ShadowBook,
         store: FrameStore,
         registry: CollectorRegistry,
         *,
         grace_s: float,
         period_s: float,
         batch_size: int,
+        shadows_kept_s: float,
     ) -> None:
         self._engine = engine
+        self._shadows = shadows
+        self._shadows_kept_s = shadows_kept_s
         self._store = store
         self._grace_s = grace_s
         self._period_s = period_s
@@ -86,10 +92,18 @@ class Sweeper:
                         forget_claims(connection, gone, until_us)
                 after, failures = due[-1], failures + len(keys) - len(gone)
 
+    def forget_shadows(self) -> None:
+        """Of one pass, too. Raises StorageFull, StorageAway when the database fails."""
+        until_us = int((time.time() - self._shadows_kept_s) * 1e6)
+        for _ in self._shadows.forget(until_us, self._batch_size):
+            if self._stopped.is_set():
+                return
+
     def _run(self) -> None:
         while not self._stopped.is_set():
             try:
                 self.sweep()
+                self.forget_shadows()
             except InspectBusError as error:
                 self._failures.inc()
                 log.warning("the sweep failed, trying again", error=error.message, pause_s=self._period_s)

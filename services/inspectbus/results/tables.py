@@ -106,6 +106,26 @@ claims = Table(
     Index("claims_by_time", "pinned", "named_at_us", "key"),
 )
 
+shadows = Table(
+    "shadows",
+    metadata,
+    # Points at no decision: it may come before the one it is compared with.
+    Column("frame_id", Text, primary_key=True),
+    Column("model_version", Text, primary_key=True),
+    Column("recorded_at_us", BigInteger, nullable=False),
+    Column("line", Text, nullable=False),
+    Column("station", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("verdict", SmallInteger, nullable=False),
+    Column("fingerprint", LargeBinary, nullable=False),
+    Column("duplicates", Integer, nullable=False),
+    Column("conflicts", Integer, nullable=False),
+    # The whole ShadowDecision, serialised.
+    Column("shadow", LargeBinary, nullable=False),
+    Index("shadows_by_model", "model", "recorded_at_us", "frame_id", "model_version"),
+    Index("shadows_by_time", "recorded_at_us"),
+)
+
 labels = Table(
     "labels",
     metadata,

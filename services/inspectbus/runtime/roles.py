@@ -70,7 +70,7 @@ _BY_SERVICE: dict[str, dict[Role, tuple[str, ...]]] = {
         Role.ENGINEER: ("SetAlias", "Rollback"),
     },
     "inspectbus.api.v1.ResultsService": {
-        Role.VIEWER: ("GetDecision", "ListDecisions", "WatchDecisions", "GetScores"),
+        Role.VIEWER: ("GetDecision", "ListDecisions", "WatchDecisions", "GetScores", "GetAgreement"),
         Role.REVIEWER: ("SubmitLabels",),
     },
     # A cluster's probes have no token.

@@ -252,6 +252,33 @@ def test_scores_have_a_row_for_each_and_one_overall(inspectbus: Inspectbus, plan
     assert json.loads(inspectbus("scores", "--json", *door).stdout)["scores"]["f1"] == 1.0
 
 
+def test_a_models_shadow_is_compared_by_station_and_frame_by_frame_where_they_differ(
+    inspectbus: Inspectbus, plant: Plant
+) -> None:
+    door = ("--address", plant.addresses["results"])
+    for name, part_id in (("a", ""), ("b", "differs"), ("c", "differs")):
+        plant.decide(acquisition_pb2.Shot(source_item=name, part_id=part_id), "line-1", "top")
+
+    lines = inspectbus("models", "agreement", "elpv", *door).stdout.splitlines()
+    row = json.loads(inspectbus("models", "agreement", "elpv", "--json", *door).stdout)
+    differing = inspectbus("models", "agreement", "elpv", "--differing", "1", *door).stdout.splitlines()
+    each = json.loads(
+        inspectbus("models", "agreement", "elpv", "--differing", "9", "--json", *door).stdout.splitlines()[1]
+    )
+
+    assert lines[0].split()[:7] == ["station", "version", "shadow", "frames", "agree", "Q/Q", "Q/D"]
+    assert lines[1].split() == ["line-1/top", "0f3a0f3a0f3a0f3a", "5ad0", "3", "0.333", "1", "2", *["0"] * 7]
+    assert (row["frames"], row["agreeing"]) == (3, 1)
+    assert {(pair["decided"], pair["shadow"]) for pair in row["pairs"]} == {
+        ("QUALIFIED", "QUALIFIED"),
+        ("QUALIFIED", "DEFECTIVE"),
+    }
+    assert len(differing) == 2
+    assert differing[1].split()[1:6] == ["line-1/top", "QUALIFIED", "0.000", "DEFECTIVE", "0.750"]
+    assert (each["frame_id"], each["truth"]) == (plant.records[2].decision.frame_id, None)
+    assert inspectbus("models", "agreement", "elpv", "--line", "line-2", *door).stdout.splitlines()[1:] == []
+
+
 def test_nobody_at_the_address_is_one_line_that_names_it(inspectbus: Inspectbus) -> None:
     with open_plant(services=["training"]) as gone:
         address = gone.addresses["training"]

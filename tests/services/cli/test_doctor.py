@@ -101,16 +101,20 @@ def test_a_health_check_asks_whether_the_service_answers_and_nothing_else(
     assert (well.exit_code, gone.exit_code) == (0, 2)
 
 
-def test_recipes_are_there_and_ask_for_the_model_that_is_loaded(
-    inspectbus: Inspectbus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("folder", [False, True], ids=["any model", "one folder"])
+def test_recipes_are_there_and_ask_for_a_model_that_inference_can_load(
+    inspectbus: Inspectbus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: bool
 ) -> None:
-    stations = [{"name": name, "recipe": name, "source": {"kind": "push"}} for name in ("right", "other", "none")]
+    names = ("right", "another", "unknown", "none")
+    stations = [{"name": name, "recipe": name, "source": {"kind": "push"}} for name in names]
     acquisition = {"lines": [{"name": "line-1", "stations": stations}], "inspect_recipe": "right"}
     section = {"state_dir": str(tmp_path), "metrics_port": 0}
-    file = plant_file(tmp_path, acquisition=acquisition, inference={"model": "elpv"}, preprocessing=section)
     with open_plant() as plant:
         monkeypatch.setenv("INSPECTBUS_PREPROCESSING_ADDRESS", plant.addresses["preprocessing"])
-        for name, model in (("right", "elpv"), ("other", "mvtec")):
+        inference = {"model": "parts", "models_address": plant.addresses["training"]}
+        inference |= {"model_dir": str(tmp_path)} if folder else {}
+        file = plant_file(tmp_path, acquisition=acquisition, inference=inference, preprocessing=section)
+        for name, model in (("right", "parts"), ("another", "elpv"), ("unknown", "mvtec")):
             recipe = tmp_path / f"{name}.yaml"
             recipe.write_text(f"name: {name}\nmodel: {model}\n")
             assert inspectbus("recipes", "put", recipe).exit_code == 0
@@ -120,8 +124,14 @@ def test_recipes_are_there_and_ask_for_the_model_that_is_loaded(
     away = told(inspectbus("doctor", "preprocessing", "--config", file, "--json"))
 
     assert found["recipe right"][0] == "ok"
-    assert found["recipe other"][0] == found["recipe none"][0] == "fail"
-    assert "model mvtec, inference is set to elpv" in found["recipe other"][1]
+    assert found["recipe unknown"][0] == found["recipe none"][0] == "fail"
+    if folder:
+        assert found["recipe another"][0] == "fail"
+        assert "model elpv, inference is set to parts" in found["recipe another"][1]
+    else:
+        assert found["recipe another"][0] == "ok"
+        assert "elpv@production, version 1b2c1b2c1b2c1b2c" in found["recipe another"][1]
+        assert "mvtec@production, which names no version" in found["recipe unknown"][1]
     assert "line-1/none" in found["recipe none"][1]
     assert "inspectbus recipes put none.yaml" in found["recipe none"][1]
     assert away["recipes"][0] == "warn"

@@ -236,6 +236,23 @@ def test_a_moment_without_a_zone_is_refused(client: Client) -> None:
         client.model("elpv", at=datetime(2026, 1, 1))
 
 
+def test_frames_on_which_a_shadow_differs_come_in_pages_and_a_filter_is_kept(client: Client, plant: Plant) -> None:
+    for line in ("line-1", "line-2"):
+        for number in range(3):
+            shot = acquisition_pb2.Shot(source_item=f"{number}", part_id="differs")
+            plant.decide(shot, line, "top")
+
+    found = list(client.disagreements("elpv", page_size=2, line="line-1"))
+
+    assert [each.frame_id for each in found] == [record.decision.frame_id for record in plant.records[:3]]
+    assert plant.calls["GetAgreement"] == 2
+    assert {(each.decided, each.shadow) for each in found} == {(Verdict.QUALIFIED, Verdict.DEFECTIVE)}
+    rows = client.agreement("elpv", since=datetime(2020, 1, 1, tzinfo=UTC))
+    assert [(row.line, row.frames, row.agreeing) for row in rows] == [("line-1", 3, 0), ("line-2", 3, 0)]
+    with pytest.raises(BadField):
+        client.agreement("elpv", until=datetime(2020, 1, 1))
+
+
 def test_the_engine_tells_its_batches(client: Client) -> None:
     engine = client.engine()
 

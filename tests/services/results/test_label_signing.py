@@ -45,7 +45,7 @@ def test_a_label_is_signed(sender: Identity, named: str, signed: str) -> None:
     label = results_pb2.FrameLabel(frame_id=FRAME, label=frame_pb2.LABEL_GOOD)
     token = caller.set(sender)
     try:
-        rpc: Any = ResultsRpc(cast(Any, ledger), cast(Any, None), LedgerMetrics(CollectorRegistry()))
+        rpc: Any = ResultsRpc(cast(Any, ledger), cast(Any, None), cast(Any, None), LedgerMetrics(CollectorRegistry()))
         rpc.SubmitLabels(results_pb2.SubmitLabelsRequest(labels=[label], by=named), None)
     finally:
         caller.reset(token)

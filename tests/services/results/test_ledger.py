@@ -90,6 +90,7 @@ def test_the_same_decision_again_is_a_duplicate(ledger: Ledger, decide: Decide) 
         {"timings": Timings(decided_at={"seconds": 5})},  # type: ignore[arg-type]
         {"quality": QualityReport(sharpness=17)},
         {"evidence": Evidence(original_key="line-1/top/ab/x-original.png")},
+        {"model_alias": "canary"},
         {"score": 0.2000004},
     ],
 )

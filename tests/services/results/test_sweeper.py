@@ -16,6 +16,7 @@ from inspectbus.results import claims as noting
 from inspectbus.results import sweeper as sweeping
 from inspectbus.results.first_wins import Fate
 from inspectbus.results.ledger import Ledger
+from inspectbus.results.shadows import ShadowBook
 from inspectbus.results.sweeper import Sweeper
 from inspectbus.results.tables import claims
 from inspectbus.stores.database import writing
@@ -48,7 +49,16 @@ def sweeper(
     grace_s: float = 0.0,
     batch: int = 3,
 ) -> Sweeper:
-    return Sweeper(engine, store, registry or CollectorRegistry(), grace_s=grace_s, period_s=0.01, batch_size=batch)
+    return Sweeper(
+        engine,
+        ShadowBook(engine),
+        store,
+        registry or CollectorRegistry(),
+        grace_s=grace_s,
+        period_s=0.01,
+        batch_size=batch,
+        shadows_kept_s=3600.0,
+    )
 
 
 def stands(store: FrameStore, key: str) -> bool:

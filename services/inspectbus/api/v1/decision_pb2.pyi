@@ -209,6 +209,7 @@ class Decision(_message.Message):
     IMAGE_KEY_FIELD_NUMBER: _builtins.int
     PIXELS_KEY_FIELD_NUMBER: _builtins.int
     QUALIFIED_BELOW_FIELD_NUMBER: _builtins.int
+    MODEL_ALIAS_FIELD_NUMBER: _builtins.int
     frame_id: _builtins.str
     line: _builtins.str
     station: _builtins.str
@@ -238,6 +239,10 @@ class Decision(_message.Message):
     qualified_below: _builtins.float
     """A score below it is QUALIFIED, one between it and `threshold` HOLD for UNCERTAIN_SCORE. Unset: the threshold alone
     divides.
+    """
+    model_alias: _builtins.str
+    """The alias that named `model_version` when it judged: "production", or "canary" where that took the frame. Empty
+    where no model judged, or one that was loaded from a folder.
     """
     @_builtins.property
     def hold(self) -> Global___Hold:
@@ -278,10 +283,11 @@ class Decision(_message.Message):
         image_key: _builtins.str = ...,
         pixels_key: _builtins.str = ...,
         qualified_below: _builtins.float | None = ...,
+        model_alias: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_qualified_below", b"_qualified_below", "_score", b"_score", "_threshold", b"_threshold", "evidence", b"evidence", "hold", b"hold", "qualified_below", b"qualified_below", "quality", b"quality", "score", b"score", "threshold", b"threshold", "timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_qualified_below", b"_qualified_below", "_score", b"_score", "_threshold", b"_threshold", "evidence", b"evidence", "frame_id", b"frame_id", "hold", b"hold", "image_key", b"image_key", "line", b"line", "lot_id", b"lot_id", "model", b"model", "model_version", b"model_version", "part_id", b"part_id", "pixels_key", b"pixels_key", "preparation_hash", b"preparation_hash", "product", b"product", "qualified_below", b"qualified_below", "quality", b"quality", "recipe", b"recipe", "recipe_version", b"recipe_version", "revision", b"revision", "run_id", b"run_id", "score", b"score", "sequence", b"sequence", "source_item", b"source_item", "station", b"station", "threshold", b"threshold", "timings", b"timings", "truth", b"truth", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_qualified_below", b"_qualified_below", "_score", b"_score", "_threshold", b"_threshold", "evidence", b"evidence", "frame_id", b"frame_id", "hold", b"hold", "image_key", b"image_key", "line", b"line", "lot_id", b"lot_id", "model", b"model", "model_alias", b"model_alias", "model_version", b"model_version", "part_id", b"part_id", "pixels_key", b"pixels_key", "preparation_hash", b"preparation_hash", "product", b"product", "qualified_below", b"qualified_below", "quality", b"quality", "recipe", b"recipe", "recipe_version", b"recipe_version", "revision", b"revision", "run_id", b"run_id", "score", b"score", "sequence", b"sequence", "source_item", b"source_item", "station", b"station", "threshold", b"threshold", "timings", b"timings", "truth", b"truth", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__qualified_below: _TypeAlias = _typing.Literal["qualified_below"]  # noqa: Y015
     _WhichOneofArgType__qualified_below: _TypeAlias = _typing.Literal["_qualified_below", b"_qualified_below"]  # noqa: Y015

@@ -28,7 +28,7 @@ from inspectbus.api.v1 import prepared_frame_pb2 as inspectbus_dot_api_dot_v1_do
 from inspectbus.api.v1 import refusal_pb2 as inspectbus_dot_api_dot_v1_dot_refusal__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!inspectbus/api/v1/inference.proto\x12\x11inspectbus.api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a inspectbus/api/v1/decision.proto\x1a&inspectbus/api/v1/prepared_frame.proto\x1a\x1finspectbus/api/v1/refusal.proto\"S\n\x0cInferRequest\x12)\n\x06pixels\x18\x01 \x01(\x0b\x32\x19.inspectbus.api.v1.Pixels\x12\x18\n\x10preparation_hash\x18\x02 \x01(\t\"\xb2\x01\n\tJudgement\x12\r\n\x05score\x18\x01 \x01(\x01\x12\x11\n\tthreshold\x18\x02 \x01(\x01\x12+\n\x07verdict\x18\x03 \x01(\x0e\x32\x1a.inspectbus.api.v1.Verdict\x12\r\n\x05model\x18\x04 \x01(\t\x12\x15\n\rmodel_version\x18\x05 \x01(\t\x12\x1c\n\x0fqualified_below\x18\x06 \x01(\x01H\x00\x88\x01\x01\x42\x12\n\x10_qualified_below\"@\n\rInferResponse\x12/\n\tjudgement\x18\x01 \x01(\x0b\x32\x1c.inspectbus.api.v1.Judgement\"Y\n\x12InferStreamRequest\x12)\n\x06pixels\x18\x01 \x01(\x0b\x32\x19.inspectbus.api.v1.Pixels\x12\x18\n\x10preparation_hash\x18\x02 \x01(\t\"\x94\x01\n\x13InferStreamResponse\x12\x10\n\x08position\x18\x01 \x01(\x03\x12\x31\n\tjudgement\x18\x02 \x01(\x0b\x32\x1c.inspectbus.api.v1.JudgementH\x00\x12-\n\x07refusal\x18\x03 \x01(\x0b\x32\x1a.inspectbus.api.v1.RefusalH\x00\x42\t\n\x07outcome\"\x12\n\x10GetEngineRequest\"\x9a\x04\n\x11GetEngineResponse\x12\r\n\x05ready\x18\x01 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\x15\n\rmodel_version\x18\x06 \x01(\t\x12\x18\n\x10preparation_hash\x18\x07 \x01(\t\x12\x11\n\tthreshold\x18\x08 \x01(\x01\x12-\n\tloaded_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x42\n\x07\x62\x61tches\x18\n \x03(\x0b\x32\x31.inspectbus.api.v1.GetEngineResponse.BatchesEntry\x12\x0f\n\x07waiting\x18\x0b \x01(\r\x12\x13\n\x0bqueue_limit\x18\x0c \x01(\r\x12\x1c\n\x0fqualified_below\x18\r \x01(\x01H\x00\x88\x01\x01\x12\x36\n\ncandidates\x18\x0e \x03(\x0b\x32\".inspectbus.api.v1.EngineCandidate\x12/\n\x0bmeasured_at\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07streams\x18\x10 \x01(\r\x1a.\n\x0c\x42\x61tchesEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x42\x12\n\x10_qualified_below\"\x91\x01\n\x0f\x45ngineCandidate\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x63hosen\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x19\n\x0cimages_per_s\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\tdeviation\x18\x05 \x01(\x01H\x01\x88\x01\x01\x42\x0f\n\r_images_per_sB\x0c\n\n_deviation2\x98\x02\n\x10InferenceService\x12J\n\x05Infer\x12\x1f.inspectbus.api.v1.InferRequest\x1a .inspectbus.api.v1.InferResponse\x12`\n\x0bInferStream\x12%.inspectbus.api.v1.InferStreamRequest\x1a&.inspectbus.api.v1.InferStreamResponse(\x01\x30\x01\x12V\n\tGetEngine\x12#.inspectbus.api.v1.GetEngineRequest\x1a$.inspectbus.api.v1.GetEngineResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!inspectbus/api/v1/inference.proto\x12\x11inspectbus.api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a inspectbus/api/v1/decision.proto\x1a&inspectbus/api/v1/prepared_frame.proto\x1a\x1finspectbus/api/v1/refusal.proto\"b\n\x0cInferRequest\x12)\n\x06pixels\x18\x01 \x01(\x0b\x32\x19.inspectbus.api.v1.Pixels\x12\x18\n\x10preparation_hash\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\"\xc7\x01\n\tJudgement\x12\r\n\x05score\x18\x01 \x01(\x01\x12\x11\n\tthreshold\x18\x02 \x01(\x01\x12+\n\x07verdict\x18\x03 \x01(\x0e\x32\x1a.inspectbus.api.v1.Verdict\x12\r\n\x05model\x18\x04 \x01(\t\x12\x15\n\rmodel_version\x18\x05 \x01(\t\x12\x1c\n\x0fqualified_below\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x0bmodel_alias\x18\x07 \x01(\tB\x12\n\x10_qualified_below\"@\n\rInferResponse\x12/\n\tjudgement\x18\x01 \x01(\x0b\x32\x1c.inspectbus.api.v1.Judgement\"h\n\x12InferStreamRequest\x12)\n\x06pixels\x18\x01 \x01(\x0b\x32\x19.inspectbus.api.v1.Pixels\x12\x18\n\x10preparation_hash\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\"\x94\x01\n\x13InferStreamResponse\x12\x10\n\x08position\x18\x01 \x01(\x03\x12\x31\n\tjudgement\x18\x02 \x01(\x0b\x32\x1c.inspectbus.api.v1.JudgementH\x00\x12-\n\x07refusal\x18\x03 \x01(\x0b\x32\x1a.inspectbus.api.v1.RefusalH\x00\x42\t\n\x07outcome\"!\n\x10GetEngineRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\xca\x04\n\x11GetEngineResponse\x12\r\n\x05ready\x18\x01 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\x15\n\rmodel_version\x18\x06 \x01(\t\x12\x18\n\x10preparation_hash\x18\x07 \x01(\t\x12\x11\n\tthreshold\x18\x08 \x01(\x01\x12-\n\tloaded_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x42\n\x07\x62\x61tches\x18\n \x03(\x0b\x32\x31.inspectbus.api.v1.GetEngineResponse.BatchesEntry\x12\x0f\n\x07waiting\x18\x0b \x01(\r\x12\x13\n\x0bqueue_limit\x18\x0c \x01(\r\x12\x1c\n\x0fqualified_below\x18\r \x01(\x01H\x00\x88\x01\x01\x12\x36\n\ncandidates\x18\x0e \x03(\x0b\x32\".inspectbus.api.v1.EngineCandidate\x12/\n\x0bmeasured_at\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07streams\x18\x10 \x01(\r\x12.\n\x06served\x18\x11 \x03(\x0b\x32\x1e.inspectbus.api.v1.ServedModel\x1a.\n\x0c\x42\x61tchesEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x42\x12\n\x10_qualified_below\"\xef\x01\n\x0bServedModel\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12\r\n\x05ready\x18\x03 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12\x15\n\rmodel_version\x18\x05 \x01(\t\x12\x18\n\x10preparation_hash\x18\x06 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x07 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x08 \x01(\t\x12-\n\tloaded_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07waiting\x18\n \x01(\r\x12\x12\n\ncomputed_s\x18\x0b \x01(\x01\"\x91\x01\n\x0f\x45ngineCandidate\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x63hosen\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x19\n\x0cimages_per_s\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\tdeviation\x18\x05 \x01(\x01H\x01\x88\x01\x01\x42\x0f\n\r_images_per_sB\x0c\n\n_deviation2\x98\x02\n\x10InferenceService\x12J\n\x05Infer\x12\x1f.inspectbus.api.v1.InferRequest\x1a .inspectbus.api.v1.InferResponse\x12`\n\x0bInferStream\x12%.inspectbus.api.v1.InferStreamRequest\x1a&.inspectbus.api.v1.InferStreamResponse(\x01\x30\x01\x12V\n\tGetEngine\x12#.inspectbus.api.v1.GetEngineRequest\x1a$.inspectbus.api.v1.GetEngineResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,23 +38,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETENGINERESPONSE_BATCHESENTRY']._loaded_options = None
   _globals['_GETENGINERESPONSE_BATCHESENTRY']._serialized_options = b'8\001'
   _globals['_INFERREQUEST']._serialized_start=196
-  _globals['_INFERREQUEST']._serialized_end=279
-  _globals['_JUDGEMENT']._serialized_start=282
-  _globals['_JUDGEMENT']._serialized_end=460
-  _globals['_INFERRESPONSE']._serialized_start=462
-  _globals['_INFERRESPONSE']._serialized_end=526
-  _globals['_INFERSTREAMREQUEST']._serialized_start=528
-  _globals['_INFERSTREAMREQUEST']._serialized_end=617
-  _globals['_INFERSTREAMRESPONSE']._serialized_start=620
-  _globals['_INFERSTREAMRESPONSE']._serialized_end=768
-  _globals['_GETENGINEREQUEST']._serialized_start=770
-  _globals['_GETENGINEREQUEST']._serialized_end=788
-  _globals['_GETENGINERESPONSE']._serialized_start=791
-  _globals['_GETENGINERESPONSE']._serialized_end=1329
-  _globals['_GETENGINERESPONSE_BATCHESENTRY']._serialized_start=1263
-  _globals['_GETENGINERESPONSE_BATCHESENTRY']._serialized_end=1309
-  _globals['_ENGINECANDIDATE']._serialized_start=1332
-  _globals['_ENGINECANDIDATE']._serialized_end=1477
-  _globals['_INFERENCESERVICE']._serialized_start=1480
-  _globals['_INFERENCESERVICE']._serialized_end=1760
+  _globals['_INFERREQUEST']._serialized_end=294
+  _globals['_JUDGEMENT']._serialized_start=297
+  _globals['_JUDGEMENT']._serialized_end=496
+  _globals['_INFERRESPONSE']._serialized_start=498
+  _globals['_INFERRESPONSE']._serialized_end=562
+  _globals['_INFERSTREAMREQUEST']._serialized_start=564
+  _globals['_INFERSTREAMREQUEST']._serialized_end=668
+  _globals['_INFERSTREAMRESPONSE']._serialized_start=671
+  _globals['_INFERSTREAMRESPONSE']._serialized_end=819
+  _globals['_GETENGINEREQUEST']._serialized_start=821
+  _globals['_GETENGINEREQUEST']._serialized_end=854
+  _globals['_GETENGINERESPONSE']._serialized_start=857
+  _globals['_GETENGINERESPONSE']._serialized_end=1443
+  _globals['_GETENGINERESPONSE_BATCHESENTRY']._serialized_start=1377
+  _globals['_GETENGINERESPONSE_BATCHESENTRY']._serialized_end=1423
+  _globals['_SERVEDMODEL']._serialized_start=1446
+  _globals['_SERVEDMODEL']._serialized_end=1685
+  _globals['_ENGINECANDIDATE']._serialized_start=1688
+  _globals['_ENGINECANDIDATE']._serialized_end=1833
+  _globals['_INFERENCESERVICE']._serialized_start=1836
+  _globals['_INFERENCESERVICE']._serialized_end=2116
 # @@protoc_insertion_point(module_scope)

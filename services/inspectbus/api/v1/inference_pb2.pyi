@@ -28,8 +28,11 @@ class InferRequest(_message.Message):
 
     PIXELS_FIELD_NUMBER: _builtins.int
     PREPARATION_HASH_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     preparation_hash: _builtins.str
     """Must be the one the loaded model version expects; empty: the caller vouches for the pixels."""
+    model: _builtins.str
+    """One of those that this service serves, see GetEngine; empty: its default model. NOT_FOUND for any other."""
     @_builtins.property
     def pixels(self) -> _prepared_frame_pb2.Pixels: ...
     def __init__(
@@ -37,10 +40,11 @@ class InferRequest(_message.Message):
         *,
         pixels: _prepared_frame_pb2.Pixels | None = ...,
         preparation_hash: _builtins.str = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["pixels", b"pixels"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["pixels", b"pixels", "preparation_hash", b"preparation_hash"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "pixels", b"pixels", "preparation_hash", b"preparation_hash"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -58,6 +62,7 @@ class Judgement(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
     QUALIFIED_BELOW_FIELD_NUMBER: _builtins.int
+    MODEL_ALIAS_FIELD_NUMBER: _builtins.int
     score: _builtins.float
     """Calibrated score of being defective, 0 to 1."""
     threshold: _builtins.float
@@ -66,6 +71,8 @@ class Judgement(_message.Message):
     model_version: _builtins.str
     qualified_below: _builtins.float
     """The lower end of the band whose upper end is `threshold`; a score in it is HOLD. Unset: no band."""
+    model_alias: _builtins.str
+    """The alias that named `model_version` when it judged. Empty where it was loaded from a folder."""
     def __init__(
         self,
         *,
@@ -75,10 +82,11 @@ class Judgement(_message.Message):
         model: _builtins.str = ...,
         model_version: _builtins.str = ...,
         qualified_below: _builtins.float | None = ...,
+        model_alias: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_qualified_below", b"_qualified_below", "qualified_below", b"qualified_below"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_qualified_below", b"_qualified_below", "model", b"model", "model_version", b"model_version", "qualified_below", b"qualified_below", "score", b"score", "threshold", b"threshold", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_qualified_below", b"_qualified_below", "model", b"model", "model_alias", b"model_alias", "model_version", b"model_version", "qualified_below", b"qualified_below", "score", b"score", "threshold", b"threshold", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__qualified_below: _TypeAlias = _typing.Literal["qualified_below"]  # noqa: Y015
     _WhichOneofArgType__qualified_below: _TypeAlias = _typing.Literal["_qualified_below", b"_qualified_below"]  # noqa: Y015
@@ -112,7 +120,10 @@ class InferStreamRequest(_message.Message):
 
     PIXELS_FIELD_NUMBER: _builtins.int
     PREPARATION_HASH_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     preparation_hash: _builtins.str
+    model: _builtins.str
+    """As in InferRequest."""
     @_builtins.property
     def pixels(self) -> _prepared_frame_pb2.Pixels: ...
     def __init__(
@@ -120,10 +131,11 @@ class InferStreamRequest(_message.Message):
         *,
         pixels: _prepared_frame_pb2.Pixels | None = ...,
         preparation_hash: _builtins.str = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["pixels", b"pixels"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["pixels", b"pixels", "preparation_hash", b"preparation_hash"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "pixels", b"pixels", "preparation_hash", b"preparation_hash"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -163,12 +175,17 @@ Global___InferStreamResponse: _TypeAlias = InferStreamResponse  # noqa: Y015
 class GetEngineRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    MODEL_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """One of those that this service serves; empty: its default model. NOT_FOUND for any other."""
     def __init__(
         self,
+        *,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -176,6 +193,8 @@ Global___GetEngineRequest: _TypeAlias = GetEngineRequest  # noqa: Y015
 
 @_typing.final
 class GetEngineResponse(_message.Message):
+    """Of the model that was asked for; `batches`, `queue_limit` and `served` are of the whole service."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
@@ -214,6 +233,7 @@ class GetEngineResponse(_message.Message):
     CANDIDATES_FIELD_NUMBER: _builtins.int
     MEASURED_AT_FIELD_NUMBER: _builtins.int
     STREAMS_FIELD_NUMBER: _builtins.int
+    SERVED_FIELD_NUMBER: _builtins.int
     ready: _builtins.bool
     """False while no model version is loaded."""
     detail: _builtins.str
@@ -245,6 +265,10 @@ class GetEngineResponse(_message.Message):
     def measured_at(self) -> _timestamp_pb2.Timestamp:
         """When they were measured, perhaps at an earlier start. Unset: only one could judge, or the setting names it."""
 
+    @_builtins.property
+    def served(self) -> _containers.RepeatedCompositeFieldContainer[Global___ServedModel]:
+        """Everything that is loaded here or is to be: the default model first, each model before its canary and its shadow."""
+
     def __init__(
         self,
         *,
@@ -264,16 +288,74 @@ class GetEngineResponse(_message.Message):
         candidates: _abc.Iterable[Global___EngineCandidate] | None = ...,
         measured_at: _timestamp_pb2.Timestamp | None = ...,
         streams: _builtins.int = ...,
+        served: _abc.Iterable[Global___ServedModel] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_qualified_below", b"_qualified_below", "loaded_at", b"loaded_at", "measured_at", b"measured_at", "qualified_below", b"qualified_below"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_qualified_below", b"_qualified_below", "batches", b"batches", "candidates", b"candidates", "detail", b"detail", "device", b"device", "engine", b"engine", "loaded_at", b"loaded_at", "measured_at", b"measured_at", "model", b"model", "model_version", b"model_version", "preparation_hash", b"preparation_hash", "qualified_below", b"qualified_below", "queue_limit", b"queue_limit", "ready", b"ready", "streams", b"streams", "threshold", b"threshold", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_qualified_below", b"_qualified_below", "batches", b"batches", "candidates", b"candidates", "detail", b"detail", "device", b"device", "engine", b"engine", "loaded_at", b"loaded_at", "measured_at", b"measured_at", "model", b"model", "model_version", b"model_version", "preparation_hash", b"preparation_hash", "qualified_below", b"qualified_below", "queue_limit", b"queue_limit", "ready", b"ready", "served", b"served", "streams", b"streams", "threshold", b"threshold", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__qualified_below: _TypeAlias = _typing.Literal["qualified_below"]  # noqa: Y015
     _WhichOneofArgType__qualified_below: _TypeAlias = _typing.Literal["_qualified_below", b"_qualified_below"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__qualified_below) -> _WhichOneofReturnType__qualified_below | None: ...
 
 Global___GetEngineResponse: _TypeAlias = GetEngineResponse  # noqa: Y015
+
+@_typing.final
+class ServedModel(_message.Message):
+    """A model by one of its aliases, as this service serves it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    ALIAS_FIELD_NUMBER: _builtins.int
+    READY_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    PREPARATION_HASH_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    LOADED_AT_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    COMPUTED_S_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    alias: _builtins.str
+    """Which version of it: the one that this alias names. Empty where a folder was loaded."""
+    ready: _builtins.bool
+    """False while no version is loaded."""
+    detail: _builtins.str
+    """Why none is loaded, why another goes on, or why this one judges no frames (yet). Empty: all is well."""
+    model_version: _builtins.str
+    preparation_hash: _builtins.str
+    engine: _builtins.str
+    device: _builtins.str
+    waiting: _builtins.int
+    """Images that wait for it now."""
+    computed_s: _builtins.float
+    """Seconds of the engines' streams that it was given since start. Those that wait have their turns by this."""
+    @_builtins.property
+    def loaded_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        alias: _builtins.str = ...,
+        ready: _builtins.bool = ...,
+        detail: _builtins.str = ...,
+        model_version: _builtins.str = ...,
+        preparation_hash: _builtins.str = ...,
+        engine: _builtins.str = ...,
+        device: _builtins.str = ...,
+        loaded_at: _timestamp_pb2.Timestamp | None = ...,
+        waiting: _builtins.int = ...,
+        computed_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["loaded_at", b"loaded_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "computed_s", b"computed_s", "detail", b"detail", "device", b"device", "engine", b"engine", "loaded_at", b"loaded_at", "model", b"model", "model_version", b"model_version", "preparation_hash", b"preparation_hash", "ready", b"ready", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ServedModel: _TypeAlias = ServedModel  # noqa: Y015
 
 @_typing.final
 class EngineCandidate(_message.Message):

@@ -528,3 +528,212 @@ class GetScoresResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetScoresResponse: _TypeAlias = GetScoresResponse  # noqa: Y015
+
+@_typing.final
+class GetAgreementRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    SHADOW_VERSION_FIELD_NUMBER: _builtins.int
+    LINE_FIELD_NUMBER: _builtins.int
+    STATION_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    model_version: _builtins.str
+    """Of the version that decided; empty: each that did."""
+    shadow_version: _builtins.str
+    """Of the version that was shadow; empty: each that was."""
+    line: _builtins.str
+    station: _builtins.str
+    page_size: _builtins.int
+    """Of frames on which they differ, 1 to 1000; 0 is 100."""
+    page_token: _builtins.str
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """The shadow recorded at or after `since` and before `until`."""
+
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        model_version: _builtins.str = ...,
+        shadow_version: _builtins.str = ...,
+        line: _builtins.str = ...,
+        station: _builtins.str = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since", "until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["line", b"line", "model", b"model", "model_version", b"model_version", "page_size", b"page_size", "page_token", b"page_token", "shadow_version", b"shadow_version", "since", b"since", "station", b"station", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAgreementRequest: _TypeAlias = GetAgreementRequest  # noqa: Y015
+
+@_typing.final
+class GetAgreementResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    DISAGREEMENTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___Agreement]:
+        """By line, station and pair of versions. On the first page only."""
+
+    @_builtins.property
+    def disagreements(self) -> _containers.RepeatedCompositeFieldContainer[Global___Disagreement]:
+        """Frames on which the two verdicts differ, in the order in which the shadows were recorded."""
+
+    def __init__(
+        self,
+        *,
+        rows: _abc.Iterable[Global___Agreement] | None = ...,
+        disagreements: _abc.Iterable[Global___Disagreement] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disagreements", b"disagreements", "next_page_token", b"next_page_token", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAgreementResponse: _TypeAlias = GetAgreementResponse  # noqa: Y015
+
+@_typing.final
+class Agreement(_message.Message):
+    """Two versions at one station."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINE_FIELD_NUMBER: _builtins.int
+    STATION_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    SHADOW_VERSION_FIELD_NUMBER: _builtins.int
+    FRAMES_FIELD_NUMBER: _builtins.int
+    AGREEING_FIELD_NUMBER: _builtins.int
+    PAIRS_FIELD_NUMBER: _builtins.int
+    line: _builtins.str
+    station: _builtins.str
+    model_version: _builtins.str
+    """That decided, and that was shadow."""
+    shadow_version: _builtins.str
+    frames: _builtins.int
+    """Frames that both judged, and those of them with the same verdict."""
+    agreeing: _builtins.int
+    @_builtins.property
+    def pairs(self) -> _containers.RepeatedCompositeFieldContainer[Global___VerdictPair]:
+        """The confusion between the two: only pairs of verdicts that occurred."""
+
+    def __init__(
+        self,
+        *,
+        line: _builtins.str = ...,
+        station: _builtins.str = ...,
+        model_version: _builtins.str = ...,
+        shadow_version: _builtins.str = ...,
+        frames: _builtins.int = ...,
+        agreeing: _builtins.int = ...,
+        pairs: _abc.Iterable[Global___VerdictPair] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreeing", b"agreeing", "frames", b"frames", "line", b"line", "model_version", b"model_version", "pairs", b"pairs", "shadow_version", b"shadow_version", "station", b"station"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Agreement: _TypeAlias = Agreement  # noqa: Y015
+
+@_typing.final
+class VerdictPair(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DECIDED_FIELD_NUMBER: _builtins.int
+    SHADOW_FIELD_NUMBER: _builtins.int
+    FRAMES_FIELD_NUMBER: _builtins.int
+    decided: _decision_pb2.Verdict.ValueType
+    shadow: _decision_pb2.Verdict.ValueType
+    frames: _builtins.int
+    def __init__(
+        self,
+        *,
+        decided: _decision_pb2.Verdict.ValueType = ...,
+        shadow: _decision_pb2.Verdict.ValueType = ...,
+        frames: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decided", b"decided", "frames", b"frames", "shadow", b"shadow"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerdictPair: _TypeAlias = VerdictPair  # noqa: Y015
+
+@_typing.final
+class Disagreement(_message.Message):
+    """A frame on which the two verdicts differ."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FRAME_ID_FIELD_NUMBER: _builtins.int
+    LINE_FIELD_NUMBER: _builtins.int
+    STATION_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    SHADOW_VERSION_FIELD_NUMBER: _builtins.int
+    DECIDED_FIELD_NUMBER: _builtins.int
+    SHADOW_FIELD_NUMBER: _builtins.int
+    DECIDED_SCORE_FIELD_NUMBER: _builtins.int
+    SHADOW_SCORE_FIELD_NUMBER: _builtins.int
+    TRUTH_FIELD_NUMBER: _builtins.int
+    RECORDED_AT_FIELD_NUMBER: _builtins.int
+    frame_id: _builtins.str
+    line: _builtins.str
+    station: _builtins.str
+    model_version: _builtins.str
+    shadow_version: _builtins.str
+    decided: _decision_pb2.Verdict.ValueType
+    shadow: _decision_pb2.Verdict.ValueType
+    decided_score: _builtins.float
+    """Unset where the decision was made without one."""
+    shadow_score: _builtins.float
+    truth: _frame_pb2.Label.ValueType
+    """The newest label, where there is one."""
+    @_builtins.property
+    def recorded_at(self) -> _timestamp_pb2.Timestamp:
+        """When the shadow was."""
+
+    def __init__(
+        self,
+        *,
+        frame_id: _builtins.str = ...,
+        line: _builtins.str = ...,
+        station: _builtins.str = ...,
+        model_version: _builtins.str = ...,
+        shadow_version: _builtins.str = ...,
+        decided: _decision_pb2.Verdict.ValueType = ...,
+        shadow: _decision_pb2.Verdict.ValueType = ...,
+        decided_score: _builtins.float | None = ...,
+        shadow_score: _builtins.float = ...,
+        truth: _frame_pb2.Label.ValueType = ...,
+        recorded_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_decided_score", b"_decided_score", "decided_score", b"decided_score", "recorded_at", b"recorded_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decided_score", b"_decided_score", "decided", b"decided", "decided_score", b"decided_score", "frame_id", b"frame_id", "line", b"line", "model_version", b"model_version", "recorded_at", b"recorded_at", "shadow", b"shadow", "shadow_score", b"shadow_score", "shadow_version", b"shadow_version", "station", b"station", "truth", b"truth"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__decided_score: _TypeAlias = _typing.Literal["decided_score"]  # noqa: Y015
+    _WhichOneofArgType__decided_score: _TypeAlias = _typing.Literal["_decided_score", b"_decided_score"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__decided_score) -> _WhichOneofReturnType__decided_score | None: ...
+
+Global___Disagreement: _TypeAlias = Disagreement  # noqa: Y015

@@ -60,6 +60,11 @@ class ResultsServiceStub:
                 request_serializer=inspectbus_dot_api_dot_v1_dot_results__pb2.GetScoresRequest.SerializeToString,
                 response_deserializer=inspectbus_dot_api_dot_v1_dot_results__pb2.GetScoresResponse.FromString,
                 _registered_method=True)
+        self.GetAgreement = channel.unary_unary(
+                '/inspectbus.api.v1.ResultsService/GetAgreement',
+                request_serializer=inspectbus_dot_api_dot_v1_dot_results__pb2.GetAgreementRequest.SerializeToString,
+                response_deserializer=inspectbus_dot_api_dot_v1_dot_results__pb2.GetAgreementResponse.FromString,
+                _registered_method=True)
 
 
 class ResultsServiceServicer:
@@ -102,6 +107,14 @@ class ResultsServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetAgreement(self, request, context):
+        """How often a model's shadow says what was decided, over the frames that both judged: by station and pair of versions,
+        with the frames on which they differ, in pages. A frame whose decision is not recorded (yet) does not count.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ResultsServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -129,6 +142,11 @@ def add_ResultsServiceServicer_to_server(servicer, server):
                     servicer.GetScores,
                     request_deserializer=inspectbus_dot_api_dot_v1_dot_results__pb2.GetScoresRequest.FromString,
                     response_serializer=inspectbus_dot_api_dot_v1_dot_results__pb2.GetScoresResponse.SerializeToString,
+            ),
+            'GetAgreement': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAgreement,
+                    request_deserializer=inspectbus_dot_api_dot_v1_dot_results__pb2.GetAgreementRequest.FromString,
+                    response_serializer=inspectbus_dot_api_dot_v1_dot_results__pb2.GetAgreementResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -267,6 +285,33 @@ class ResultsService:
             '/inspectbus.api.v1.ResultsService/GetScores',
             inspectbus_dot_api_dot_v1_dot_results__pb2.GetScoresRequest.SerializeToString,
             inspectbus_dot_api_dot_v1_dot_results__pb2.GetScoresResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAgreement(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inspectbus.api.v1.ResultsService/GetAgreement',
+            inspectbus_dot_api_dot_v1_dot_results__pb2.GetAgreementRequest.SerializeToString,
+            inspectbus_dot_api_dot_v1_dot_results__pb2.GetAgreementResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,10 @@ class ResultsServiceStub:
     """What parts really were. The newest label of a frame counts. Labels for unknown frames are refused together."""
     GetScores: _grpc.UnaryUnaryMultiCallable[_results_pb2.GetScoresRequest, _results_pb2.GetScoresResponse]
     """Scores over every decided frame whose truth is known."""
+    GetAgreement: _grpc.UnaryUnaryMultiCallable[_results_pb2.GetAgreementRequest, _results_pb2.GetAgreementResponse]
+    """How often a model's shadow says what was decided, over the frames that both judged: by station and pair of versions,
+    with the frames on which they differ, in pages. A frame whose decision is not recorded (yet) does not count.
+    """
 
 @_typing.type_check_only
 class ResultsServiceAsyncStub(ResultsServiceStub):
@@ -63,6 +67,10 @@ class ResultsServiceAsyncStub(ResultsServiceStub):
     """What parts really were. The newest label of a frame counts. Labels for unknown frames are refused together."""
     GetScores: _aio.UnaryUnaryMultiCallable[_results_pb2.GetScoresRequest, _results_pb2.GetScoresResponse]  # type: ignore[assignment]
     """Scores over every decided frame whose truth is known."""
+    GetAgreement: _aio.UnaryUnaryMultiCallable[_results_pb2.GetAgreementRequest, _results_pb2.GetAgreementResponse]  # type: ignore[assignment]
+    """How often a model's shadow says what was decided, over the frames that both judged: by station and pair of versions,
+    with the frames on which they differ, in pages. A frame whose decision is not recorded (yet) does not count.
+    """
 
 class ResultsServiceServicer(metaclass=_abc_1.ABCMeta):
     """The ledger's door: decisions, ground truth and scores."""
@@ -108,5 +116,15 @@ class ResultsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_results_pb2.GetScoresResponse, _abc.Awaitable[_results_pb2.GetScoresResponse]]:
         """Scores over every decided frame whose truth is known."""
+
+    @_abc_1.abstractmethod
+    def GetAgreement(
+        self,
+        request: _results_pb2.GetAgreementRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_results_pb2.GetAgreementResponse, _abc.Awaitable[_results_pb2.GetAgreementResponse]]:
+        """How often a model's shadow says what was decided, over the frames that both judged: by station and pair of versions,
+        with the frames on which they differ, in pages. A frame whose decision is not recorded (yet) does not count.
+        """
 
 def add_ResultsServiceServicer_to_server(servicer: ResultsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

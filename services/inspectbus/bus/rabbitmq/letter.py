@@ -22,19 +22,21 @@ from inspectbus.api.v1.decision_pb2 import Decision
 from inspectbus.api.v1.frame_pb2 import Frame
 from inspectbus.api.v1.gate_pb2 import GateOutcome
 from inspectbus.api.v1.prepared_frame_pb2 import PreparedFrame
+from inspectbus.api.v1.shadow_pb2 import ShadowDecision
 from inspectbus.bus.contract import Lane, Message
 from inspectbus.bus.rabbitmq import naming, wire
 from inspectbus.bus.rabbitmq.topology import DELIVERY_LIMIT
-from inspectbus.bus.topics import ALL, DEAD, DECISIONS, FRAMES, GATES, PREPARED, Topic
+from inspectbus.bus.topics import ALL, DEAD, DECISIONS, FRAMES, GATES, PREPARED, SHADOWS, Topic
 from inspectbus.errors import BadField, NotPossibleNow
 
-Content = Frame | PreparedFrame | Decision | GateOutcome
+Content = Frame | PreparedFrame | Decision | GateOutcome | ShadowDecision
 
 _BODIES: dict[Topic, type[Content]] = {
     FRAMES: Frame,
     PREPARED: PreparedFrame,
     DECISIONS: Decision,
     GATES: GateOutcome,
+    SHADOWS: ShadowDecision,
 }
 _BROKERS_REASONS = {
     "delivery_limit": f"delivery limit: delivered {DELIVERY_LIMIT + 1} times, and each time its worker went away",

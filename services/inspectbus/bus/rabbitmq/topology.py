@@ -35,7 +35,7 @@ from inspectbus.bus.contract import Lane
 from inspectbus.bus.rabbitmq import naming
 from inspectbus.bus.rabbitmq.addresses import Addresses
 from inspectbus.bus.rabbitmq.wire import STATION_USER
-from inspectbus.bus.topics import ALL, DEAD, DECISIONS, EVENTS, FRAMES, GATES, PREPARED, TRAINING, Topic
+from inspectbus.bus.topics import ALL, DEAD, DECISIONS, EVENTS, FRAMES, GATES, PREPARED, SHADOWS, TRAINING, Topic
 from inspectbus.errors import BusAway, NotAllowed, NotFound, NotPossibleNow
 
 DELIVERY_LIMIT = 20
@@ -68,6 +68,8 @@ POLICIES = (
     Policy("inspectbus-live", r"^inspectbus\..*\.live$", 10_000, 2 * 1024**3, 1),
     Policy("inspectbus-backlog", r"^inspectbus\..*\.backlog$", 200_000, 8 * 1024**3, 1),
     Policy("inspectbus-record", r"^inspectbus\.(results|outcomes)$", 100_000, 1024**3, 1),
+    # Whoever finds it full drops what it has: nobody waits for it.
+    Policy("inspectbus-shadows", r"^inspectbus\.shadows$", 100_000, 256 * 1024**2, 1),
     Policy("inspectbus-training", r"^inspectbus\.training$", 10_000, 64 * 1024**2, 1),
     Policy("inspectbus-aside", r"^inspectbus\..*\.(retry|quarantine)$", 10_000, 2 * 1024**3, 2),
     Policy("inspectbus-dead", r"^inspectbus\.dead$", 100_000, 8 * 1024**3, 1),
@@ -105,9 +107,9 @@ def users(stations: Iterable[tuple[str, str]] = ()) -> list[User]:
     """
     taken = [
         _worker("preprocessing", FRAMES, (PREPARED, DECISIONS)),
-        _worker("inference", PREPARED, (DECISIONS,), hears=(EVENTS,)),
+        _worker("inference", PREPARED, (DECISIONS, SHADOWS), hears=(EVENTS,)),
     ]
-    results = f"{_queues_of(DECISIONS)}|{_queues_of(GATES)}"
+    results = "|".join(_queues_of(topic) for topic in (DECISIONS, GATES, SHADOWS))
     taken.append(
         User("inspectbus-results", write=_any(DEFAULT_EXCHANGE, _name(DECISIONS), _name(DEAD)), read=_any(results))
     )

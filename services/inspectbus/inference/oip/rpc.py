@@ -14,6 +14,7 @@ from inspectbus.api.oip.open_inference_pb2_grpc import GRPCInferenceServiceServi
 from inspectbus.errors import ModelNotReady, NotFound
 from inspectbus.inference.calls import answers, patience_of
 from inspectbus.inference.loader import Loader
+from inspectbus.inference.models import Models
 from inspectbus.inference.oip.request import images_of, output_names, preparation_hash_of
 from inspectbus.inference.oip.response import response_of
 from inspectbus.inference.oip.tensors import input_of, outputs_of
@@ -25,8 +26,8 @@ PLATFORM = "inspectbus_modelversion"
 
 
 class OpenInferenceRpc(GRPCInferenceServiceServicer):
-    def __init__(self, loader: Loader, settings: InferenceSettings) -> None:
-        self._loader = loader
+    def __init__(self, models: Models, settings: InferenceSettings) -> None:
+        self._models = models
         self._settings = settings
         self._version = version("inspectbus")
 
@@ -34,12 +35,12 @@ class OpenInferenceRpc(GRPCInferenceServiceServicer):
         return oip.ServerLiveResponse(live=True)
 
     def ServerReady(self, request: oip.ServerReadyRequest, context: grpc.ServicerContext) -> oip.ServerReadyResponse:
-        return oip.ServerReadyResponse(ready=self._loader.serving is not None and not self._loader.closing)
+        return oip.ServerReadyResponse(ready=self._models.default.serving is not None and not self._models.closing)
 
     def ModelReady(self, request: oip.ModelReadyRequest, context: grpc.ServicerContext) -> oip.ModelReadyResponse:
         try:
             with self._serving(request.name, request.version):
-                return oip.ModelReadyResponse(ready=not self._loader.closing)
+                return oip.ModelReadyResponse(ready=not self._models.closing)
         except (ModelNotReady, NotFound):
             return oip.ModelReadyResponse(ready=False)
 
@@ -51,7 +52,7 @@ class OpenInferenceRpc(GRPCInferenceServiceServicer):
     def ModelMetadata(
         self, request: oip.ModelMetadataRequest, context: grpc.ServicerContext
     ) -> oip.ModelMetadataResponse:
-        with self._serving(request.name, request.version) as serving:
+        with self._serving(request.name, request.version) as (_, serving):
             card = serving.card
         return oip.ModelMetadataResponse(
             name=card.name,
@@ -63,10 +64,10 @@ class OpenInferenceRpc(GRPCInferenceServiceServicer):
 
     def ModelInfer(self, request: oip.ModelInferRequest, context: grpc.ServicerContext) -> oip.ModelInferResponse:
         preparation_hash = preparation_hash_of(request)
-        with self._serving(request.model_name, request.model_version, preparation_hash) as serving:
+        with self._serving(request.model_name, request.model_version, preparation_hash) as (loader, serving):
             card = serving.card
             if preparation_hash:
-                self._loader.check_preparation(serving, preparation_hash)
+                loader.check_preparation(serving, preparation_hash)
             names = output_names(request, card)
             images = images_of(request, card, self._settings.queue_limit)
             patience_s = patience_of(context, self._settings.call_patience_s)
@@ -74,16 +75,22 @@ class OpenInferenceRpc(GRPCInferenceServiceServicer):
         return response_of(request, names, card, answers(asked, context, patience_s))
 
     @contextmanager
-    def _serving(self, name: str, version: str, preparation_hash: str = "") -> Iterator[Serving]:
-        """What serves, held, when that is what was asked for. Raises ModelNotReady and NotFound."""
-        with self._loader.chosen(preparation_hash=preparation_hash, version=version) as serving:
-            if serving is None:
-                raise ModelNotReady(f"no model is loaded: {self._loader.detail}", field="model_name")
-            card = serving.card
-            if name != card.name:
-                raise NotFound(f"there is no model {name!r} here; {card.name} is loaded", field="model_name")
-            if version not in ("", card.version):
-                raise NotFound(
-                    f"there is no version {version!r} of {name} here; {card.version} is loaded", field="model_version"
-                )
-            yield serving
+    def _serving(self, name: str, version: str, preparation_hash: str = "") -> Iterator[tuple[Loader, Serving]]:
+        """What was asked for, held. Raises ModelNotReady and NotFound.
+
+        Without a version it is production's; by its version any that is loaded answers, a canary or a shadow too.
+        """
+        loaders = self._models.named(name, "model_name") if name else []
+        if not loaders:
+            raise NotFound(f"no model is named; {self._models.default.name} is loaded", field="model_name")
+        for loader in loaders:
+            with loader.chosen(preparation_hash=preparation_hash, version=version) as serving:
+                if serving is not None and version in ("", serving.card.version):
+                    yield loader, serving
+                    return
+        loaded = [loader.serving.card.version for loader in loaders if loader.serving is not None]
+        if not loaded:
+            raise ModelNotReady(f"no model is loaded: {loaders[0].detail}", field="model_name")
+        raise NotFound(
+            f"there is no version {version!r} of {name} here; {', '.join(loaded)} is loaded", field="model_version"
+        )
