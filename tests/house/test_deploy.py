@@ -242,10 +242,11 @@ def test_the_broker_is_given_each_user_that_compose_has_a_password_for(tmp_path:
     # Compose makes one $ of two; /tmp is the container's own.
     script = command.replace("$$", "$").replace("/tmp/", f"{tmp_path}/")
     paths = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("INSPECTBUS_")}
     done = subprocess.run(
         [*service["entrypoint"], script],
         cwd=tmp_path,
-        env={**os.environ, **told, "PATH": paths, "PYTHONPATH": f"{ROOT / 'services'}:{ROOT / 'clients'}"},
+        env={**clean, **told, "PATH": paths, "PYTHONPATH": f"{ROOT / 'services'}:{ROOT / 'clients'}"},
         capture_output=True,
         text=True,
         timeout=120,

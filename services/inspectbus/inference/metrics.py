@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -19,18 +20,23 @@ class BatcherMetrics:
         self._batch_size = Histogram(
             "inspectbus_inference_batch_size", "Images per run of the engine.", buckets=sizes, registry=registry
         )
-        self._queue_seconds = Histogram(
-            "inspectbus_inference_queue_seconds",
-            "From arrival to the engine.",
-            ["lane"],
-            buckets=_BUCKETS_S,
-            registry=registry,
+        # A series is looked up once, for that costs more than counting on it.
+        self._queue_seconds = cache(
+            Histogram(
+                "inspectbus_inference_queue_seconds",
+                "From arrival to the engine.",
+                ["lane"],
+                buckets=_BUCKETS_S,
+                registry=registry,
+            ).labels
         )
         self._compute_seconds = Histogram(
             "inspectbus_inference_compute_seconds", "One run of the engine.", buckets=_BUCKETS_S, registry=registry
         )
-        self._waiting = Gauge(
-            "inspectbus_inference_waiting", "Images that wait for the engine.", ["lane"], registry=registry
+        self._waiting = cache(
+            Gauge(
+                "inspectbus_inference_waiting", "Images that wait for the engine.", ["lane"], registry=registry
+            ).labels
         )
         self._dropped = Counter(
             "inspectbus_inference_dropped", "Images not computed, by reason.", ["reason", "lane"], registry=registry
@@ -46,17 +52,17 @@ class BatcherMetrics:
         self._lock = threading.Lock()
 
     def came(self, lane: Lane, count: int) -> None:
-        self._waiting.labels(lane.value).inc(count)
+        self._waiting(lane.value).inc(count)
 
     def went(self, lane: Lane, count: int) -> None:
-        self._waiting.labels(lane.value).dec(count)
+        self._waiting(lane.value).dec(count)
 
     def dropped(self, reason: str, lane: Lane, count: int = 1) -> None:
         self._dropped.labels(reason, lane.value).inc(count)
 
     def begun(self, lane: Lane, waited_s: list[float]) -> None:
         """One batch, after its images waited so long."""
-        queue_seconds = self._queue_seconds.labels(lane.value)
+        queue_seconds = self._queue_seconds(lane.value)
         for each_s in waited_s:
             queue_seconds.observe(each_s)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, NoReturn
 
 import grpc
@@ -142,11 +142,16 @@ class Guard(grpc.ServerInterceptor):
             ["method", "reason"],
             registry=registry,
         )
-        self._calls = Counter(
-            "inspectbus_rpc_calls", "gRPC calls by method and status.", ["method", "code"], registry=registry
+        # A series is looked up once, for that costs more than counting on it. There are as many as methods and codes.
+        self._calls = cache(
+            Counter(
+                "inspectbus_rpc_calls", "gRPC calls by method and status.", ["method", "code"], registry=registry
+            ).labels
         )
-        self._seconds = Histogram(
-            "inspectbus_rpc_seconds", "Time from a call's start to its end.", ["method"], registry=registry
+        self._seconds = cache(
+            Histogram(
+                "inspectbus_rpc_seconds", "Time from a call's start to its end.", ["method"], registry=registry
+            ).labels
         )
 
     def intercept_service(
@@ -226,8 +231,8 @@ class Guard(grpc.ServerInterceptor):
             # A stream's generator may be closed on another thread than it began on, where the token is unknown.
             with suppress(ValueError):
                 caller.reset(token)
-            self._calls.labels(method, code.name).inc()
-            self._seconds.labels(method).observe(time.monotonic() - begun)
+            self._calls(method, code.name).inc()
+            self._seconds(method).observe(time.monotonic() - begun)
 
 
 @dataclass(frozen=True, slots=True)
