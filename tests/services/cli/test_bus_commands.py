@@ -82,7 +82,7 @@ def test_status_tells_what_waits_by_lane_and_what_is_missing(
     rows = [line.split() for line in inspectbus("bus", "status").stdout.splitlines()]
 
     assert (bare.exit_code, bare.stderr.count("\n")) == (2, 1)
-    assert f"29 of 29 exchanges and queues are missing in vhost {addresses.parse(rabbitmq_url).vhost}:" in bare.stderr
+    assert f"33 of 33 exchanges and queues are missing in vhost {addresses.parse(rabbitmq_url).vhost}:" in bare.stderr
     assert "bus definitions" in bare.stderr
     assert set(missing) == {None}
     assert found["inspectbus.preprocessing.live"]["messages"] == 1
@@ -194,7 +194,7 @@ def test_who_may_not_configure_declares_nothing_and_is_told_whether_that_was_nee
     needless = inspectbus("bus", "declare", "--bus-url", url)
 
     assert (needed.exit_code, needed.stderr.count("\n")) == (2, 1)
-    assert "user 'inspectbus-operator' may not make queues, and 29 of 29" in needed.stderr
+    assert "user 'inspectbus-operator' may not make queues, and 33 of 33" in needed.stderr
     assert (needless.exit_code, "nothing to do" in needless.stderr) == (0, True)
 
 
