@@ -218,7 +218,7 @@ def test_a_broker_is_looked_at_from_the_handshake_to_the_dead_letters(
     assert bare["broker"][0] == "ok"
     assert bare["topology"][0] == "fail"
     assert "inspectbus bus declare" in bare["topology"][1]
-    assert bare["topology"][1].startswith("29 of 29 exchanges and queues are missing in vhost ")
+    assert bare["topology"][1].startswith("33 of 33 exchanges and queues are missing in vhost ")
     assert "queues" not in bare
     assert {attended[about][0] for about in ("broker", "topology", "dead letters", "queues", "alarms")} == {"ok"}
     assert declared["queues"][0] == "warn"
