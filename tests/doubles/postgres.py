@@ -30,7 +30,7 @@ from tests.doubles.children import lasting_port, start_child
 from tests.doubles.servers import missing
 
 PASSWORD = "plant-secret"
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 def _programs() -> Path:
@@ -116,6 +116,8 @@ class Postgres:
             # After a kill it brings every file to the disk before it answers. Hundreds of tests leave hundreds of
             # databases with hundreds of files each; by the file system at once takes a second, one by one a minute.
             "recovery_init_sync_method": "syncfs",
+            # And it does again what it did since the last checkpoint, which after five minutes of tests takes as long.
+            "checkpoint_timeout": "30s",
         }
         if self._tls is not None:
             settings |= {"ssl": "on", "ssl_cert_file": "server.crt", "ssl_key_file": "server.key"}
