@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 ENGINE_PATIENCE_S = 120.0
+DEFAULT_RECIPE = "default"
+"""What acquisition's `inspect_recipe` is unless told otherwise."""
 """Loading, checking and warming a model takes seconds; on a machine under load more."""
 
 COMMAND = (sys.executable, "-m", "inspectbus")
@@ -158,7 +160,17 @@ def private_line(state_dir: Path, patience_s: float) -> Iterator[dict[str, str]]
         with open_inspection(records, state_dir, model.name) as addresses:
             with Client.connect(addresses) as client:
                 wait_for_engine(client, threading.Event(), patience_s)
+                _make_recipe(client, model.name)
             yield addresses
+
+
+def _make_recipe(client: Client, model: str) -> None:
+    """Where nobody has put a default recipe: the model as it was trained, without geometry and quality limits."""
+    from inspectbus.domain.recipe import Recipe
+
+    if all(recipe.name != DEFAULT_RECIPE for recipe in client.recipes()):
+        client.put_recipe(Recipe(name=DEFAULT_RECIPE, description="made by `inspect`", model=model).to_yaml())
+        log.warning("there was no recipe of that name, so one was made", recipe=DEFAULT_RECIPE, model=model)
 
 
 def newest_in_production(client: Client) -> Model:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -197,3 +198,25 @@ def test_unlabelled_images_without_any_model_say_what_to_do(tmp_path: Path) -> N
     )
     assert refused.returncode == 2
     assert "inspectbus train" in refused.stderr
+
+
+def test_images_are_inspected_after_a_training_alone_and_the_recipe_that_was_made_is_told(
+    trained: Path, product: Path, tmp_path: Path
+) -> None:
+    # given a model, and no recipe that anybody put
+    state = Path(shutil.copytree(trained, tmp_path / "state"))
+    with closing(sqlite3.connect(state / "inspectbus.db")) as records:
+        records.execute("DELETE FROM recipes")
+        records.commit()
+    image = str(next(product.rglob("*.png")))
+    asked = command("inspect", image, "--json", "--state", str(state))
+
+    first, again = (
+        subprocess.run(asked, capture_output=True, text=True, timeout=PATIENCE_S, check=False) for _ in range(2)
+    )
+
+    told = [json.loads(each.stdout.splitlines()[-1]) for each in (first, again)]
+    assert [each["hold"] for each in told] == [None, None], first.stderr
+    assert told[0]["score"] == told[1]["score"]
+    assert "so one was made" in first.stderr
+    assert "so one was made" not in again.stderr

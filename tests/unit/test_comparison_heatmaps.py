@@ -54,13 +54,16 @@ def found(bench: CompareBench) -> Comparison:
 
 
 @pytest.fixture(scope="module")
-def said(bench: CompareBench, found: Comparison) -> list[Said]:
+def versions(bench: CompareBench, found: Comparison) -> list[tuple[ModelCard, Path]]:
+    """Each seed's card, and its export."""
+    exports = (bench.folder / "trainings").glob(f"*/version/{EXPORT_FILE}")
+    return sorted(((read_card(file.parent), file) for file in exports), key=lambda each: each[0].seed)
+
+
+@pytest.fixture(scope="module")
+def said(versions: list[tuple[ModelCard, Path]], found: Comparison) -> list[Said]:
     """What the exports say of the held-out images, by seed."""
     pixels = [decode(item.path.read_bytes()) for item in found.exam.items]
-    versions = sorted(
-        ((read_card(file.parent), file) for file in (bench.folder / "trainings").glob(f"*/version/{EXPORT_FILE}")),
-        key=lambda each: each[0].seed,
-    )
     made = []
     for card, file in versions:
         session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
@@ -116,14 +119,18 @@ def test_every_marked_image_is_held_against_its_own_mark(found: Comparison, said
     assert pointing["left_out"] == []
 
 
-def test_the_hardest_images_carry_the_heatmaps_of_the_first_seed(found: Comparison, said: list[Said]) -> None:
+def test_the_hardest_images_carry_the_heatmaps_of_the_first_seed_in_the_units_of_the_score(
+    found: Comparison, said: list[Said], versions: list[tuple[ModelCard, Path]]
+) -> None:
+    calibration = versions[0][0].calibration
     assert {hard.item.label for hard in found.hardest} == set(Label)
     rows = {item.name: row for row, item in enumerate(found.exam.items)}
 
     for hard in found.hardest:
         assert hard.explained is not None
         assert hard.explained.item == hard.item
-        np.testing.assert_allclose(hard.explained.heatmap, said[0][1][rows[hard.item.name]], atol=1e-4)
+        heat = said[0][1][rows[hard.item.name]] / calibration.temperature + calibration.bias
+        np.testing.assert_allclose(hard.explained.heatmap, heat, atol=1e-4 / calibration.temperature)
 
 
 def test_without_the_cnn_there_is_neither_export_nor_heatmap(tmp_path: Path) -> None:

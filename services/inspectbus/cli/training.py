@@ -18,8 +18,8 @@ from inspectbus_client import Client, Job, JobState, Model
 
 
 def watched(console: Console, client: Client, job: Job, stop: threading.Event) -> Model:
-    """Shows the way of a training job, one that was joined too, and gives the version it made; tells when that is not
-    in production. Setting `stop` cancels the job.
+    """Shows the way of a training job, one that was joined too, and gives the version it made; tells whether that is in
+    production. Setting `stop` cancels the job.
 
     Raises NotPossibleNow with the job's own words when it failed, or when `stop` cancelled it.
     """
@@ -29,7 +29,9 @@ def watched(console: Console, client: Client, job: Job, stop: threading.Event) -
     made = client.model(job.model, version=job.model_version)
     scores = "  ".join(f"{name} {value:.3f}" for name, value in made.card["validation_scores"].items())
     console.print(f"model {made.name}/{made.version}, on validation: {scores}")
-    if job.not_promoted:
+    if not job.not_promoted:
+        console.print(f"in production: `inspectbus models history {made.name}` tells what it followed", markup=False)
+    else:
         console.print(f"not in production: {job.not_promoted}", style="yellow", markup=False)
         console.print(f"see `inspectbus models {made.name}` and `inspectbus models set-alias --help`", markup=False)
     return made

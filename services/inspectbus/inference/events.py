@@ -42,6 +42,7 @@ from inspectbus.bus.handling import in_hand
 from inspectbus.bus.messages import decision_message
 from inspectbus.domain.decision import decision_of, hold_decision
 from inspectbus.domain.frame import checked_frame
+from inspectbus.domain.heat import calibrated_heat
 from inspectbus.domain.model_version import ModelCard
 from inspectbus.domain.thresholds import Thresholds
 from inspectbus.errors import (
@@ -333,7 +334,8 @@ class _Door:
         decision.model_alias = admitted.alias
         decision.timings.queued_at.FromNanoseconds(int(scored.queued_at_s * 1e9))
         decision.timings.inferred_at.FromNanoseconds(int(scored.inferred_at_s * 1e9))
-        return self._publish(prepared, decision, scored.heatmap)
+        heatmap = None if scored.heatmap is None else calibrated_heat(scored.heatmap, card.calibration)
+        return self._publish(prepared, decision, heatmap)
 
     def _publish(self, prepared: PreparedFrame, decision: Decision, heatmap: Heatmap | None = None) -> Future[None]:
         """Adds what the prepared frame knows, keeps the evidence, and only then tells the decision."""

@@ -42,6 +42,8 @@ def test_a_quick_comparison_writes_the_report_and_shows_the_scores(
     assert rows.count(["svm", "frozen"]) == rows.count(["svm", "raw"]) == 1
     assert any(row[:2] == ["all", "defective"] for row in rows)
     assert "report.html" in result.stdout
+    assert "the CNN has hardly begun to learn" in result.stdout
+    assert "A quick comparison, to see that everything works" in (tmp_path / "report/report.html").read_text()
 
 
 def test_the_figures_as_json_are_those_of_the_report(inspectbus: Inspectbus, parts: Path, tmp_path: Path) -> None:

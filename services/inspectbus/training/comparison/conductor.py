@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from inspectbus.domain.heat import calibrated_heat
 from inspectbus.domain.preparation import Preparation
 from inspectbus.imaging.decoding import decode
 from inspectbus.imaging.preparation import prepare
@@ -457,13 +458,20 @@ def _explained(
     threshold = float(np.mean([each.threshold for each in answers]))
     rows = surest_errors(exam.labels, scores, threshold, HARDEST)
     looks: list[Explained | None] = [None] * len(rows)
-    pointing = None
+    pointing: Pointing | None = None
     if networks and (network := networks[0].network()).explains:
         preparation, marked = networks[0].card.preparation, masked(exam.items)
         way.stage("heatmaps", len(rows) + len(marked))
-        looks = list(explained(network, preparation, [exam.items[row] for row in rows]))
+
+        def as_scored(look: Explained) -> Explained:
+            return replace(look, heatmap=calibrated_heat(look.heatmap, networks[0].card.calibration))
+
+        looks = [as_scored(look) for look in explained(network, preparation, [exam.items[row] for row in rows])]
         way.step(len(rows))
-        pointing = point(network, preparation, marked, way.step) if marked else None
+        if marked:
+            pointing = point(network, preparation, marked, way.step)
+            shown = [replace(each, explained=as_scored(each.explained)) for each in pointing.shown]
+            pointing = replace(pointing, shown=shown)
     hardest = [Hard(exam.items[row], float(scores[row]), look) for row, look in zip(rows, looks, strict=True)]
     return hardest, pointing
 
