@@ -28,7 +28,8 @@ def test_what_main_already_speaks_still_fits(back: int, tmp_path: Path) -> None:
     if back >= len(commits):
         pytest.skip(f"main has changed its contracts {len(commits)} times only")
     with tarfile.open(fileobj=io.BytesIO(_git("archive", commits[back], "protos"))) as archive:
-        archive.extractall(tmp_path, filter="data")
+        # Our own history: nothing in it leads out. Debian's Python 3.11 has no `filter` yet.
+        archive.extractall(tmp_path)
 
     said = _breaking(PROTOS, tmp_path / "protos")
 

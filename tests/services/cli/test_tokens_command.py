@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from typer.testing import Result
 
 from inspectbus.channels import Access
-from inspectbus.cli.app import app
 from inspectbus.cli.doors import access
 from inspectbus.errors import BadField
 from inspectbus.runtime.roles import Role
 from inspectbus.runtime.tokens import read_tokens
 
-
-def run(*words: object) -> tuple[int, str, str]:
-    done = CliRunner().invoke(app, ["tokens", "make", *map(str, words)])
-    return done.exit_code, done.stdout, done.stderr
+Run = Callable[..., tuple[int, str, str]]
 
 
-def test_the_line_printed_knows_the_token_written_and_does_not_show_it(tmp_path: Path) -> None:
+@pytest.fixture
+def run(inspectbus: Callable[..., Result]) -> Run:
+    """`run("anna", "--role", "viewer")`: exit code, standard output and standard error."""
+
+    def made(*words: object) -> tuple[int, str, str]:
+        done = inspectbus("tokens", "make", *words)
+        return done.exit_code, done.stdout, done.stderr
+
+    return made
+
+
+def test_the_line_printed_knows_the_token_written_and_does_not_show_it(run: Run, tmp_path: Path) -> None:
     out, tokens = tmp_path / "top.token", tmp_path / "tokens.yaml"
     code, line, _ = run("line-1-top", "--role", "station", "--speaks-for", "line-1/top", "--out", out)
 
@@ -42,7 +50,9 @@ def test_the_line_printed_knows_the_token_written_and_does_not_show_it(tmp_path:
         (("anna", "--role", "station", "--speaks-for", "Line 1"), "anna.speaks_for"),
     ],
 )
-def test_what_would_be_refused_later_is_refused_now(tmp_path: Path, words: tuple[str, ...], says: str) -> None:
+def test_what_would_be_refused_later_is_refused_now(
+    run: Run, tmp_path: Path, words: tuple[str, ...], says: str
+) -> None:
     code, line, error = run(*words, "--out", tmp_path / "token")
 
     assert (code, line) == (2, "")
@@ -50,7 +60,7 @@ def test_what_would_be_refused_later_is_refused_now(tmp_path: Path, words: tuple
     assert not (tmp_path / "token").exists()
 
 
-def test_a_token_that_may_be_in_use_is_never_overwritten(tmp_path: Path) -> None:
+def test_a_token_that_may_be_in_use_is_never_overwritten(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "token"
     out.write_text("ibt_old")
     code, _, error = run("anna", "--role", "viewer", "--out", out)
