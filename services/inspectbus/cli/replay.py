@@ -29,12 +29,18 @@ from inspectbus.domain.recipe import Recipe
 from inspectbus.errors import BadField
 from inspectbus.imaging.decoding import decode
 from inspectbus.imaging.quality import limits_from, measure
-from inspectbus.line import newest_in_production, open_inspection, open_records, sole_owner, wait_for_engine
+from inspectbus.line import (
+    DEFAULT_RECIPE,
+    newest_in_production,
+    open_inspection,
+    open_records,
+    sole_owner,
+    wait_for_engine,
+)
 from inspectbus.stores.datasets import ELPV, Dataset, fingerprint, open_dataset, split
 from inspectbus_client import Client, Model, RecipeVersion, Station, StationState
 
 STATIONS = (("line-1", "top"), ("line-1", "side"), ("line-2", "top"), ("line-2", "side"))
-RECIPE = "default"
 ELPV_NOTE = (
     "the data set does not say which cells come from one solar module, so cells of one module stand on both sides of "
     "this split: expect somewhat lower scores on new modules"
@@ -112,7 +118,14 @@ def _lines(wish: Wish) -> list[dict[str, Any]]:
         share = wish.frames // len(STATIONS) + (number < wish.frames % len(STATIONS))
         source = {"kind": "dataset", "data": wish.data, "offset": number, "stride": len(STATIONS)}
         lines.setdefault(line, []).append(
-            {"name": station, "recipe": RECIPE, "fps": wish.fps, "frames": share, "source": source, "autostart": False}
+            {
+                "name": station,
+                "recipe": DEFAULT_RECIPE,
+                "fps": wish.fps,
+                "frames": share,
+                "source": source,
+                "autostart": False,
+            }
         )
     return [{"name": line, "stations": stations} for line, stations in lines.items()]
 
@@ -148,13 +161,15 @@ def _model_for(console: Console, client: Client, material: Material, wish: Wish,
 
 def _give_recipe(console: Console, client: Client, material: Material, model: Model) -> None:
     """The demo recipe: no geometry, this model, and quality limits from the images it learnt from."""
-    if material.train is None or any(recipe.name == RECIPE and _asks_for(recipe, model) for recipe in client.recipes()):
+    if material.train is None or any(
+        recipe.name == DEFAULT_RECIPE and _asks_for(recipe, model) for recipe in client.recipes()
+    ):
         return
     with console.status("measuring the training images, for the recipe's quality limits"):
         limits = limits_from(_measured(material.train))
-    recipe = Recipe(name=RECIPE, description=f"made for {material.name}", model=model.name, quality=limits)
+    recipe = Recipe(name=DEFAULT_RECIPE, description=f"made for {material.name}", model=model.name, quality=limits)
     stored = client.put_recipe(recipe.to_yaml())
-    console.print(f"recipe {RECIPE} version {stored.recipe.version}: {limits.model_dump(exclude_none=True)}")
+    console.print(f"recipe {DEFAULT_RECIPE} version {stored.recipe.version}: {limits.model_dump(exclude_none=True)}")
 
 
 def _measured(images: Dataset) -> Iterator[QualityReport]:
