@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import structlog
 
 if TYPE_CHECKING:
     from tests.doubles.postgres import Postgres
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
 
 # As `inspectbus` itself does, before anything loads torch: threads that wait for each other sleep.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Services in a test's own process log when they like: pytest shows it with a failure, and what a test
+# reads as a command's output holds none of it.
+structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.__stderr__))
 
 
 @pytest.fixture(scope="session")

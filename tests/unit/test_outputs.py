@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from prometheus_client import Counter
+from structlog.testing import capture_logs
 
 from inspectbus.acquisition import gate_watch, outputs
 from inspectbus.acquisition.gate_watch import Watchers
@@ -163,17 +164,17 @@ def test_a_file_output_writes_json_lines_and_turns_over(tmp_path: Path) -> None:
     assert float((tmp_path / "new" / "gate.jsonl.heartbeat").read_text()) > 1_700_000_000
 
 
-def test_the_log_says_what_a_restart_left(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_log_says_what_a_restart_left() -> None:
     said = outcome("a")
     said.reason = GATE_REASON_RESTART
 
-    LogOutput().act(said)
-    LogOutput().heartbeat()
+    with capture_logs() as entries:
+        LogOutput().act(said)
+        LogOutput().heartbeat()
 
-    printed = capsys.readouterr().out
-    assert "DIVERT" in printed
-    assert "RESTART" in printed
-    assert "waited_s" not in printed
+    [entry] = entries
+    assert (entry["action"], entry["reason"]) == ("DIVERT", "RESTART")
+    assert "waited_s" not in entry
 
 
 def test_a_watcher_that_falls_behind_is_told_and_others_are_not_harmed(monkeypatch: pytest.MonkeyPatch) -> None:

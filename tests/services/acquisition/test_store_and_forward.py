@@ -11,6 +11,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from structlog.testing import capture_logs
 
 from inspectbus.api.v1 import acquisition_pb2
 from inspectbus.api.v1.acquisition_pb2 import PublishFramesRequest, Shot
@@ -292,15 +293,13 @@ def test_frames_of_a_station_taken_out_of_the_plant_are_told(
     bus: FickleBus,
     line: SmallLine,
     house: ExitStack,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     bus.go_away("refuses")
     push(acquisition(PUSH), b"picture")
     house.close()
-    capsys.readouterr()
 
-    acquisition({**PUSH, "name": "side"})
+    with capture_logs() as entries:
+        acquisition({**PUSH, "name": "side"})
 
-    told = capsys.readouterr().out
-    assert "frames of a station that is not in the plant rest on disk" in told
-    assert "line-1.top" in told
+    [told] = [entry for entry in entries if "not in the plant rest on disk" in entry["event"]]
+    assert "line-1.top" in str(told)
