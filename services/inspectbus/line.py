@@ -30,14 +30,15 @@ from inspectbus.runtime.rpc_server import Door
 from inspectbus.runtime.settings import ServiceSettings
 
 if TYPE_CHECKING:
+    from inspectbus.domain.recipe import Recipe
     from inspectbus_client import Client, Model
 
 log = structlog.get_logger(__name__)
 
 ENGINE_PATIENCE_S = 120.0
+"""Loading, checking and warming a model takes seconds; on a machine under load more."""
 DEFAULT_RECIPE = "default"
 """What acquisition's `inspect_recipe` is unless told otherwise."""
-"""Loading, checking and warming a model takes seconds; on a machine under load more."""
 
 COMMAND = (sys.executable, "-m", "inspectbus")
 """Starts this program again."""
@@ -160,17 +161,27 @@ def private_line(state_dir: Path, patience_s: float) -> Iterator[dict[str, str]]
         with open_inspection(records, state_dir, model.name) as addresses:
             with Client.connect(addresses) as client:
                 wait_for_engine(client, threading.Event(), patience_s)
-                _make_recipe(client, model.name)
+                make_recipe(client, model.name)
             yield addresses
 
 
-def _make_recipe(client: Client, model: str) -> None:
-    """Where nobody has put a default recipe: the model as it was trained, without geometry and quality limits."""
+def make_recipe(client: Client, model: str) -> None:
+    """Where nobody has put a default recipe: the one that knows no image of the parts."""
+    if all(recipe.name != DEFAULT_RECIPE for recipe in client.recipes()):
+        client.put_recipe(unmeasured_recipe(model).to_yaml())
+        log.warning(
+            "there was no recipe of that name, so one was made: its quality limits are general ones, and "
+            "`inspectbus run --data DATA` measures them on the images the model learnt from",
+            recipe=DEFAULT_RECIPE,
+            model=model,
+        )
+
+
+def unmeasured_recipe(model: str) -> Recipe:
+    """The model as it was trained, without geometry, and with the quality limits that suit most cameras."""
     from inspectbus.domain.recipe import Recipe
 
-    if all(recipe.name != DEFAULT_RECIPE for recipe in client.recipes()):
-        client.put_recipe(Recipe(name=DEFAULT_RECIPE, description="made by `inspect`", model=model).to_yaml())
-        log.warning("there was no recipe of that name, so one was made", recipe=DEFAULT_RECIPE, model=model)
+    return Recipe(name=DEFAULT_RECIPE, description="made without images: general quality limits", model=model)
 
 
 def newest_in_production(client: Client) -> Model:

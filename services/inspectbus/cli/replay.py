@@ -31,14 +31,16 @@ from inspectbus.imaging.decoding import decode
 from inspectbus.imaging.quality import limits_from, measure
 from inspectbus.line import (
     DEFAULT_RECIPE,
+    make_recipe,
     newest_in_production,
     open_inspection,
     open_records,
     sole_owner,
+    unmeasured_recipe,
     wait_for_engine,
 )
 from inspectbus.stores.datasets import ELPV, Dataset, fingerprint, open_dataset, split
-from inspectbus_client import Client, Model, RecipeVersion, Station, StationState
+from inspectbus_client import Client, Model, Station, StationState
 
 STATIONS = (("line-1", "top"), ("line-1", "side"), ("line-2", "top"), ("line-2", "side"))
 ELPV_NOTE = (
@@ -160,10 +162,15 @@ def _model_for(console: Console, client: Client, material: Material, wish: Wish,
 
 
 def _give_recipe(console: Console, client: Client, material: Material, model: Model) -> None:
-    """The demo recipe: no geometry, this model, and quality limits from the images it learnt from."""
-    if material.train is None or any(
-        recipe.name == DEFAULT_RECIPE and _asks_for(recipe, model) for recipe in client.recipes()
-    ):
+    """The demo recipe: no geometry, this model, and quality limits from the images it learnt from.
+
+    One that somebody put for this model is kept. One that was made before there were images to measure is not.
+    """
+    if material.train is None:
+        make_recipe(client, model.name)
+        return
+    present = [Recipe.from_yaml(each.yaml) for each in client.recipes() if each.name == DEFAULT_RECIPE]
+    if any(recipe.model == model.name and recipe != unmeasured_recipe(model.name) for recipe in present):
         return
     with console.status("measuring the training images, for the recipe's quality limits"):
         limits = limits_from(_measured(material.train))
@@ -177,10 +184,6 @@ def _measured(images: Dataset) -> Iterator[QualityReport]:
         # The training has told of the damaged ones and left them out.
         with suppress(BadField):
             yield measure(decode(item.read()))
-
-
-def _asks_for(recipe: RecipeVersion, model: Model) -> bool:
-    return Recipe.from_yaml(recipe.yaml).model == model.name
 
 
 def _inspect(console: Console, client: Client, wish: Wish, stop: threading.Event) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +21,21 @@ from inspectbus.bus import connect
 from inspectbus.cli.app import app
 from inspectbus.cli.state import DEFAULT_STATE
 from inspectbus.domain.model_version import ModelCard
-from inspectbus.line import ENGINE_PATIENCE_S
+from inspectbus.domain.recipe import QualityLimits, Recipe
+from inspectbus.imaging.decoding import decode
+from inspectbus.imaging.quality import limits_from, measure
+from inspectbus.line import ENGINE_PATIENCE_S, open_line
 from inspectbus.runtime import logs
-from inspectbus.stores.datasets import Dataset
+from inspectbus.stores.datasets import Dataset, open_dataset, split
 from inspectbus.stores.models import read_card
 from inspectbus.training import trainer
 from inspectbus.training.plan import Plan
+from inspectbus_client import Client
 from tests.doubles.tiny_model import BRIGHT, DARK, flat_image, tiny_version
 
 Command = Callable[..., object]
 EACH = 8
+LOOPBACK: dict[str, Any] = {"port": 0, "metrics_port": 0, "bus_url": "embedded://alone"}
 
 
 @pytest.fixture
@@ -94,6 +101,60 @@ def test_a_relative_path_means_the_folder_seen_from_where_the_command_is_given(
     assert learnt[0].data == str(parts)
     assert scores["f1"] == 1.0
     assert json.loads(report.read_text())["recorded"] == 4
+
+
+def test_limits_are_measured_for_a_recipe_that_inspect_made_and_kept_where_somebody_put_one(
+    command: Command, parts: Path, learnt: list[Plan], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    state, report = ("--state", tmp_path / "state"), tmp_path / "report.json"
+    run = ("run", "--data", parts, "--frames", "4", "--fps", "0", "--report", report, *state)
+    measured = limits_from(measure(decode(image.read_bytes())) for image in training_part(parts))
+    assert measured != QualityLimits()
+
+    # given a recipe of which `inspect` could only guess the limits: it takes an even surface for a blurred image
+    assert command("train", parts, *state) == 0
+    assert command("inspect", parts / "good" / "0.png", *state) == 2
+    assert "too blurred" in capfd.readouterr().out
+
+    # when the images are known, then the limits are theirs
+    assert command(*run) == 0
+    assert json.loads(report.read_text())["verdicts"]["hold"] == 0
+    assert [recipe.quality for recipe in recipes_in(tmp_path / "state")] == [QualityLimits(), measured]
+
+    # and what somebody put stays, whatever the images say
+    with (
+        open_line(["preprocessing"], state_dir=tmp_path / "state", **LOOPBACK) as doors,
+        Client(preprocessing=doors["preprocessing"].address) as client,
+    ):
+        client.put_recipe(Recipe(name="default", model="parts", description="mine").to_yaml())
+    assert command(*run) == 0
+    assert [recipe.description for recipe in recipes_in(tmp_path / "state")][2:] == ["mine"]
+
+
+def test_unlabelled_images_are_judged_after_a_training_alone(
+    command: Command, parts: Path, learnt: list[Plan], tmp_path: Path
+) -> None:
+    state, report = ("--state", tmp_path / "state"), tmp_path / "report.json"
+    assert command("train", parts, *state) == 0
+
+    code = command("run", "--data", parts / "good", "--frames", "4", "--fps", "0", "--report", report, *state)
+
+    assert code == 0
+    assert json.loads(report.read_text())["holds"] == {"unusable_image": 4}, (
+        "looked at, and not refused for want of a recipe"
+    )
+    assert [recipe.model for recipe in recipes_in(tmp_path / "state")] == ["parts"]
+
+
+def training_part(folder: Path) -> list[Path]:
+    return [item.path for item in split(open_dataset(str(folder))).train.items]
+
+
+def recipes_in(state: Path) -> list[Recipe]:
+    """Every version, the oldest first."""
+    with closing(sqlite3.connect(state / "inspectbus.db")) as records:
+        rows = records.execute("SELECT yaml FROM recipes ORDER BY version").fetchall()
+    return [Recipe.from_yaml(yaml) for (yaml,) in rows]
 
 
 def test_the_environment_that_names_a_plants_folder_names_it_for_commands_too(
