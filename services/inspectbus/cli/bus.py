@@ -117,7 +117,7 @@ def definitions(
         typer.Option(help="JSON of users and passwords; who is missing there is added. Without it: no users."),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Write here instead of standard output.")] = None,
-    vhost: Annotated[str, typer.Option(help="Default: that of the bus URL, or /.", show_default=False)] = "",
+    vhost: Annotated[str, typer.Option(show_default="that of the bus URL, or /", help="Where queues are made.")] = "",
     bus_url: BusUrl = "",
 ) -> None:
     """Print the broker's definitions, for `rabbitmqctl import_definitions`: queues, limits, users and their rights."""

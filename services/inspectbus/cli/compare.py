@@ -13,6 +13,7 @@ import typer
 
 from inspectbus.cli.printing import AsJson, json_line, print_line, table
 from inspectbus.cli.state import DEFAULT_STATE, State
+from inspectbus.cli.train import Backbone, Depth
 from inspectbus.errors import BadField, NotPossibleNow
 
 if TYPE_CHECKING:
@@ -39,13 +40,23 @@ def compare(
     data: Annotated[str, typer.Argument(metavar="DATA", help="'elpv', or a folder of labelled images.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the report; new, or empty.")],
     seeds: Annotated[int, typer.Option(min=1, max=100, help="Each cuts its own validation part.")] = 1,
-    models: Annotated[str, typer.Option(metavar="NAMES", help="Of cnn,svm,knn,bpn,mlp; by default all.")] = "",
+    models: Annotated[str, typer.Option(metavar="cnn,svm,knn,bpn,mlp", show_default="all", help="Some of these.")] = "",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer images, epochs and candidates: minutes.")] = False,
-    images: Annotated[int, typer.Option(min=0, help="Take so many of the images; 0 is the default.")] = 0,
-    backbone: Annotated[str, typer.Option(help="A timm or torchvision architecture.")] = "",
-    epochs: Annotated[int, typer.Option(min=0, help="Of the CNN; 0 is the default.")] = 0,
-    input_size: Annotated[int, typer.Option(min=0, help="Side of the input, pixels; 0 is the default.")] = 0,
-    depth: Annotated[str, typer.Option(help="'whole': every layer of the CNN learns. 'upper': sooner done.")] = "",
+    images: Annotated[
+        int | None,
+        typer.Option(min=1, show_default="all, or 240 with --quick", help="Take so many of the images."),
+    ] = None,
+    backbone: Backbone = "",
+    epochs: Annotated[
+        int | None, typer.Option(min=1, show_default="14", help="Of the CNN; with --quick at most 2.")
+    ] = None,
+    input_size: Annotated[
+        int | None, typer.Option(min=1, show_default="300", help="Side of the input, pixels.")
+    ] = None,
+    depth: Annotated[
+        Depth | None,
+        typer.Option(show_default="whole", help="whole: every layer of the CNN learns. upper: sooner done."),
+    ] = None,
     turns: Annotated[
         bool, typer.Option("--turns/--no-turns", help="The CNN sees parts turned; not for parts with an up.")
     ] = True,
@@ -60,7 +71,8 @@ def compare(
     names = [name.strip() for name in models.split(",") if name.strip()]
     asked = {"seeds": seeds, "models": names, "images": images}
     if address:
-        record = _compared_elsewhere(address, out, {"data": data, **cnn, "turns": turns, "quick": quick, **asked})
+        whole = {**_told({"data": data, **cnn, **asked}), "turns": turns, "quick": quick}
+        record = _compared_elsewhere(address, out, whole)
     else:
         record = _compared_here(state, out, quick, {"data": data, **cnn}, turns, asked)
     if as_json:

@@ -31,7 +31,7 @@ Station = Annotated[str, typer.Option(help="Only of this station.")]
 Run = Annotated[str, typer.Option(metavar="RUN_ID", help="Only of this run.")]
 Verdicts = Annotated[
     list[str] | None,
-    typer.Option("--verdict", metavar="VERDICT", help="qualified, defective or hold; may be repeated."),
+    typer.Option("--verdict", metavar="<qualified|defective|hold>", show_default="all", help="May be repeated."),
 ]
 Part = Annotated[str, typer.Option(metavar="PART_ID", help="Only of this part.")]
 Lot = Annotated[str, typer.Option(metavar="LOT_ID", help="Only of this lot.")]

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from inspectbus.cli.printing import AsJson, json_line, table
+from inspectbus.cli.serve import SERVICES
 
 EXAMPLES = """Examples:
 
@@ -21,7 +22,10 @@ Exit code 0 when all is well, 1 with warnings, 2 with failures."""
 
 
 def doctor(
-    services: Annotated[list[str] | None, typer.Argument(help="Only what these services need. Default: all.")] = None,
+    services: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="SERVICE", show_default="all", help=f"Only what these need: {SERVICES}."),
+    ] = None,
     config: Annotated[Path | None, typer.Option(envvar="INSPECTBUS_PLANT", help="plant.yaml with settings.")] = None,
     doors: Annotated[
         bool, typer.Option("--doors", help="Only whether the services answer: a container's health check.")
@@ -29,17 +33,17 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Look at broker, database, stores, model, services and clocks, and say what is wrong."""
+    from inspectbus import line
     from inspectbus.cli.doors import access
     from inspectbus.doctor.finding import State, examine
     from inspectbus.doctor.plan import checks_of, doors_of
     from inspectbus.errors import BadField
-    from inspectbus.line import SERVICES, read_plant
 
-    unknown = sorted(set(services or ()) - set(SERVICES))
+    unknown = sorted(set(services or ()) - set(line.SERVICES))
     if unknown:
-        raise BadField(f"no service {unknown[0]!r}: there are {', '.join(SERVICES)}", field="service")
+        raise BadField(f"no service {unknown[0]!r}: there are {', '.join(line.SERVICES)}", field="service")
     looked_at = doors_of if doors else checks_of
-    findings = examine(looked_at(services or SERVICES, read_plant(config) if config else {}, access()))
+    findings = examine(looked_at(services or line.SERVICES, line.read_plant(config) if config else {}, access()))
     if as_json:
         for finding in findings:
             json_line(finding)

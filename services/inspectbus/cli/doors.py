@@ -17,8 +17,10 @@ TIMEOUT_S = 5.0
 
 
 def _option(service: str, variable: str, port: int) -> object:
-    text = f"The {service} service. Default: 127.0.0.1:{port}"
-    return typer.Option("--address", metavar="HOST:PORT", envvar=variable, help=text, show_default=False)
+    default = f"127.0.0.1:{port}"
+    return typer.Option(
+        "--address", metavar="HOST:PORT", envvar=variable, show_default=default, help=f"The {service} service."
+    )
 
 
 AcquisitionAddress = Annotated[str | None, _option("acquisition", "INSPECTBUS_ACQUISITION_ADDRESS", 50051)]

@@ -54,7 +54,7 @@ def inspect(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines, as the decisions fall.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="CSV, as the decisions fall.")] = False,
-    recipe: Annotated[str, typer.Option(metavar="NAME", help="How to prepare and judge.")] = "",
+    recipe: Annotated[str, typer.Option(metavar="NAME", show_default="default", help="How to prepare and judge.")] = "",
     timeout: Annotated[
         float,
         typer.Option(

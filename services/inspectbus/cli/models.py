@@ -169,7 +169,10 @@ def agreement(
     since: Moment = None,
     until: End = None,
     differing: Annotated[
-        int, typer.Option(min=0, metavar="N", help="List the first N frames on which they differ instead.")
+        int,
+        typer.Option(
+            min=0, metavar="N", show_default=False, help="List the first N frames on which they differ instead."
+        ),
     ] = 0,
     as_json: AsJson = False,
     address: ResultsAddress = None,

@@ -65,6 +65,7 @@ class Wish:
     """Of each station; 0 is as fast as it goes."""
     state: Path
     epochs: int
+    """0 leaves it to the service."""
     seed: int | None
     retrain: bool
 

@@ -27,11 +27,18 @@ Examples:
 def run(
     frames: Annotated[int, typer.Option(min=1, help="Frames to inspect, over all stations.")] = 400,
     fps: Annotated[float, typer.Option(min=0, help="Frames per second of each station; 0 is as fast as it goes.")] = 5,
-    data: Annotated[str, typer.Option(help="'elpv', two class folders, or a folder of unlabelled images.")] = "elpv",
+    data: Annotated[
+        str, typer.Option(metavar="DATA", help="'elpv', two class folders, or a folder of unlabelled images.")
+    ] = "elpv",
     state: State = DEFAULT_STATE,
     report_file: Annotated[Path | None, typer.Option("--report", help="Write the figures here as JSON.")] = None,
-    epochs: Annotated[int, typer.Option(min=0, help="Epochs when a model is trained; 0 is the default.")] = 0,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the training.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, show_default="7", help="Epochs, at most, when a model is trained.")
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, show_default="0", help="Of the training; without it a model of any seed is taken up."),
+    ] = None,
     retrain: Annotated[bool, typer.Option(help="Train even when there is a model of these images.")] = False,
 ) -> None:
     """Train once, then inspect a replayed test part on two lines of two stations, live."""
@@ -44,7 +51,7 @@ def run(
         raise BadField(f"--report {report_file}: there is no folder {report_file.absolute().parent}", field="report")
     console = results_console()
     with stop_on_signals() as stop:
-        wish = Wish(own_data(data), frames, fps, state, epochs, seed, retrain)
+        wish = Wish(own_data(data), frames, fps, state, epochs or 0, seed, retrain)
         summary = replay(console, wish, stop)
     if report_file:
         report_file.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

@@ -10,6 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+SERVICES = "results, training, inference, preprocessing, acquisition"
+"""As inspectbus.line has them, which takes too long to import for --help."""
 EXAMPLES = """
 Examples:
 
@@ -23,28 +25,28 @@ SIGTERM or Ctrl-C drains: no new work, work in hand finished, then the end.
 
 
 def serve(
-    services: Annotated[list[str], typer.Argument(help="results, training, inference, preprocessing, acquisition.")],
+    services: Annotated[list[str], typer.Argument(metavar="SERVICE", help=f"Any of {SERVICES}.")],
     config: Annotated[
         Path | None,
         typer.Option(envvar="INSPECTBUS_PLANT", help="plant.yaml with settings; - reads them from standard input."),
     ] = None,
 ) -> None:
     """Run services in this process until it is told to stop."""
-    from inspectbus.line import SERVICES, open_line, read_plant, settings_class
+    from inspectbus import line
     from inspectbus.runtime.signals import stop_on_signals
     from inspectbus.runtime.tracing import exported
 
     console = Console(stderr=True)
-    sections = read_plant(config) if config else {}
-    with stop_on_signals() as stop, exported(services, os.environ), open_line(services, sections) as doors:
+    sections = line.read_plant(config) if config else {}
+    with stop_on_signals() as stop, exported(services, os.environ), line.open_line(services, sections) as doors:
         table = Table(title="serving", title_justify="left")
         for column in ("service", "gRPC", "metrics"):
             table.add_column(column)
         for door in doors.values():
             table.add_row(door.service, door.address, f"http://{door.metrics_address}/metrics")
         console.print(table)
-        missing = [service for service in SERVICES if service not in doors]
-        embedded = settings_class(services[0]).load(sections.get(services[0])).bus_url.startswith("embedded://")
+        missing = [service for service in line.SERVICES if service not in doors]
+        embedded = line.settings_class(services[0]).load(sections.get(services[0])).bus_url.startswith("embedded://")
         if missing and embedded:
             console.print(
                 f"the embedded bus ends with this process, so nothing reaches {', '.join(missing)} over it: "

@@ -21,11 +21,11 @@ app = typer.Typer(no_args_is_help=True, help="Say who may call the services, and
 @app.command("make", epilog="Example: inspectbus tokens make anna --role reviewer --out anna.token >> tokens.yaml")
 def make(
     name: Annotated[str, typer.Argument(help="Of the person or program; it stands in records and logs.")],
-    role: Annotated[str, typer.Option(help="viewer, station, reviewer, engineer or admin.")],
+    role: Annotated[str, typer.Option(metavar="<viewer|station|reviewer|engineer|admin>", help="What it may do.")],
     out: Annotated[Path, typer.Option(help="A new file for the token, which only its owner may read.")],
     speaks_for: Annotated[
         list[str] | None,
-        typer.Option(metavar="LINE[/STATION]", help="Whose frames it may send; again for more. Default: all."),
+        typer.Option(metavar="LINE[/STATION]", show_default="all", help="Whose frames it may send; again for more."),
     ] = None,
 ) -> None:
     """Make a token, write it into a file of its own, and print the line for tokens.yaml, which holds its hash only."""

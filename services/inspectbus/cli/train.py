@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -24,7 +25,8 @@ TRAIN_EXAMPLES = """Examples:
 
 DATA is 'elpv' or a folder with one folder per class (good/ and defective/, ok_front/ and def_front/, ...), perhaps
 inside train/ and test/, perhaps with a manifest.csv or manifest.jsonl, or in MVTec AD's layout. A held-out part is
-never trained on: see `inspectbus evaluate`.
+never trained on: see `inspectbus evaluate`. A default in parentheses is the training service's, whose settings
+(INSPECTBUS_TRAINING_EPOCHS and so on) may say otherwise.
 
 A version whose validation scores are worse than production's beyond the 95 % interval is registered, and production
 stays."""
@@ -38,39 +40,63 @@ EVALUATE_EXAMPLES = """Examples:
 AUGMENTATION = "How images are varied"
 
 
+class Depth(StrEnum):
+    UPPER = "upper"
+    WHOLE = "whole"
+
+
+class Precision(StrEnum):
+    AUTO = "auto"
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+
+Backbone = Annotated[
+    str, typer.Option(show_default="tf_efficientnet_lite0", help="A timm or torchvision architecture.")
+]
+
+
 def train(
     data: Annotated[str, typer.Argument(metavar="DATA", help="'elpv', or a folder of labelled images.")],
     model: Annotated[str, typer.Option(help="Name of the model; by default the data's.")] = "",
-    backbone: Annotated[str, typer.Option(help="A timm or torchvision architecture.")] = "",
-    epochs: Annotated[int, typer.Option(min=0, help="0 is the default.")] = 0,
-    seed: Annotated[int | None, typer.Option(min=0)] = None,
-    input_size: Annotated[int, typer.Option(min=0, help="Side of the input, pixels; 0 is the default.")] = 0,
-    depth: Annotated[str, typer.Option(help="'upper': minutes. 'whole': every layer learns, longer and better.")] = "",
-    batch: Annotated[int, typer.Option(min=0, help="Images per step; 0 is the default.")] = 0,
-    precision: Annotated[str, typer.Option(help="'fp32', 'bf16' or 'auto', which measures.")] = "",
-    views: Annotated[int, typer.Option(min=0, help="Flips of an image that judge it on the line: 1, 2 or 4.")] = 0,
-    dropout: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Share of features hidden while learning.")
+    backbone: Backbone = "",
+    epochs: Annotated[
+        int | None,
+        typer.Option(min=1, show_default="7, or 14 with --depth whole", help="Early stopping may end sooner."),
     ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, show_default="0", help="Of cuts, first weights and order.")] = None,
+    input_size: Annotated[
+        int | None, typer.Option(min=1, show_default="224", help="Side of the input, pixels.")
+    ] = None,
+    depth: Annotated[
+        Depth | None,
+        typer.Option(show_default="upper", help="upper: minutes. whole: every layer learns, longer and better."),
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, show_default="32, or 16 with --depth whole", help="Images per step.")
+    ] = None,
+    precision: Annotated[Precision, typer.Option(help="auto measures which is quicker.")] = Precision.AUTO,
+    views: Annotated[int, typer.Option(metavar="<1|2|4>", help="Flips of an image that judge it on the line.")] = 1,
+    dropout: Annotated[float, typer.Option(min=0, max=1, help="Share of features hidden while learning.")] = 0.5,
     flips: Annotated[
-        bool | None, typer.Option("--flips/--no-flips", help="Mirror images.", rich_help_panel=AUGMENTATION)
-    ] = None,
+        bool, typer.Option("--flips/--no-flips", help="Mirror images.", rich_help_panel=AUGMENTATION)
+    ] = True,
     turns: Annotated[
-        bool | None,
+        bool,
         typer.Option(
             "--turns/--no-turns", help="Right angles; not for parts with an up.", rich_help_panel=AUGMENTATION
         ),
-    ] = None,
+    ] = True,
     light: Annotated[
-        float | None, typer.Option(help="Brightness, contrast: share, at most.", rich_help_panel=AUGMENTATION)
-    ] = None,
-    blur: Annotated[float | None, typer.Option(help="Sigma in pixels, at most.", rich_help_panel=AUGMENTATION)] = None,
+        float, typer.Option(help="Brightness, contrast: share, at most.", rich_help_panel=AUGMENTATION)
+    ] = 0.0,
+    blur: Annotated[float, typer.Option(help="Sigma in pixels, at most.", rich_help_panel=AUGMENTATION)] = 0.0,
     noise: Annotated[
-        float | None, typer.Option(help="Deviation in grey levels, at most.", rich_help_panel=AUGMENTATION)
-    ] = None,
+        float, typer.Option(help="Deviation in grey levels, at most.", rich_help_panel=AUGMENTATION)
+    ] = 0.0,
     perspective: Annotated[
-        float | None, typer.Option(help="Corners move: share of the side.", rich_help_panel=AUGMENTATION)
-    ] = None,
+        float, typer.Option(help="Corners move: share of the side.", rich_help_panel=AUGMENTATION)
+    ] = 0.0,
     state: State = DEFAULT_STATE,
     address: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="A running training service; without one, this process trains.")
@@ -88,11 +114,11 @@ def train(
             data if address else own_data(data),
             model=model,
             backbone=backbone,
-            epochs=epochs,
+            epochs=epochs or 0,
             seed=seed,
-            input_size=input_size,
-            depth=depth,
-            batch=batch,
+            input_size=input_size or 0,
+            depth=depth or "",
+            batch=batch or 0,
             precision=precision,
             views=views,
             dropout=dropout,
