@@ -56,6 +56,13 @@ class Plant:
         self.calls: Counter[str] = Counter()
         """Tries by method name, refused ones included."""
         self.changed = threading.Condition()
+        card = {"threshold": 0.41, "validation_scores": {"f1": 0.77, "precision": 0.8, "average_precision": 0.875}}
+        self.models = [
+            model_pb2.Model(
+                name="elpv", version="1b2c1b2c1b2c1b2c", aliases=["production"], card_json=json.dumps(card)
+            ),
+            model_pb2.Model(name="elpv", version="0f3a0f3a0f3a0f3a", card_json=json.dumps(card)),
+        ]
         self.records: list[results_pb2.Record] = []
         self.sent_before: list[str] = []
         """Frames whose sender said so."""
@@ -371,30 +378,23 @@ class _Inference(inference_pb2_grpc.InferenceServiceServicer):
 class _Models(model_pb2_grpc.ModelServiceServicer):
     def __init__(self, plant: Plant) -> None:
         self._plant = plant
-        card = {"threshold": 0.41, "validation_scores": {"f1": 0.77, "precision": 0.8, "average_precision": 0.875}}
-        self._models = [
-            model_pb2.Model(
-                name="elpv", version="1b2c1b2c1b2c1b2c", aliases=["production"], card_json=json.dumps(card)
-            ),
-            model_pb2.Model(name="elpv", version="0f3a0f3a0f3a0f3a", card_json=json.dumps(card)),
-        ]
         self._changes: list[model_pb2.AliasChange] = []
         """Newest first."""
 
     def ListModels(self, request: Any, context: Any) -> model_pb2.ListModelsResponse:
         self._plant.enter("ListModels")
-        return model_pb2.ListModelsResponse(models=[m for m in self._models if request.name in ("", m.name)])
+        return model_pb2.ListModelsResponse(models=[m for m in self._plant.models if request.name in ("", m.name)])
 
     def GetModel(self, request: Any, context: Any) -> model_pb2.GetModelResponse:
         self._plant.enter("GetModel")
-        for model in self._models:
+        for model in self._plant.models:
             if model.name == request.name and (request.version == model.version or request.alias in model.aliases):
                 return model_pb2.GetModelResponse(model=model)
         raise NotFound("there is no such model version", field="model")
 
     def SetAlias(self, request: Any, context: Any) -> model_pb2.SetAliasResponse:
         self._plant.enter("SetAlias")
-        named = next((model for model in self._models if request.alias in model.aliases), None)
+        named = next((model for model in self._plant.models if request.alias in model.aliases), None)
         if named is not None and named.version == request.version:
             return model_pb2.SetAliasResponse()
         change = self._change(request, request.version, "" if named is None else named.version)
@@ -417,7 +417,7 @@ class _Models(model_pb2_grpc.ModelServiceServicer):
         return model_pb2.ListAliasHistoryResponse(changes=page, next_page_token=token)
 
     def _change(self, request: Any, version: str, previous: str) -> model_pb2.AliasChange:
-        for model in self._models:
+        for model in self._plant.models:
             aliases = [alias for alias in model.aliases if alias != request.alias]
             model.aliases[:] = [*aliases, request.alias] if model.version == version else aliases
         change = model_pb2.AliasChange(
@@ -448,7 +448,7 @@ class _Models(model_pb2_grpc.ModelServiceServicer):
             )
             for rung in (1, 2, 4)
         ]
-        found = next(model for model in self._models if request.version in ("", model.version))
+        found = next(model for model in self._plant.models if request.version in ("", model.version))
         return model_pb2.AdviseThresholdResponse(
             name=found.name, version=found.version, advice=curve[1], curve=curve, good=900, defective=300
         )

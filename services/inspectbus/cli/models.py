@@ -15,7 +15,7 @@ from inspectbus.cli.doors import ModelsAddress, ResultsAddress, client_of
 from inspectbus.cli.printing import AsJson, json_line, print_line, table, time_of_day
 
 if TYPE_CHECKING:
-    from inspectbus_client import Agreement, AgreementFilter, AliasChange, Disagreement, Model
+    from inspectbus_client import Agreement, AgreementFilter, AliasChange, Client, Disagreement, Model
 
 EXAMPLES = """Examples:
 
@@ -64,6 +64,8 @@ def list_models(
     """List model versions, newest first, with their aliases and validation scores; what `models` alone does."""
     with client_of("training", address) as client:
         found = client.models(name)
+        if name and not found:
+            _check_known(client, name)
     if as_json:
         for model in found:
             json_line(_facts(model))
@@ -82,8 +84,14 @@ def show_model(
     address: ModelsAddress = None,
 ) -> None:
     """Show one version: scores, data, threshold, what it was made of."""
+    from inspectbus.errors import NotFound
+
     with client_of("training", address) as client:
-        model = client.model(name, version=version, alias=alias, at=at.astimezone() if at else None)
+        try:
+            model = client.model(name, version=version, alias=alias, at=at.astimezone() if at else None)
+        except NotFound:
+            _check_known(client, name)
+            raise
     if as_json:
         json_line(_facts(model))
         return
@@ -206,6 +214,18 @@ def agreement(
         *(f"{a[0]}/{b[0]}" for a in VERDICTS for b in VERDICTS),
     )
     table(columns, [_agreement_row(row) for row in rows])
+
+
+def _check_known(client: Client, name: str) -> None:
+    """Raises NotFound with the names there are, when this is none of them."""
+    from inspectbus.errors import NotFound
+
+    names = sorted({model.name for model in client.models()})
+    if name not in names:
+        known = (
+            f"there are {', '.join(names)}" if names else "there is none yet: train one with `inspectbus train DATA`"
+        )
+        raise NotFound(f"no model {name[:80]!r}: {known}", field="name")
 
 
 def _list_differing(found: list[Disagreement], as_json: bool) -> None:

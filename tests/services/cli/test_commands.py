@@ -114,6 +114,22 @@ def test_a_model_is_shown_by_alias_and_by_version(inspectbus: Inspectbus, plant:
     assert (unknown.exit_code, unknown.stderr) == (2, "error: there is no such model version\n")
 
 
+@pytest.mark.parametrize("command", [("models",), ("models", "--json"), ("models", "show")])
+def test_a_model_there_is_not_is_told_with_those_there_are(
+    inspectbus: Inspectbus, plant: Plant, command: tuple[str, ...]
+) -> None:
+    door = ("--address", plant.addresses["training"])
+
+    unknown = inspectbus(*command, "nope", *door)
+    plant.models.clear()
+    none = inspectbus(*command, "elpv", *door)
+
+    assert (unknown.exit_code, unknown.stdout) == (2, "")
+    assert unknown.stderr == "error: no model 'nope': there are elpv\n"
+    assert none.stderr == "error: no model 'elpv': there is none yet: train one with `inspectbus train DATA`\n"
+    assert inspectbus("models", *door).exit_code == 0, "nothing was asked for by name"
+
+
 def test_an_alias_is_set_rolled_back_and_its_history_told(inspectbus: Inspectbus, plant: Plant) -> None:
     door = ("--address", plant.addresses["training"])
     older = "0f3a0f3a0f3a0f3a"
