@@ -84,6 +84,18 @@ def _product_errors() -> type[Exception]:
     return InspectBusError
 
 
+def _show_version(asked: bool) -> None:
+    if not asked:
+        return
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        typer.echo(f"inspectbus {version('inspectbus')}")
+    except PackageNotFoundError:  # run from its sources
+        typer.echo("inspectbus unreleased")
+    raise typer.Exit
+
+
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
@@ -103,6 +115,9 @@ def begin(
     log_format: Annotated[
         LogFormat, typer.Option(envvar="INSPECTBUS_LOG_FORMAT", help="Log lines for people or for machines.")
     ] = LogFormat.TEXT,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")
+    ] = False,
 ) -> None:
     """Visual inspection of manufactured parts."""
     from inspectbus.runtime import logs

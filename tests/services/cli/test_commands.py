@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import tomllib
 import uuid
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -318,6 +320,28 @@ def test_a_variable_that_nothing_reads_is_refused_by_name(
         result.stderr
         == "error: environment variable INSPECTBUS_INFERENCE_MAX_BATHC_SIZE is not a setting of InspectBus\n"
     )
+
+
+def test_the_version_is_the_packages_whatever_the_environment_says(
+    inspectbus: Inspectbus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INSPECTBUS_INFERENCE_MAX_BATHC_SIZE", "8")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+    result = inspectbus("--version")
+
+    assert (result.exit_code, result.stdout) == (0, f"inspectbus {project['version']}\n")
+
+
+def test_a_program_that_is_not_installed_says_so_in_place_of_its_version(
+    inspectbus: Inspectbus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+
+    assert inspectbus("--version").stdout == "inspectbus unreleased\n"
 
 
 def test_every_command_shows_an_example(inspectbus: Inspectbus) -> None:
