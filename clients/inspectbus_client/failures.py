@@ -7,7 +7,7 @@ grpc.RpcError ─> ErrorInfo names the kind, BadRequest the field, RetryInfo whe
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
 
 import grpc
 from google.protobuf.message import Message
@@ -38,6 +38,16 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 D = TypeVar("D", bound=Message)
 
 
+class Place(NamedTuple):
+    """Where a service is meant to be."""
+
+    service: str
+    address: str
+
+    def __str__(self) -> str:
+        return f"the {self.service} service, {self.address}"
+
+
 @dataclass(frozen=True)
 class Failure:
     """Why one try failed, and whether another may help."""
@@ -61,8 +71,8 @@ class Failure:
         return self.may_pass or outlived
 
 
-def failure_of(error: grpc.RpcError, where: str) -> Failure:
-    """`where` names the service and its address, for messages nobody of ours has worded."""
+def failure_of(error: grpc.RpcError, where: Place) -> Failure:
+    """`where` is for messages nobody of ours has worded."""
     call = cast(grpc.Call, error)
     status = _rich_status(call)
     info = _detail(status, error_details_pb2.ErrorInfo)
@@ -101,12 +111,12 @@ def _detail(status: status_pb2.Status | None, kind: type[D]) -> D | None:
     return None
 
 
-def _from_code(code: grpc.StatusCode, details: str, where: str) -> InspectBusError:
+def _from_code(code: grpc.StatusCode, details: str, where: Place) -> InspectBusError:
     if code is grpc.StatusCode.UNAVAILABLE and "CERTIFICATE_VERIFY_FAILED" in details:
         says = "its certificate is for another name, is not one that the authority named vouches for, or has expired"
         details = f"{where} is not trusted: {says} ({details})"
     elif code is grpc.StatusCode.UNAVAILABLE:
-        details = f"nobody answers at {where}: {details}"
+        details = f"nobody answers at {where}: start it with `inspectbus serve {where.service}` ({details})"
     elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
         details = f"no answer from {where} within the deadline"
     else:

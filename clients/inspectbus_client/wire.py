@@ -23,7 +23,7 @@ from opentelemetry import trace
 from inspectbus.carrying import carrying
 from inspectbus.channels import NO_ACCESS, Access, open_channel
 from inspectbus.errors import BadField, NotPossibleNow
-from inspectbus_client.failures import failure_of
+from inspectbus_client.failures import Place, failure_of
 
 Service = Literal["acquisition", "preprocessing", "inference", "training", "results"]
 
@@ -107,9 +107,9 @@ class Wire:
         for channel in channels:
             channel.close()
 
-    def where(self, service: Service) -> str:
+    def where(self, service: Service) -> Place:
         """For messages: 'the results service, 127.0.0.1:50055'."""
-        return f"the {service} service, {self._addresses[service]}"
+        return Place(service, self._addresses[service])
 
     def channel(self, service: Service) -> grpc.Channel:
         """Raises NotPossibleNow once closed, BadField for certificates or a token that cannot be used."""

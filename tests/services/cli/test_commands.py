@@ -19,6 +19,7 @@ from typer.testing import Result
 from inspectbus.api.v1 import acquisition_pb2
 from inspectbus.api.v1.decision_pb2 import VERDICT_QUALIFIED
 from inspectbus.api.v1.gate_pb2 import GATE_ACTION_REJECT, GATE_REASON_DEADLINE, GateOutcome
+from inspectbus.cli import advise, doors
 from inspectbus.cli.recipes import EXAMPLE_RECIPE
 from inspectbus.errors import WorseModel
 from inspectbus.stores.frames import FrameStore, evidence_key
@@ -297,15 +298,37 @@ def test_a_models_shadow_is_compared_by_station_and_frame_by_frame_where_they_di
     assert inspectbus("models", "agreement", "elpv", "--line", "line-2", *door).stdout.splitlines()[1:] == []
 
 
-def test_nobody_at_the_address_is_one_line_that_names_it(inspectbus: Inspectbus) -> None:
-    with open_plant(services=["training"]) as gone:
-        address = gone.addresses["training"]
-    result = inspectbus("models", "--address", address)
+@pytest.mark.parametrize(
+    ("service", "command"),
+    [
+        ("training", ("models",)),
+        ("training", ("advise", "elpv", "--escape-ppm", "50000")),
+        ("training", ("train", "elpv")),
+        ("training", ("compare", "elpv", "--out", "report")),
+        ("preprocessing", ("recipes", "list")),
+        ("results", ("decisions", "list")),
+        ("results", ("scores",)),
+        ("acquisition", ("stations", "list")),
+        ("acquisition", ("inspect", "part.png", "--timeout", "0.5")),
+    ],
+)
+def test_nobody_at_the_address_is_one_line_that_says_how_to_start_the_service(
+    inspectbus: Inspectbus, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, service: str, command: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "part.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"1" * 64)
+    monkeypatch.setattr(doors, "TIMEOUT_S", 0.5)
+    monkeypatch.setattr(advise, "TIMEOUT_S", 0.5)
+    with open_plant(services=[service]) as gone:
+        address = gone.addresses[service]
 
+    result = inspectbus(*command, "--address", address)
+
+    # Logs that no service configured go there too.
+    (told,) = (line for line in result.stderr.splitlines() if line.startswith("error: "))
     assert result.exit_code == 2
-    assert result.stderr.startswith("error: nobody answers at the training service, ")
-    assert address in result.stderr
-    assert result.stderr.count("\n") == 1
+    assert told.startswith(f"error: nobody answers at the {service} service, {address}: ")
+    assert f"start it with `inspectbus serve {service}`" in told
 
 
 def test_a_variable_that_nothing_reads_is_refused_by_name(
