@@ -1,6 +1,6 @@
 """`inspectbus inspect`: image files in, verdicts out.
 
-PATH|DIR ... ─> files ─ stream, bounded ─> decisions ─> table, JSON lines or CSV; exit code 0, 1 or 2
+PATH|DIR ... ─> files, no masks ─ stream, bounded ─> decisions ─> table, JSON lines or CSV; exit code 0, 1 or 2
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections import Counter
 from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -32,6 +32,9 @@ EXAMPLES = """Examples:
   inspectbus inspect photos/ --json > verdicts.jsonl
 
   inspectbus inspect photos/ --csv --recipe cells --address 10.0.0.5:50051
+
+A folder is searched to its depths. The masks that data sets keep beside their photographs, in folders called mask,
+masks or ground_truth, are no pictures of parts and left out.
 
 Exit code: 0 when every part is qualified, 1 when some are defective, 2 when some were held or failed."""
 
@@ -88,13 +91,16 @@ def inspect_files(
     """
     from inspectbus_client import Shot
 
-    files, empty = find_images(paths)
-    for folder in empty:
+    found = find_images(paths)
+    for folder in found.empty:
         _complain(f"{folder}: holds no PNG, JPEG, BMP or TIFF image")
-    shots = [Shot(file) for file in files]
+    if found.masks:
+        where = ", ".join(f"{folder}/" for folder in found.masks)
+        typer.echo(plain(f"left out {found.masks.total()} masks, which are no pictures of parts: {where}"), err=True)
+    shots = [Shot(file) for file in found.files]
     order = {shot.frame_id: position for position, shot in enumerate(shots)}
     page = _Page(form)
-    code = 2 if empty or not files else 0
+    code = 2 if found.empty or not found.files else 0
     try:
         with _progress(len(shots)) as advance:
             for inspected in client.inspect_many(shots, recipe=recipe, patience_s=timeout_s):
@@ -107,18 +113,43 @@ def inspect_files(
     return code
 
 
-def find_images(paths: list[Path]) -> tuple[list[Path], list[Path]]:
-    """Every file meant, folders searched to their depths in the order of names; and the folders that hold none."""
-    files, empty = [], []
+class Found(NamedTuple):
+    """What the paths of a command come to."""
+
+    files: list[Path]
+    empty: list[Path]
+    """Folders without a photograph."""
+    masks: Counter[Path]
+    """Images in each folder that data sets keep beside their photographs, and that show no part."""
+
+
+def find_images(paths: list[Path]) -> Found:
+    """Every file meant, folders searched to their depths in the order of names. What is named outright is no mask."""
+    found = Found([], [], Counter())
     for path in paths:
-        if path.is_dir():
-            found = sorted(each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES and each.is_file())
-            files.extend(found)
-            if not found:
-                empty.append(path)
-        else:
-            files.append(path)
-    return files, empty
+        if not path.is_dir():
+            found.files.append(path)
+            continue
+        before = len(found.files)
+        for each in sorted(path.rglob("*")):
+            if each.suffix.lower() not in SUFFIXES or not each.is_file():
+                continue
+            if (folder := _kept_beside(path, each)) is not None:
+                found.masks[folder] += 1
+            else:
+                found.files.append(each)
+        if len(found.files) == before:
+            found.empty.append(path)
+    return found
+
+
+def _kept_beside(root: Path, image: Path) -> Path | None:
+    """The folder below root that holds the image and no photographs, by its name."""
+    from inspectbus.stores.datasets import class_names
+
+    below = reversed(image.relative_to(root).parents[:-1])
+    beside = (folder for folder in below if class_names.plain(folder.name) in class_names.BESIDE)
+    return next((root / folder for folder in beside), None)
 
 
 def _exit_code(inspected: Inspected) -> int:

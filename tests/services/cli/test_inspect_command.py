@@ -106,6 +106,29 @@ def test_each_file_that_is_no_image_gets_one_line_that_names_it(judge: Inspectbu
     assert result.exit_code == 2
 
 
+def test_the_masks_of_a_data_set_are_left_out_and_counted(judge: Inspectbus, tmp_path: Path) -> None:
+    photographs = ("test/scratch/1.png", "test/good/2.png", "masks.png")
+    masks = ("ground_truth/scratch/1_mask.png", "Masks/2.png", "train/mask/3.png")
+    folder_of(tmp_path, *photographs, *masks)
+
+    result = judge(tmp_path, "--json")
+
+    judged = {Path(json.loads(line)["file"]).relative_to(tmp_path).as_posix() for line in result.stdout.splitlines()}
+    assert judged == set(photographs)
+    folders = ", ".join(f"{tmp_path}/{folder}/" for folder in ("Masks", "ground_truth", "train/mask"))
+    assert result.stderr == f"left out 3 masks, which are no pictures of parts: {folders}\n"
+
+
+def test_a_folder_of_masks_that_is_named_outright_is_judged_and_one_that_is_found_is_nothing(
+    judge: Inspectbus, tmp_path: Path
+) -> None:
+    folder_of(tmp_path, "masks/1.png", "masks/2.png")
+
+    assert len(judge(tmp_path / "masks", "--json").stdout.splitlines()) == 2
+    assert judge(tmp_path / "masks" / "1.png").exit_code == 0
+    assert judge(tmp_path).exit_code == 2
+
+
 def test_nothing_to_inspect_is_not_all_is_well(judge: Inspectbus, tmp_path: Path) -> None:
     assert judge(tmp_path).exit_code == 2
 
