@@ -12,7 +12,7 @@ import typer
 
 from inspectbus.cli import keeping
 from inspectbus.cli.brokers import EMBEDDED, IS_EMBEDDED, BusUrl, addresses_of
-from inspectbus.cli.printing import AsJson, json_line, plain, table
+from inspectbus.cli.printing import AsJson, json_line, plain, sheet, table
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message as ProtoMessage
@@ -97,7 +97,7 @@ def show_letter(
         json_line(facts)
         return
     message = facts.pop("message")
-    table(("", ""), [(name.replace("_", " "), value) for name, value in facts.items() if value != ""])
+    sheet([(name.replace("_", " "), value) for name, value in facts.items() if value != ""])
     typer.echo(json.dumps(message, indent=2))
 
 

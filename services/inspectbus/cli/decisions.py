@@ -11,7 +11,7 @@ import typer
 
 from inspectbus.cli import keeping
 from inspectbus.cli.doors import ResultsAddress, client_of
-from inspectbus.cli.printing import AsJson, console, json_line, plain, table, time_of_day
+from inspectbus.cli.printing import AsJson, console, json_line, plain, sheet, table, time_of_day
 
 if TYPE_CHECKING:
     from inspectbus_client import Decision, DecisionFilter, Record
@@ -118,7 +118,7 @@ def show_decision(
         "came again": f"{record.duplicates} the same, {record.conflicts} differing",
         **{f"revision {each.revision}": _revision(each) for each in record.revisions},
     }
-    table(("", ""), [(name, value) for name, value in facts.items() if value not in ("", None)])
+    sheet([(name, value) for name, value in facts.items() if value not in ("", None)])
 
 
 @app.command("watch", epilog="Example: inspectbus decisions watch --line line-1 --json")

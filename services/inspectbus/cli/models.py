@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from inspectbus.cli.decisions import End, Line, Moment, Station
 from inspectbus.cli.doors import ModelsAddress, ResultsAddress, client_of
-from inspectbus.cli.printing import AsJson, json_line, print_line, table, time_of_day
+from inspectbus.cli.printing import AsJson, json_line, print_line, sheet, table, time_of_day
 
 if TYPE_CHECKING:
     from inspectbus_client import Agreement, AgreementFilter, AliasChange, Client, Disagreement, Model
@@ -106,7 +106,7 @@ def show_model(
     entries += [(f"data {field}", value) for field, value in card.get("data", {}).items()]
     entries += [(field, card[field]) for field in ("seed", "code_revision", "created_at") if field in card]
     entries += [("backbone", card["architecture"]["backbone"])] if "architecture" in card else []
-    table(("", ""), entries)
+    sheet(entries)
 
 
 @app.command("set-alias", epilog="Example: inspectbus models set-alias elpv canary 0f3a5c1d2e4b6a78 --reason 'trial'")

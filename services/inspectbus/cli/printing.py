@@ -34,14 +34,24 @@ COLOURS = {
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Numbers right, verdicts and states in their colour, None as a dash."""
+    """Columns of numbers right, verdicts and states in their colour, None as a dash."""
     shown = Table(box=None, pad_edge=False, header_style="bold")
-    cells = [[_cell(value) for value in row] for row in rows]
+    found = [list(row) for row in rows]
     for index, column in enumerate(columns):
-        numbers = all(cell.justify == "right" for cell in (row[index] for row in cells)) and cells
+        numbers = found and all(_is_number(row[index]) for row in found)
         shown.add_column(column, justify="right" if numbers else "left", overflow="fold")
-    for row in cells:
-        shown.add_row(*row)
+    for row in found:
+        shown.add_row(*map(_cell, row))
+    console().print(shown)
+
+
+def sheet(entries: Iterable[tuple[str, object]]) -> None:
+    """What one thing is: each value beside its name, however wide the terminal and the longest value are."""
+    shown = Table(box=None, pad_edge=False, show_header=False)
+    shown.add_column()
+    shown.add_column(overflow="fold")
+    for name, value in entries:
+        shown.add_row(Text(name), _cell(value))
     console().print(shown)
 
 
@@ -74,13 +84,13 @@ def time_of_day(moment: datetime | None) -> str:
 
 def _cell(value: object) -> Text:
     if value is None:
-        return Text("-", justify="right")
-    if isinstance(value, float):
-        return Text(f"{value:.3f}", justify="right")
-    if isinstance(value, int):
-        return Text(str(value), justify="right")
-    text = plain(str(value))
+        return Text("-")
+    text = f"{value:.3f}" if isinstance(value, float) else plain(str(value))
     return Text(text, style=COLOURS.get(text, ""))
+
+
+def _is_number(value: object) -> bool:
+    return value is None or isinstance(value, int | float)
 
 
 def _json_default(value: object) -> str | float:

@@ -117,6 +117,25 @@ def test_a_model_is_shown_by_alias_and_by_version(inspectbus: Inspectbus, plant:
     assert (unknown.exit_code, unknown.stderr) == (2, "error: there is no such model version\n")
 
 
+def test_values_stand_beside_their_names_however_long_one_of_them_is(inspectbus: Inspectbus, plant: Plant) -> None:
+    card = {"threshold": 0.41, "data": {"train_good": 12, "split": "by part, " * 20}}
+    plant.models[0].card_json = json.dumps(card)
+
+    shown = inspectbus("models", "show", "elpv", "--address", plant.addresses["training"]).stdout
+
+    lines = {
+        name: line
+        for name in ("version", "f1", "threshold", "data train_good", "data split")
+        for line in shown.splitlines()
+        if line.startswith(name)
+    }
+    first = lines["version"].index("elpv/")
+    assert first < 20
+    assert [lines[name][first:].rstrip() for name in ("f1", "threshold", "data train_good")] == ["-", "0.410", "12"]
+    assert lines["data split"][first:].startswith("by part, by part")
+    assert shown.splitlines()[0].startswith("version"), "there are no columns to be named"
+
+
 @pytest.mark.parametrize("command", [("models",), ("models", "--json"), ("models", "show")])
 def test_a_model_there_is_not_is_told_with_those_there_are(
     inspectbus: Inspectbus, plant: Plant, command: tuple[str, ...]
