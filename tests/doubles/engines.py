@@ -21,6 +21,7 @@ class BrightnessEngine:
 
     name = "brightness"
     device = "here"
+    best_batch: int | None = None
 
     def __init__(self, streams: int = 1) -> None:
         self.streams = streams

@@ -117,7 +117,8 @@ class TouchyEngine:
 
     def __init__(self, real: Engine) -> None:
         self._real = real
-        self.name, self.device, self.streams = real.name, real.device, real.streams
+        self.name, self.device = real.name, real.device
+        self.streams, self.best_batch = real.streams, real.best_batch
         self.poison: set[int] = set()
         self.nonsense: set[int] = set()
         self.seen: list[int] = []

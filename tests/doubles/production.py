@@ -67,6 +67,7 @@ class SignedEngine:
     name = "signed"
     device = "here"
     streams = 1
+    best_batch = None
 
     def __init__(self, score: float, ran: Callable[[], None]) -> None:
         self._score = np.float32(score)

@@ -75,6 +75,7 @@ class StubEngine:
     name = "stub"
     device = "none"
     streams = 1
+    best_batch = None
 
     def __init__(self, batch_ms: float) -> None:
         self._batch_s = batch_ms / 1000

@@ -12,6 +12,8 @@ import pytest
 from inspectbus.inference.streams import Flow, Streams, Turn
 
 PATIENCE_S = 10.0
+WORKERS = 3
+"""That ask for one flow."""
 
 
 class Clock:
@@ -33,8 +35,8 @@ def clock() -> Clock:
     return Clock()
 
 
-def begun(flow: Flow, before: Turn | None = None) -> Turn:
-    turn = flow.begin(before)
+def begun(flow: Flow) -> Turn:
+    turn = flow.begin()
     assert turn is not None
     return turn
 
@@ -48,6 +50,12 @@ def waits(pool: ThreadPoolExecutor, flow: Flow) -> Future[Turn | None]:
         assert not future.done(), "it had its turn at once"
         assert time.monotonic() < until_s
     return future
+
+
+def turn_of(asked: Future[Turn | None]) -> Turn:
+    turn = asked.result(PATIENCE_S)
+    assert turn is not None
+    return turn
 
 
 def test_one_flow_alone_has_every_stream_and_no_more(pool: ThreadPoolExecutor) -> None:
@@ -64,21 +72,22 @@ def test_flows_share_the_time_and_not_the_turns(pool: ThreadPoolExecutor, clock:
     costs = {"slow": 9.0, "fast": 1.0}
     given = dict.fromkeys(costs, 0.0)
     runs: list[str] = []
-    both = threading.Barrier(2)
+    both = threading.Barrier(len(costs) * WORKERS)
+
+    flows = {name: streams.flow() for name in costs}
 
     def work(name: str) -> None:
-        flow, turn = streams.flow(), None
         both.wait(PATIENCE_S)
         while len(runs) < 400:
-            turn = begun(flow, turn)
-            if flow.streams.crowd == 2:  # what the first had before the second came is nobody's share
+            turn = begun(flows[name])
+            if streams.crowd == 2:  # what the first had before the second came is nobody's share
                 runs.append(name)
                 given[name] += costs[name]
             clock.now_s += costs[name]  # the stream is ours: nobody else moves it
-        assert turn is not None
-        turn.end()
+            turn.end()
 
-    for future in [pool.submit(work, name) for name in costs]:
+    # each with somebody who asks while another has the turn
+    for future in [pool.submit(work, name) for name in costs for _ in range(WORKERS)]:
         future.result(PATIENCE_S)
     # then neither is ahead of the other by more than two runs of the slow one
     assert abs(given["slow"] - given["fast"]) <= 2 * costs["slow"]
@@ -90,28 +99,20 @@ def test_who_was_idle_has_saved_nothing_up(pool: ThreadPoolExecutor, clock: Cloc
     busy, idle = streams.flow(), streams.flow()
     turn = begun(busy)
     for _ in range(100):
+        coming = waits(pool, busy)
         clock.now_s += 1
-        turn = begun(busy, turn)
+        turn.end()
+        turn = turn_of(coming)
     # when the other comes back, it goes first once, and then by turns
-    order: list[str] = []
-    came = waits(pool, idle)
     for _ in range(6):
+        came, coming = waits(pool, idle), waits(pool, busy)
         clock.now_s += 1
-        mine = pool.submit(busy.begin, turn)
-        other = came.result(PATIENCE_S)
-        assert other is not None
-        order.append("idle")
+        turn.end()
+        other = turn_of(came)
+        assert not coming.done()
         clock.now_s += 1
-        came = pool.submit(idle.begin, other)
-        next_turn = mine.result(PATIENCE_S)
-        assert next_turn is not None
-        turn = next_turn
-        order.append("busy")
-    assert order == ["idle", "busy"] * 6
-    turn.end()
-    last = came.result(PATIENCE_S)
-    assert last is not None
-    last.end()
+        other.end()
+        turn = turn_of(coming)
 
 
 def test_a_shadow_has_its_turn_only_when_nobody_else_has_images(pool: ThreadPoolExecutor, clock: Clock) -> None:
@@ -162,6 +163,34 @@ def test_shadows_leave_one_of_several_streams_alone(pool: ThreadPoolExecutor) ->
     assert not second.done()
     first.end()
     assert second.result(PATIENCE_S) is not None
+
+
+def test_an_engine_has_no_more_runs_than_it_has_streams_though_others_would_have_room(pool: ThreadPoolExecutor) -> None:
+    streams = Streams(2)
+    narrow, other = streams.flow(), streams.flow()
+    assert narrow.limited_to(1) == 1
+    first = begun(narrow)
+    second = waits(pool, narrow)
+    begun(other).end()
+    assert not second.done()
+    first.end()
+    turn_of(second).end()
+
+
+def test_runs_that_wait_in_the_engines_are_nothing_for_shadows(pool: ThreadPoolExecutor) -> None:
+    streams = Streams(2, ahead=1)
+    production, shadow = streams.flow(), streams.flow(shadow=True)
+    assert (production.limited_to(2), shadow.limited_to(2)) == (3, 1)
+    first = begun(shadow)
+    second = waits(pool, shadow)
+    turns = [begun(production), begun(production)]
+    waiting = waits(pool, production)
+    turns[0].end()
+    turn_of(waiting).end()
+    turns[1].end()
+    assert not second.done()
+    first.end()
+    turn_of(second).end()
 
 
 def test_a_turn_that_nothing_was_computed_in_costs_nothing(clock: Clock) -> None:

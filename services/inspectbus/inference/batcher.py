@@ -39,7 +39,7 @@ from inspectbus.inference.admission import MARGIN, Ahead, Pace, answered_in_s
 from inspectbus.inference.engine import Engine, Heatmap, Images, Output
 from inspectbus.inference.metrics import BatcherMetrics
 from inspectbus.inference.slots import Run, Slot, SlotQueue, batch_sizes, memory_for
-from inspectbus.inference.streams import Flow, Streams, Turn
+from inspectbus.inference.streams import Flow, Streams
 from inspectbus.runtime.watchdog import Watchdog
 
 log = structlog.get_logger(__name__)
@@ -73,7 +73,8 @@ class _Item:
 
 
 class Batcher:
-    """One engine, a thread for each of its streams, one bounded queue. Use as a context; leaving computes what waits.
+    """One engine, one bounded queue, and a worker more than there may be runs at once: while one hands out answers,
+    another has its turn. Use as a context; leaving computes what waits.
 
     Its memory is that of its slots (`SlotQueue`): with n images that may wait at most, some n plus four batches for the
     lanes' ends and one for each stream. `queue_limit` bounds n for calls, the bus's prefetch what comes beside.
@@ -97,9 +98,10 @@ class Batcher:
         """`flow` leads to the streams that it shares with other batchers; None: it has its engine's for itself."""
         self._engine = engine
         self._flow = flow or Streams(engine.streams).flow()
+        self._runs = self._flow.limited_to(engine.streams)
         self._metrics = metrics
         self._watchdog = watchdog
-        self._max_batch_size = max_batch_size
+        self._max_batch_size = max_batch_size = min(max_batch_size, engine.best_batch or max_batch_size)
         self._max_batch_wait_s = max_batch_wait_s
         self._queue_limit = queue_limit
         self._drain_s = drain_s
@@ -108,15 +110,15 @@ class Batcher:
         self._sizes = batch_sizes(engine.device, max_batch_size)
         self._slot_bytes = max_batch_size * math.prod(self._shape)
         make = memory_for(engine.device, (max_batch_size, *self._shape))
-        # One for each stream to compute, and one for each lane to fill meanwhile. The queue knows nothing of us: an
+        # One for each run at once, and one for each lane to fill meanwhile. The queue knows nothing of us: an
         # engine that is replaced must not wait, with us, for the garbage collector.
         self._queue: SlotQueue[_Item] = SlotQueue(
-            partial(_counted, make, metrics, self._slot_bytes), ready=engine.streams + len(Lane)
+            partial(_counted, make, metrics, self._slot_bytes), ready=self._runs + len(Lane)
         )
         self._flow.is_for(self._queue)
         self._pace = Pace()
         self._under_way: dict[int, tuple[float, int]] = {}
-        """Of each stream that computes: since when, and how many images."""
+        """Of each worker that computes: since when, and how many images."""
         self._next_deadline_s = math.inf
         self._closing = False
         self._ended = False
@@ -125,8 +127,8 @@ class Batcher:
         self._sooner = threading.Condition(self._lock)
         """A deadline came that is before all others."""
         self._threads = [
-            threading.Thread(target=self._work, args=(stream,), name=f"inference-batcher-{stream}", daemon=True)
-            for stream in range(engine.streams)
+            threading.Thread(target=self._work, args=(worker,), name=f"inference-batcher-{worker}", daemon=True)
+            for worker in range(self._runs + 1)
         ]
         self._timer = threading.Thread(target=self._keep_deadlines, name="inference-batcher-timer", daemon=True)
 
@@ -234,20 +236,22 @@ class Batcher:
             )
 
     def _admit(self, count: int, left_s: float) -> None:
-        waiting, streams = len(self._queue), self._engine.streams
+        waiting = len(self._queue)
         if (excess := waiting + count - self._queue_limit) > 0:
             self._metrics.dropped("queue_full", Lane.LIVE, count)
             raise QueueFull(
                 f"{waiting} images wait for the engine, of {self._queue_limit} that may; "
                 f"there is no room for {count} more, try again shortly",
-                retry_s=self._pace.work_s(excess, self._max_batch_size) / streams if self._pace.known else None,
+                retry_s=self._pace.work_s(excess, self._max_batch_size) / self._runs if self._pace.known else None,
             )
         # An idle stream costs nobody anything. It also measures again, so that one slow run refuses no call for ever.
-        idle = not waiting and len(self._under_way) < streams
+        idle = not waiting and len(self._under_way) < self._runs
         # One that is late already is no matter of room: it is told so.
         if idle or left_s <= 0 or not self._pace.known:
             return
-        needed_s = MARGIN * answered_in_s(self._pace, self._ahead(), count, size=self._max_batch_size, streams=streams)
+        needed_s = MARGIN * answered_in_s(
+            self._pace, self._ahead(), count, size=self._max_batch_size, streams=self._runs
+        )
         if needed_s > left_s:
             self._metrics.dropped("no_time", Lane.LIVE, count)
             raise QueueFull(
@@ -323,33 +327,25 @@ class Batcher:
 
     # --- who is computed
 
-    def _work(self, stream: int) -> None:
-        turn: Turn | None = None
-        try:
-            while turn is not None or self._is_due():
-                if turn is not None and not self._is_due(at_once=True):
-                    turn.end()  # others may have the stream while we wait
-                    turn = None
-                    continue
-                turn = self._flow.begin(turn)
-                if turn is None:
-                    return
-                batch = self._next(stream)
-                if batch is not None:
-                    self._judge(stream, batch)
-                else:
-                    turn.end(used=False)
-                    turn = None
-        finally:
-            if turn is not None:
-                turn.end()
+    def _work(self, worker: int) -> None:
+        while self._is_due():
+            turn = self._flow.begin()
+            if turn is None:
+                return
+            try:
+                batch = self._next(worker)
+                answers = [] if batch is None else self._judged(worker, batch)
+            finally:
+                turn.end(used=batch is not None)
+            if batch is not None:
+                _hand_out(batch.items, answers)
 
-    def _next(self, stream: int) -> Run[_Item] | None:
+    def _next(self, worker: int) -> Run[_Item] | None:
         """The next batch; None when it has gone, to another stream or unanswered, before it was this one's turn."""
         with self._lock:
             batch, late, cancelled = self._taken() if any(self._queue.heads()) else (None, [], [])
             if batch is not None:
-                self._under_way[stream] = (self._clock(), len(batch.items))
+                self._under_way[worker] = (self._clock(), len(batch.items))
         self._drop(late, cancelled)
         if batch is None:
             return None
@@ -379,15 +375,13 @@ class Batcher:
             self._arrived.notify()
         return batch, late, cancelled
 
-    def _is_due(self, *, at_once: bool = False) -> bool:
-        """Waits until a batch is due, unless it must be `at_once`. False when we are closing and nothing waits."""
+    def _is_due(self) -> bool:
+        """Waits until a batch is due. False when we are closing and nothing waits."""
         with self._lock:
             while len(self._queue) or not self._closing:
                 left_s = self._due_in_s()
                 if left_s <= 0:
                     return True
-                if at_once:
-                    return False
                 self._arrived.wait(left_s)
             return False
 
@@ -411,31 +405,26 @@ class Batcher:
         return until_s
 
     def _share(self) -> int:
-        """Images of the next batch at most: a stream's share of all that there are, computed ones included.
+        """Images of the next batch at most: a run's share of all that there are, computed ones included.
 
         One that took all would leave the next to be idle with nothing until it has answered.
         """
         computed = sum(count for _, count in self._under_way.values())
-        share = math.ceil((len(self._queue) + computed) / self._engine.streams)
+        share = math.ceil((len(self._queue) + computed) / self._runs)
         return self._padded(min(share, self._max_batch_size))
 
     def _padded(self, count: int) -> int:
         return next((size for size in self._sizes if size >= count), count)
 
-    def _judge(self, stream: int, batch: Run[_Item]) -> None:
+    def _judged(self, worker: int, batch: Run[_Item]) -> list[Scored | Internal]:
         batch.closed_up()
         try:
-            answers = self._computed(batch, 0, len(batch.items))
+            return self._computed(batch, 0, len(batch.items))
         finally:
             # Before anybody is answered, who may call again at once: this stream is idle, and the memory free.
             with self._lock:
-                del self._under_way[stream]
+                del self._under_way[worker]
                 self._queue.done(batch)
-        for item, answer in zip(batch.items, answers, strict=True):
-            if isinstance(answer, Scored):
-                item.future.set_result(answer)
-            else:
-                item.future.set_exception(answer)
 
     def _computed(self, batch: Run[_Item], first: int, count: int) -> list[Scored | Internal]:
         """What the engine says of the batch's images from `first` on."""
@@ -483,6 +472,14 @@ def _counted(make: Callable[[], Images], metrics: BatcherMetrics, size: int) -> 
     images = make()
     metrics.slot_bytes.inc(size)
     return images
+
+
+def _hand_out(items: list[_Item], answers: list[Scored | Internal]) -> None:
+    for item, answer in zip(items, answers, strict=True):
+        if isinstance(answer, Scored):
+            item.future.set_result(answer)
+        else:
+            item.future.set_exception(answer)
 
 
 def _fail(items: list[_Item], error: Exception) -> None:

@@ -81,7 +81,7 @@ class Models:
         metrics = LoaderMetrics(registry)
         self._batching = BatcherMetrics(registry, settings.max_batch_size)
         self._watchdog = Watchdog(settings.call_limit_s)
-        self._streams = Streams(settings.streams)
+        self._streams = Streams(settings.streams, ahead=settings.runs_ahead)
         self._common = Common(self._batching, metrics, self._watchdog, self._streams, self._judging)
         # What shadows compute says nothing of how long a line waits.
         unseen = BatcherMetrics(CollectorRegistry(), settings.shadow_batch_size)

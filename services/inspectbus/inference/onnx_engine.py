@@ -14,7 +14,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import InvalidProtobuf
 
 from inspectbus.domain.model_version import EXPORT_FILE
 from inspectbus.errors import CorruptModel, NotPossibleNow
-from inspectbus.inference.engine import Device, Images, Output, Place
+from inspectbus.inference.engine import BEST_BATCH, Device, Images, Output, Place
 
 Providers = list[str | tuple[str, dict[str, str]]]
 
@@ -65,6 +65,10 @@ class OnnxEngine:
     @property
     def streams(self) -> int:
         return self._streams
+
+    @property
+    def best_batch(self) -> int | None:
+        return BEST_BATCH if self.device == "cpu" else None
 
     def infer(self, images: Images) -> Output:
         return Output(*self._session.run(None, {self._images: images}))

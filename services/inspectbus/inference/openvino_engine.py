@@ -1,6 +1,10 @@
 """OpenVINO as an engine: a version's model.onnx on the processor, in float32 or in bf16.
 
-images (N, H, W, 3) uint8 ─> a request that is idle ─> one of the compiled model's streams ─> scores and heatmaps
+images (N, H, W, 3) uint8 ─> a request for each ─> the first stream that is idle ─> scores and heatmaps
+
+It is compiled for one image: on a processor a batch saves nothing, and a network whose batch may have any size is
+planned anew whenever the size changes. Measured with EfficientNet-Lite0 in bf16 at 224 px on two cores, CPU time of an
+image: one by one 2.2 ms; a network for any size 2.4 to 2.6 ms while the size stays, 2.8 to 3.1 ms while it changes.
 
 In bf16 the network computes in half precision; what makes a score of its logit stays float32.
 """
@@ -9,6 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +45,13 @@ class OpenVinoEngine:
             how["INFERENCE_NUM_THREADS"] = threads * place.streams
         core = openvino.Core()
         try:
-            self._compiled = core.compile_model(core.read_model(file), "CPU", how)
+            model = core.read_model(file)
+            model.reshape([1, *list(model.input(0).partial_shape)[1:]])
+            self._compiled = core.compile_model(model, "CPU", how)
         except RuntimeError as error:  # its one kind, whether the file is broken or too new
             last = (str(error).strip().splitlines() or [""])[-1]
             raise NotPossibleNow(f"openvino refuses {EXPORT_FILE}: {last}"[:500], field=EXPORT_FILE) from error
-        # A request runs one batch at a time; a thread finds one, or makes one, and lays it back.
+        # A request runs one image at a time; a thread finds one, or makes one, and lays it back.
         self._idle: deque[Any] = deque()
 
     @property
@@ -59,20 +66,45 @@ class OpenVinoEngine:
     def streams(self) -> int:
         return self._streams
 
+    @property
+    def best_batch(self) -> None:
+        return None  # none is saved here, but whoever asks has less to do for each
+
     def infer(self, images: Images) -> Output:
+        requests = [self._request() for _ in images]
         try:
-            request = self._idle.pop()
-        except IndexError:
-            request = self._compiled.create_infer_request()
-        try:
-            # Reads the caller's memory without a copy, and gives copies of its own outputs.
-            output = Output(*request.infer(images, share_inputs=True).to_tuple())
+            for number, request in enumerate(requests):
+                # Read where it lies: its own door for arrays would look at each anew, for what we know.
+                request.set_input_tensor(openvino.Tensor(images[number : number + 1], shared_memory=True))
+                request.start_async()
+            for request in reversed(requests):  # so that this thread is woken once, by the last
+                request.wait()
+            output = self._gathered(requests)
+        except Exception:
+            for request in requests:  # none may read the caller's memory any more
+                with suppress(Exception):
+                    request.wait()
+            raise
         finally:
-            self._idle.append(request)
+            self._idle.extend(requests)
         if output.heatmaps is not None:
             # Its clamp makes 0 of what is no number: a score, and of a sound part. The heatmap has no clamp.
             output.scores[~np.isfinite(output.heatmaps).all(axis=(1, 2))] = np.nan
         return output
+
+    def _request(self) -> Any:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._compiled.create_infer_request()
+
+    def _gathered(self, requests: list[Any]) -> Output:
+        return Output(
+            *(
+                np.concatenate([request.get_output_tensor(at).data for request in requests])
+                for at in range(len(self._compiled.outputs))
+            )
+        )
 
 
 def check_processor(device: Device, *, bf16: bool = False) -> None:

@@ -23,6 +23,9 @@ from inspectbus.inference.engine import Images
 
 T = TypeVar("T")
 
+LANES = tuple(Lane)
+"""To walk an Enum costs more than all else that is done for a batch here."""
+
 
 @dataclass(eq=False)
 class Slot(Generic[T]):
@@ -107,7 +110,7 @@ class SlotQueue(Generic[T]):
 
     def heads(self) -> Iterator[Slot[T]]:
         """The slot of each lane whose turn is next, where one has images."""
-        return (self._lanes[lane][0] for lane in Lane if self._lanes[lane])
+        return (waiting[0] for waiting in map(self._lanes.__getitem__, LANES) if waiting)
 
     def ready(self) -> Iterator[T]:
         """All whose image is in its place."""

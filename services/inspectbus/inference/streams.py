@@ -24,10 +24,13 @@ were cancelled."""
 class Streams:
     """Thread-safe."""
 
-    def __init__(self, count: int, clock: Callable[[], float] = time.perf_counter) -> None:
-        """At most `count` runs at once, of all flows. Shadows leave one stream alone, where there are several."""
+    def __init__(self, count: int, clock: Callable[[], float] = time.perf_counter, *, ahead: int = 0) -> None:
+        """At most `count` runs at once, of all flows, and `ahead` more that wait in the engines. Shadows leave one
+        stream alone, where there are several.
+        """
         self._clock = clock
-        self._most = count
+        self._most = count + ahead
+        self._ahead = ahead
         self._most_shadows = max(1, count - 1)
         self._lock = threading.Lock()
         self._running = 0
@@ -50,14 +53,11 @@ class Streams:
         """Flows that have images now; shadows have no turn that costs anybody else one."""
         return sum(1 for flow in self._flows if not flow.shadow and (flow.running or flow.waiting))
 
-    def _begin(self, flow: Flow, before: Turn | None) -> Turn | None:
+    def _begin(self, flow: Flow) -> Turn | None:
         with self._lock:
-            if before is not None:
-                self._finish(before, used=True)
-            elif not (flow.running or flow.waiting):
+            if flow.idle and not (flow.running or flow.waiting):
                 flow.at_s = max(flow.at_s, self._now_s[flow.shadow])
             if flow.closed:
-                self._grant()
                 return None
             if not self._waiting and self._has_room(flow):
                 return self._granted(flow)
@@ -77,20 +77,18 @@ class Streams:
 
     def _end(self, turn: Turn, *, used: bool) -> None:
         with self._lock:
-            self._finish(turn, used=used)
+            seconds = self._clock() - turn.begun_s if used else 0.0
+            flow = turn.flow
+            self._running -= 1
+            self._shadows_running -= flow.shadow
+            flow.running -= 1
+            flow.idle = not flow.has_images
+            flow.at_s += seconds - turn.charged_s
+            if used:
+                flow.last_s = seconds
+                flow.computed_s += seconds
             if self._waiting:
                 self._grant()
-
-    def _finish(self, turn: Turn, *, used: bool) -> None:
-        seconds = self._clock() - turn.begun_s if used else 0.0
-        flow = turn.flow
-        self._running -= 1
-        self._shadows_running -= flow.shadow
-        flow.running -= 1
-        flow.at_s += seconds - turn.charged_s
-        if used:
-            flow.last_s = seconds
-            flow.computed_s += seconds
 
     def _close(self, flow: Flow) -> None:
         with self._lock:
@@ -101,6 +99,8 @@ class Streams:
                     wait.told.notify()
 
     def _has_room(self, flow: Flow) -> bool:
+        if flow.running >= flow.most:
+            return False
         if not flow.shadow:
             return self._running < self._most
         # An image that has just come goes first, though the thread that will ask for it may still be on its way here.
@@ -137,16 +137,25 @@ class Flow:
         self.closed = False
         self.running = 0
         self.waiting = 0
+        self.idle = True
+        """It had no images when its last run ended. One that had, and has not asked yet, catches nothing up."""
         self.at_s = 0.0
         """Its own time: it rises with what the flow is given, and catches up when it comes back."""
         self.last_s = 0.0
         self.computed_s = 0.0
         """Seconds of streams it was given."""
+        self.most = streams._most_shadows if shadow else streams._most
+        """Runs that it may have at once."""
         self._images: Sized = ()
 
     def is_for(self, images: Sized) -> None:
         """Those that wait for its turns. Looked at without a lock."""
         self._images = images
+
+    def limited_to(self, streams: int) -> int:
+        """Runs that it may have at once, from now on: its engine has so many streams."""
+        self.most = min(self.most, streams + self.streams._ahead)
+        return self.most
 
     @property
     def has_images(self) -> bool:
@@ -157,13 +166,13 @@ class Flow:
         """How many share the streams now, this one among them."""
         return max(1, self.streams.crowd)
 
-    def begin(self, before: Turn | None = None) -> Turn | None:
+    def begin(self) -> Turn | None:
         """Waits for this flow's turn. None once the flow is closed.
 
-        Whoever has more images when a run is over does not end its turn but gives it here: between the two, another
-        flow would be the only one that waits, and have the stream whosever turn it is.
+        Whoever has many images asks before its last run is over, or another flow would be the only one that waits, and
+        have the stream whosever turn it is.
         """
-        return self.streams._begin(self, before)
+        return self.streams._begin(self)
 
     def close(self) -> None:
         """Whoever waits for a turn gets none any more."""

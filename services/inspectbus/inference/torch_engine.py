@@ -11,7 +11,7 @@ import torch
 
 from inspectbus.domain.model_version import ModelCard
 from inspectbus.errors import NotPossibleNow
-from inspectbus.inference.engine import Device, Images, Output, Place
+from inspectbus.inference.engine import BEST_BATCH, Device, Images, Output, Place
 from inspectbus.networks.scorer import Scorer
 from inspectbus.networks.trained import load_trained
 
@@ -38,6 +38,10 @@ class TorchEngine:
     @property
     def streams(self) -> int:
         return self._streams
+
+    @property
+    def best_batch(self) -> int | None:
+        return BEST_BATCH if self.device == "cpu" else None
 
     def infer(self, images: Images) -> Output:
         with torch.inference_mode(), torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):

@@ -60,6 +60,7 @@ def start(tmp_path: Path) -> Iterator[Open]:
                     "model_retry_s": 0.05,
                     "drain_s": 5,
                     "threads": 1,
+                    "runs_ahead": 0,  # so that an engine which is held has what it computes, and no more
                     **how,
                 }
             )

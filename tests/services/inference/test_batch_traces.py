@@ -25,19 +25,19 @@ def ids(*frames: PreparedFrame) -> set[int]:
 
 def test_a_batch_links_the_step_of_each_of_its_frames(start: Open, version: Path, touchy: Queue[TouchyEngine]) -> None:
     with spans_taken() as taken:
-        line = start(model_dir=version, max_batch_size=4)
+        line = start(model_dir=version, max_batch_size=2)
         line.wait_ready()
         engine = touchy.get(timeout=PATIENCE_S)
         while engine.entered.acquire(blocking=False):
             pass
-        # given an engine that computes a first frame, while three others come
+        # given an engine that computes a first frame, while two others come
         engine.gate.clear()
-        frames = [prepared_frame(DARK) for _ in range(4)]
+        frames = [prepared_frame(DARK) for _ in range(3)]
         messages = [prepared_message(frame, "test", Lane.LIVE) for frame in frames]
         published = [line.bus.publish(topics.PREPARED, messages[0])]
         assert engine.entered.acquire(timeout=PATIENCE_S)
         published += [line.bus.publish(topics.PREPARED, message) for message in messages[1:]]
-        assert line.waits(3)
+        assert line.waits(2)
         # when it goes on
         engine.gate.set()
         for future in published:
@@ -48,7 +48,7 @@ def test_a_batch_links_the_step_of_each_of_its_frames(start: Open, version: Path
     judged = {span.context.span_id: span.context.trace_id for span in found if span.name == "judge" and span.context}
     passes = [{judged[link.context.span_id] for link in span.links} for span in found if span.name == "infer"]
     assert passes[-2:] == [ids(frames[0]), ids(*frames[1:])]
-    assert [span.attributes for span in found if span.name == "infer"][-1] == {"inspectbus.images": 3}
+    assert [span.attributes for span in found if span.name == "infer"][-1] == {"inspectbus.images": 2}
 
 
 def test_an_image_that_the_engine_fails_on_is_named_by_its_frame(

@@ -64,6 +64,7 @@ class Paced:
     streams: int = 1
     name: str = "paced"
     device: str = "here"
+    best_batch: int | None = None
 
     def infer(self, images: Images) -> Output:
         self.clock.now_s += self.image_s * len(images)

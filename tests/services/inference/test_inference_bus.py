@@ -225,7 +225,7 @@ def test_a_worker_that_has_no_model_yet_leaves_frames_to_one_that_has(version: P
         delivery.done()
 
     def settings(name: str, **more: Any) -> InferenceSettings:
-        return InferenceSettings(port=0, metrics_port=0, state_dir=tmp_path / name, threads=1, **more)
+        return InferenceSettings(port=0, metrics_port=0, state_dir=tmp_path / name, threads=1, runs_ahead=0, **more)
 
     with connect(f"embedded://{tmp_path.name}") as bus, ExitStack() as house:
         bus.subscribe(topics.DECISIONS, "results", record)

@@ -255,6 +255,7 @@ class CostlyEngine:
     name = "costly"
     device = "here"
     streams = 1
+    best_batch = None
 
     def __init__(self, name: str, cost_s: float, clock: list[float], runs: list[str], gate: threading.Event) -> None:
         self._who, self._cost_s, self._clock, self._runs, self._gate = name, cost_s, clock, runs, gate
