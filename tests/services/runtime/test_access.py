@@ -7,13 +7,11 @@ import socket
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from cryptography import x509
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
@@ -210,30 +208,6 @@ def test_a_renewed_certificate_is_served_without_a_restart_and_a_broken_one_is_n
         files.key.write_bytes(renewed.key.read_bytes())
         assert ask(door.address, Access(ca=stranger.file)) == "line-1"
         assert refusal_of(door.address, Access(ca=authority.file))[0] is grpc.StatusCode.UNAVAILABLE
-
-
-def test_when_the_certificate_ends_is_told_and_a_renewed_ones_end_before_anybody_called(
-    authority: Authority, papers: Papers, tmp_path: Path
-) -> None:
-    def told(registry: CollectorRegistry) -> float | None:
-        where = {"file": str(files.certificate)}
-        return registry.get_sample_value("inspectbus_tls_certificate_expiration_timestamp_seconds", where)
-
-    def end_of(certificate: Path) -> float:
-        return x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc.timestamp()
-
-    files, registry = Papers(tmp_path / "tls.crt", tmp_path / "tls.key"), CollectorRegistry()
-    renewed = authority.issue("acquisition", ends=datetime(2061, 2, 3, 4, 5, 6, tzinfo=UTC))
-    for source, target in zip(astuple(papers), astuple(files), strict=True):
-        shutil.copy(source, target)
-    with open_door(registry, **tls(files)):
-        assert told(registry) == end_of(papers.certificate)
-
-        files.certificate.write_bytes(renewed.certificate.read_bytes())  # the key is still the old one
-        assert told(registry) == end_of(papers.certificate)
-
-        files.key.write_bytes(renewed.key.read_bytes())
-        assert told(registry) == end_of(renewed.certificate) == datetime(2061, 2, 3, 4, 5, 6, tzinfo=UTC).timestamp()
 
 
 def astuple(papers: Papers) -> tuple[Path, Path]:
