@@ -1,6 +1,8 @@
 """Judge every image of a folder and sort the names by verdict.
 
 python clients/examples/inspect_folder.py photos/ --acquisition 127.0.0.1:50051
+
+With TLS and tokens set INSPECTBUS_TLS_CA and INSPECTBUS_TOKEN_FILE, as for the commands.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from inspectbus.errors import InspectBusError
-from inspectbus_client import Client
+from inspectbus_client import Access, Client
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -22,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     images = sorted(path for path in options.folder.iterdir() if path.is_file())
     by_verdict: dict[str, list[str]] = defaultdict(list)
-    with Client(acquisition=options.acquisition) as client:
+    with Client(acquisition=options.acquisition, access=Access.from_environment()) as client:
         # Eight are under way at a time; they come back as they are decided.
         for inspected in client.inspect_many(images, recipe=options.recipe):
             name = Path(str(inspected.shot.image)).name

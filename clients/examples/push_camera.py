@@ -3,6 +3,8 @@
     python clients/examples/push_camera.py --line line-1 --station side --frames 100 --fps 10
 
 A real camera puts its encoded image in place of `render`. What is decided comes to watch_line.py, not here.
+
+With TLS and tokens set INSPECTBUS_TLS_CA and INSPECTBUS_TOKEN_FILE, as for the commands.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from inspectbus.errors import InspectBusError
-from inspectbus_client import Client, Label, Shot
+from inspectbus_client import Access, Client, Label, Shot
 
 SIDE = 128
 """Pixels."""
@@ -34,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     parts = camera(random.Random(options.seed), options.frames, options.fps, options.scratched)
     accepted = 0
-    with Client(acquisition=options.acquisition) as client:
+    with Client(acquisition=options.acquisition, access=Access.from_environment()) as client:
         # The answers pull the frames: the camera is never further ahead than the line can bear.
         try:
             for published in client.publish_frames(parts, line=options.line, station=options.station, patience_s=10):

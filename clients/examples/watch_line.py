@@ -3,6 +3,8 @@
     python clients/examples/watch_line.py --line line-1 --cursor-file seen.txt
 
 Started again with the same cursor file it goes on where it stopped: nothing is skipped and nothing comes twice.
+
+With TLS and tokens set INSPECTBUS_TLS_CA and INSPECTBUS_TOKEN_FILE, as for the commands.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 from inspectbus.errors import InspectBusError
-from inspectbus_client import Client, Verdict
+from inspectbus_client import Access, Client, Verdict
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     file: Path | None = options.cursor_file
     after = int(file.read_text()) if file and file.exists() else None
     with (
-        Client(results=options.results) as client,
+        Client(results=options.results, access=Access.from_environment()) as client,
         client.watch_decisions(line=options.line, after=after) as watch,
     ):
         for record in islice(watch, options.limit):

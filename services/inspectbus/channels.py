@@ -63,6 +63,25 @@ class Access:
         if self.token and self.token_file is not None:
             raise BadField("name a token or a file with one, not both", field="token")
 
+    @classmethod
+    def from_environment(cls) -> Access:
+        """What the commands and the examples show: INSPECTBUS_TLS_CA, and with it INSPECTBUS_TLS_CERTIFICATE and
+        INSPECTBUS_TLS_KEY; INSPECTBUS_TOKEN_FILE or INSPECTBUS_TOKEN. Never arguments: everybody on the machine could
+        read a secret among them. Raises BadField for half of it."""
+
+        def told(name: str) -> str:
+            return os.environ.get(f"INSPECTBUS_{name}", "")
+
+        with_tls = bool(told("TLS_CA"))
+        return cls(
+            ca=told("TLS_CA") or None,
+            # Services' own too, which need no authority to show theirs at their door.
+            certificate=(told("TLS_CERTIFICATE") or None) if with_tls else None,
+            key=(told("TLS_KEY") or None) if with_tls else None,
+            token=told("TOKEN"),
+            token_file=told("TOKEN_FILE") or None,
+        )
+
     def check(self) -> None:
         """Raises BadField for files that cannot be read."""
         for name in ("ca", "certificate", "key", "token_file"):

@@ -50,11 +50,11 @@ class Authority:
         self.file = folder / f"{name}-ca.pem"
         self.file.write_bytes(self._certificate.public_bytes(serialization.Encoding.PEM))
 
-    def issue(self, name: str, *, expired: bool = False) -> Papers:
+    def issue(self, name: str, *, expired: bool = False, ends: dt.datetime | None = None) -> Papers:
         """A certificate for DNS `name`, localhost and 127.0.0.1, and its key, in files of their own."""
         key = ec.generate_private_key(ec.SECP256R1())
         now = dt.datetime.now(dt.UTC)
-        ends = now - HOUR if expired else now + 2 * HOUR
+        ends = ends or (now - HOUR if expired else now + 2 * HOUR)
         address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
         names = x509.SubjectAlternativeName([x509.DNSName(name), x509.DNSName("localhost"), address])
         certificate = (

@@ -10,11 +10,12 @@ from __future__ import annotations
 import io
 import shutil
 import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
 import pytest
+
+from tests.doubles.servers import tool
 
 ROOT = Path(__file__).parents[2]
 PROTOS = ROOT / "protos"
@@ -49,10 +50,7 @@ def test_a_field_that_was_taken_away_is_told(tmp_path: Path) -> None:
 
 def _breaking(now: Path, before: Path) -> str:
     """What buf says of the change; empty when all still fits."""
-    buf = shutil.which("buf", path=str(Path(sys.executable).parent)) or shutil.which("buf")
-    if buf is None:
-        pytest.skip("buf is not installed: pip install buf-bin")
-    command = [buf, "breaking", "--against", str(before)]
+    command = [tool("buf"), "breaking", "--against", str(before)]
     done = subprocess.run(command, cwd=now, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode in (0, 100), done.stderr  # 100: it has found something
     return done.stdout

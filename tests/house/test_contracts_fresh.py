@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
-import pytest
+from tests.doubles.servers import tool
 
 ROOT = Path(__file__).parents[2]
 PROTOS = ROOT / "protos"
@@ -60,8 +59,5 @@ def test_dependencies_reach_back_no_further_than_generated_code_does() -> None:
 
 
 def test_contracts_pass_the_linter() -> None:
-    buf = shutil.which("buf", path=str(Path(sys.executable).parent)) or shutil.which("buf")
-    if buf is None:
-        pytest.skip("buf is not installed: pip install buf-bin")
-    done = subprocess.run([buf, "lint"], cwd=PROTOS, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([tool("buf"), "lint"], cwd=PROTOS, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

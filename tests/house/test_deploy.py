@@ -22,6 +22,7 @@ import yaml
 from inspectbus.bus.rabbitmq import topology
 from inspectbus.line import SERVICES, settings_class
 from inspectbus.runtime.settings import refuse_unknown
+from tests.doubles.servers import tool
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -54,12 +55,6 @@ def environment(service: Mapping[str, Any]) -> dict[str, str]:
     return {name: str(value) for name, value in service.get("environment", {}).items()}
 
 
-def linter(name: str) -> str:
-    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
-    assert found, f"{name} is not installed: make test installs it with the extra `test`"
-    return found
-
-
 def passes(*command: str | Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -83,14 +78,14 @@ def is_shell(path: Path) -> bool:
 
 
 def test_the_dockerfile_passes_its_linter() -> None:
-    passes(linter("hadolint"), DEPLOY / "Dockerfile")
+    passes(tool("hadolint"), DEPLOY / "Dockerfile")
 
 
 def test_every_shell_script_passes_its_linter() -> None:
     found = scripts()
 
     assert {"make-secrets", "run"} <= {path.name for path in found}
-    passes(linter("shellcheck"), *found)
+    passes(tool("shellcheck"), *found)
 
 
 def test_compose_files_keep_to_their_specification() -> None:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from collections import defaultdict
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 
-from tests.doubles.servers import missing
+from tests.doubles.servers import tool
 from tests.house.metrics_table import PAGE, Row, page, registries, rows_of
-
-PROMETHEUS = "apt-get install prometheus"
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +50,9 @@ def test_names_say_their_unit_and_kind(rows: list[Row]) -> None:
 
 
 def test_what_a_scrape_hears_passes_the_linter_of_prometheus(rows: list[Row], scrapes: dict[str, str]) -> None:
-    promtool = shutil.which("promtool") or missing("promtool", PROMETHEUS)
     for service, text in scrapes.items():
         done = subprocess.run(
-            [promtool, "check", "metrics"], input=text, capture_output=True, text=True, timeout=60, check=False
+            [tool("promtool"), "check", "metrics"], input=text, capture_output=True, text=True, timeout=60, check=False
         )
         assert done.returncode == 0, f"{service}: {done.stdout}{done.stderr}"
     assert len(scrapes) == len({row.service for row in rows})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.doubles.servers import missing
+from tests.doubles.servers import tool
 from tests.house.metrics_table import PAGE, read_page
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -140,9 +139,8 @@ def test_every_alert_is_seen_to_fire_and_its_metrics_are_in_the_everyday_plant()
 
 
 def test_the_rules_are_right_and_fire_when_they_should() -> None:
-    promtool = shutil.which("promtool") or missing("promtool", "apt-get install prometheus")
     for question in (["check", "config", str(DEPLOY / "prometheus.yml")], ["test", "rules", str(ALERT_TESTS)]):
-        done = subprocess.run([promtool, *question], capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run([tool("promtool"), *question], capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
     loaded = yaml.safe_load((DEPLOY / "prometheus.yml").read_text(encoding="utf-8"))["rule_files"]
     assert [(DEPLOY / name).resolve() for name in loaded] == [ALERTS]

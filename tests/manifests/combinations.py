@@ -1,4 +1,5 @@
-"""What is rendered: every overlay and job as it stands, the base with each component alone, and with several."""
+"""What is rendered: every overlay as it stands and with its training, each job, the base with each component alone, and
+with several."""
 
 from __future__ import annotations
 
@@ -9,6 +10,9 @@ from tests.manifests.kustomize import K8S
 OVERLAYS = tuple(sorted(folder.name for folder in (K8S / "overlays").iterdir()))
 COMPONENTS = tuple(sorted(folder.name for folder in (K8S / "components").iterdir()))
 JOBS = tuple(sorted(folder.name for folder in (K8S / "jobs").iterdir()))
+
+TRAININGS = {"local": "jobs/train", "edge": "jobs/train", "plant": "overlays/plant/train"}
+"""How a training is asked for in each overlay."""
 
 SERVERS = ("rabbitmq-operator", "postgres")
 SINGLE = ("rabbitmq-single", "postgres-single")
@@ -30,10 +34,15 @@ TOGETHER: dict[str, tuple[str, ...]] = {
 ALL = (
     *(f"overlays/{name}" for name in OVERLAYS),
     *(f"jobs/{name}" for name in JOBS),
+    *(f"overlays/{name} and {job}" for name, job in TRAININGS.items()),
     *(f"with {name}" for name in TOGETHER),
 )
 
 
-def folder_of(name: str) -> Path | None:
-    """None for the base with components."""
-    return None if name.startswith("with ") else K8S / name
+def with_training(overlay: str) -> str:
+    return f"overlays/{overlay} and {TRAININGS[overlay]}"
+
+
+def folders_of(name: str) -> list[Path]:
+    """What is applied to one cluster together; none for the base with components."""
+    return [] if name.startswith("with ") else [K8S / part for part in name.split(" and ")]

@@ -8,7 +8,7 @@ from functools import cache
 
 import pytest
 
-from tests.manifests.combinations import TOGETHER, folder_of
+from tests.manifests.combinations import TOGETHER, folders_of
 from tests.manifests.kustomize import Manifests, render, render_base_with
 
 Rendered = Callable[[str], Manifests]
@@ -20,9 +20,9 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Rendered:
 
     @cache
     def once(name: str) -> Manifests:
-        folder = folder_of(name)
-        if folder is not None:
-            return render(folder)
+        folders = folders_of(name)
+        if folders:
+            return Manifests([each for folder in folders for each in render(folder).objects])
         own = tmp_path_factory.mktemp("kustomization") / "base"
         return render_base_with(TOGETHER[name.removeprefix("with ")], own)
 

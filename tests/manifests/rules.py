@@ -20,6 +20,7 @@ from inspectbus.api.v1 import acquisition_pb2, inference_pb2, model_pb2, preproc
 from inspectbus.bus.rabbitmq import FIRST_TRY_S, FLUSH_S, addresses, naming, topology
 from inspectbus.bus.rabbitmq.limits import Limits
 from inspectbus.bus.topics import FRAMES, PREPARED, TRAINING
+from inspectbus.cli.doors import access
 from inspectbus.errors import BadField
 from inspectbus.line import SERVICES, settings_class
 from inspectbus.runtime.settings import PREFIX, refuse_unknown
@@ -40,7 +41,7 @@ DRAIN_STEPS = 4
 """Calls in hand, deliveries in hand, the engine or the training, its records: one after another, `drain_s` each."""
 SPARE_S = 5.0 + 2 * FLUSH_S
 """What rpc_server waits beyond its drain, and the bus for confirms and connections."""
-GIVEN_BY_HAND = ("inspectbus-s3", "inspectbus-tokens")
+GIVEN_BY_HAND = ("inspectbus-s3", "inspectbus-tokens", "inspectbus-train-token")
 MADE = (
     "inspectbus-bus-*",
     "inspectbus-broker-users",
@@ -313,6 +314,16 @@ def _secret_names(part: Any) -> Iterator[str]:
                 yield from _secret_names(value)
 
 
+def secrets_can_be_read(found: Manifests) -> Iterator[str]:
+    """Their files are root's: what others may not read is read by the pod's group."""
+    for each in found.workloads:
+        group = each.pod.get("securityContext", {}).get("fsGroup")
+        for volume in each.pod.get("volumes", []):
+            mode = volume.get("secret", {}).get("defaultMode", 0o644)
+            if not mode & 0o004 and (not mode & 0o040 or group is None):
+                yield f"{each.name}: cannot read its volume {volume['name']}"
+
+
 def names_lead_somewhere(found: Manifests) -> Iterator[str]:
     """Volumes, ConfigMaps and their keys, accounts, and variables within variables."""
     maps = {each["metadata"]["name"]: each.get("data", {}) for each in found.of("ConfigMap")}
@@ -456,6 +467,50 @@ def certificates_bear_their_names(found: Manifests) -> Iterator[str]:
                         yield f"{each.name}: its certificate does not bear the name {short}"
 
 
+def clients_show_what_doors_ask_for(found: Manifests) -> Iterator[str]:
+    """Who calls a door here trusts its certificate by the name it calls, and shows its own and a token where asked."""
+    for each in found.workloads:
+        (container, *_) = each.pod["containers"]
+        args = container.get("args", [])
+        if "--address" not in args:
+            continue
+        host, _, port = args[args.index("--address") + 1].removeprefix("dns:///").rpartition(":")
+        door = next((one for one in found.ours if one.name == host), None)
+        if door is None:
+            continue
+        wanted = found.environment(door.pod["containers"][0])
+        if port not in {
+            str(one["containerPort"]) for one in door.pod["containers"][0]["ports"] if one["name"] == "grpc"
+        }:
+            yield f"{each.name}: {host} does not listen on {port}"
+        with clean_environment(found.environment(container)):
+            shown = access()
+        needed = {
+            "authority": (wanted.get("INSPECTBUS_TLS_CERTIFICATE"), shown.ca),
+            "certificate": (wanted.get("INSPECTBUS_TLS_CLIENT_CA"), shown.certificate),
+            "token": (wanted.get("INSPECTBUS_TOKENS"), shown.token_file),
+        }
+        for what, (asked, file) in needed.items():
+            if asked and not file:
+                yield f"{each.name}: calls {host} without {what}"
+        files = [str(file) for file in (shown.ca, shown.certificate, shown.key, shown.token_file) if file is not None]
+        yield from (f"{each.name}: nobody gives it {file}" for file in files if file not in _given(found, each))
+
+
+def _given(found: Manifests, each: Workload) -> set[str]:
+    """The files of Secrets that its first container sees."""
+    by_secret = {one["spec"]["secretName"]: one["spec"] for one in found.of("Certificate")}
+    volumes = {volume["name"]: volume["secret"] for volume in each.pod.get("volumes", []) if "secret" in volume}
+    given = set()
+    for mount in each.pod["containers"][0].get("volumeMounts", []):
+        secret = volumes.get(mount["name"], {})
+        items = [item["path"] for item in secret.get("items", [])]
+        if "client auth" in by_secret.get(secret.get("secretName"), {}).get("usages", []):
+            items += ["ca.crt", "tls.crt", "tls.key"]
+        given |= {f"{mount['mountPath']}/{item}" for item in items}
+    return given
+
+
 RULES: tuple[Rule, ...] = (
     nothing_of_the_host,
     as_little_as_possible,
@@ -468,6 +523,7 @@ RULES: tuple[Rule, ...] = (
     settings_are_real,
     ports_are_listened_on,
     secrets_are_referred_to,
+    secrets_can_be_read,
     names_lead_somewhere,
     folders_to_write_to,
     a_station_has_one_owner,
@@ -475,6 +531,7 @@ RULES: tuple[Rule, ...] = (
     the_broker_has_room,
     images_have_a_version,
     certificates_bear_their_names,
+    clients_show_what_doors_ask_for,
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.manifests.combinations import with_training
 from tests.manifests.conftest import Rendered
 from tests.manifests.edges import Party, edges
 from tests.manifests.kustomize import NAME, Manifests
@@ -12,7 +13,6 @@ BUCKET, API, ELSEWHERE = "203.0.113.7", "10.96.0.1", "198.51.100.1"
 OUTSIDERS = (
     Party("stranger", {"app": "stranger"}),
     Party("stranger's namespace", {"app": "stranger"}, "default"),
-    Party("train", {NAME: "train", "inspectbus.io/client": "true"}),
     Party("plant software", {"app": "mes"}, "mes", {"inspectbus.io/client": "true"}),
     Party("prometheus", {NAME: "prometheus"}, "monitoring"),
     Party("keda", {"app": "keda-operator"}, "keda"),
@@ -26,7 +26,7 @@ SERVICES = {"acquisition": 50051, "preprocessing": 50052, "inference": 50053, "t
 METRICS = {"acquisition": 9101, "preprocessing": 9102, "inference": 9103, "training": 9104, "results": 9105}
 WORKLOADS = (*SERVICES, "training-worker")
 RECORDS = ("preprocessing", "training", "training-worker", "results")
-INSIDE = (*WORKLOADS, "rabbitmq", "postgres")
+INSIDE = (*WORKLOADS, "rabbitmq", "postgres", "train")
 
 EDGES: set[tuple[str, str, int]] = {
     # Services among themselves: recipes and models are asked for, and a decision whose news did not come.
@@ -37,7 +37,7 @@ EDGES: set[tuple[str, str, int]] = {
     *((name, "rabbitmq", port) for name in WORKLOADS for port in (5671, 5672)),
     *((name, "postgres", 5432) for name in RECORDS),
     *((name, "bucket", 443) for name in WORKLOADS),
-    # Those who were given the label.
+    # Those who have the label: the training that is asked for, and whom the plant gave it.
     *((client, name, door) for client in ("train", "plant software") for name, door in SERVICES.items()),
     # Who watches, who scales, who operates.
     *(("prometheus", name, port) for name, port in METRICS.items()),
@@ -58,7 +58,7 @@ EDGES: set[tuple[str, str, int]] = {
         for port in (443, 6443)
     ),
     # Names.
-    *((name, "dns", 53) for name in (*INSIDE, "train", "stranger")),
+    *((name, "dns", 53) for name in (*INSIDE, "stranger")),
 }
 
 
@@ -72,33 +72,33 @@ def parties(found: Manifests) -> list[Party]:
 
 def inside(found: set[tuple[str, str, int]]) -> set[tuple[str, str, int]]:
     """Without what outsiders do among themselves."""
-    named = {*INSIDE, "train", "stranger"}
+    named = {*INSIDE, "stranger"}
     return {edge for edge in found if edge[0] in named or edge[1] in named}
 
 
 @pytest.mark.parametrize("overlay", ["edge", "plant"])
 def test_the_edges_are_those_of_the_table(rendered: Rendered, overlay: str) -> None:
-    found = rendered(f"overlays/{overlay}")
+    found = rendered(with_training(overlay))
 
     assert inside(edges(found, parties(found))) == EDGES
 
 
 def test_without_the_denial_of_all_the_unnamed_may_be_called(rendered: Rendered) -> None:
-    found = rendered("overlays/edge")
+    found = rendered(with_training("edge"))
     found.objects.remove(found.one("NetworkPolicy", "default-deny"))
 
     assert ("stranger's namespace", "stranger", 50055) in inside(edges(found, parties(found))) - EDGES
 
 
 def test_a_door_that_is_opened_to_all_is_noticed(rendered: Rendered) -> None:
-    found = rendered("overlays/edge")
+    found = rendered(with_training("edge"))
     found.one("NetworkPolicy", "results")["spec"]["ingress"].append({"ports": [{"port": 50055}]})
 
     assert ("stranger's namespace", "results", 50055) in inside(edges(found, parties(found))) - EDGES
 
 
 def test_a_policy_that_is_gone_is_noticed(rendered: Rendered) -> None:
-    found = rendered("overlays/plant")
+    found = rendered(with_training("plant"))
     found.objects.remove(found.one("NetworkPolicy", "inference"))
 
     assert ("inference", "training", 50054) in EDGES - edges(found, parties(found))

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from tests.manifests import rules
-from tests.manifests.combinations import ALL
+from tests.manifests.combinations import ALL, with_training
 from tests.manifests.conftest import Rendered
 from tests.manifests.kustomize import Manifests
 from tests.manifests.rules import RULES, Rule
+
+TRAINED = with_training("plant")
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -54,6 +56,17 @@ def drop(found: Manifests, kind: str, name: str) -> None:
 
 def scaler(found: Manifests, name: str = "inference") -> Any:
     return found.one("ScaledObject", name)["spec"]
+
+
+def unset_env(found: Manifests, *names: str, workload: str = "train") -> None:
+    taken = {f"INSPECTBUS_{name}" for name in names}
+    env = container(found, workload)["env"]
+    env[:] = [entry for entry in env if entry["name"] not in taken]
+
+
+def mount(found: Manifests, name: str, workload: str = "train") -> Any:
+    (one,) = (each for each in container(found, workload)["volumeMounts"] if each["name"] == name)
+    return one
 
 
 def volumes(found: Manifests, *taken: str) -> list[Any]:
@@ -244,6 +257,12 @@ BROKEN = (
         "nobody makes the Secret somebodys",
         lambda found: container(found)["envFrom"].append({"secretRef": {"name": "somebodys"}}),
     ),
+    Broken(
+        rules.secrets_can_be_read,
+        "train: cannot read its volume token",
+        lambda found: pod(found, "train")["securityContext"].pop("fsGroup"),
+        TRAINED,
+    ),
     Broken(rules.names_lead_somewhere, "does not stand before it", replace_broken_order),
     Broken(rules.names_lead_somewhere, "no BUS_HOST", lambda found: shared(found).pop("BUS_HOST")),
     Broken(
@@ -327,6 +346,21 @@ BROKEN = (
         lambda found: found.one("Certificate", "acquisition")["spec"].update(dnsNames=["acquisition"]),
     ),
     Broken(rules.certificates_bear_their_names, "nobody makes", lambda found: drop(found, "Certificate", "inference")),
+    *(
+        Broken(rules.clients_show_what_doors_ask_for, words, do, TRAINED)
+        for words, do in {
+            "training without token": lambda found: unset_env(found, "TOKEN_FILE"),
+            "training without authority": lambda found: unset_env(found, "TLS_CA"),
+            "training without certificate": lambda found: unset_env(found, "TLS_CERTIFICATE", "TLS_KEY"),
+            "nobody gives it /etc/inspectbus/token/token": lambda found: mount(found, "token").update(
+                mountPath="/token"
+            ),
+            "nobody gives it /etc/inspectbus/tls/ca.crt": lambda found: drop(found, "Certificate", "client"),
+            "training does not listen on 50055": lambda found: container(found, "train").update(
+                args=["train", "parts", "--address", "training:50055"]
+            ),
+        }.items()
+    ),
 )
 
 

@@ -3,7 +3,6 @@ whom."""
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -37,19 +36,7 @@ def client_of(service: str, address: str | None) -> Client:
 
 
 def access() -> Access:
-    """How this command calls services, from the environment: a secret among the arguments could be read by everybody on
-    the machine. Raises BadField for half of it."""
+    """How this command calls services, from the environment. Raises BadField for half of it."""
     from inspectbus.channels import Access
 
-    def told(name: str) -> str:
-        return os.environ.get(f"INSPECTBUS_{name}", "")
-
-    with_tls = bool(told("TLS_CA"))
-    return Access(
-        ca=told("TLS_CA") or None,
-        # Services' own too, which need no authority to show theirs at their door.
-        certificate=(told("TLS_CERTIFICATE") or None) if with_tls else None,
-        key=(told("TLS_KEY") or None) if with_tls else None,
-        token=told("TOKEN"),
-        token_file=told("TOKEN_FILE") or None,
-    )
+    return Access.from_environment()

@@ -1,4 +1,5 @@
-"""Do the services answer, and what time is it there? gRPC health at the door, the Date of the metrics port's answer."""
+"""Do the services answer, do they know us, and what time is it there? gRPC health at the door, a call that needs a
+role, the Date of the metrics port's answer."""
 
 from __future__ import annotations
 
@@ -13,13 +14,26 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from inspectbus.channels import NO_ACCESS, Access, open_channel
 from inspectbus.doctor.clock import judged
 from inspectbus.doctor.finding import Finding, State
+from inspectbus.doctor.handshake import obstacle
 
 PATIENCE_S = 4.0
 DATE_STEP_S = 1.0
 """HTTP tells whole seconds."""
+REFUSALS = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+"""For who calls, and not for what."""
+CALLS = {
+    "acquisition": "AcquisitionService/ListStations",
+    "preprocessing": "PreprocessingService/ListRecipes",
+    "inference": "InferenceService/GetEngine",
+    "training": "ModelService/ListModels",
+    # Of no frame: it is let in or not, and found or not.
+    "results": "ResultsService/GetDecision",
+}
+"""What a viewer may ask of each, and an empty request does."""
 
 
-def look_at_door(service: str, address: str, access: Access = NO_ACCESS) -> list[Finding]:
+def look_at_door(service: str, address: str, access: Access = NO_ACCESS, *, knows_us: bool = False) -> list[Finding]:
+    """Health is told to everybody; `knows_us` asks too whether this caller may come in."""
     about = f"{service} service"
     with open_channel(address, access) as channel:
         health: Any = health_pb2_grpc.HealthStub(channel)
@@ -27,13 +41,35 @@ def look_at_door(service: str, address: str, access: Access = NO_ACCESS) -> list
             answer = health.Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)
         except grpc.RpcError as error:
             if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-                says = f"nobody answers at {address}: start it with `inspectbus serve {service}`"
+                nobody = f"nobody answers at {address}: start it with `inspectbus serve {service}`"
+                says = obstacle(address, access) or nobody
+            elif error.code() in REFUSALS:
+                says = _refused(address, error)
             else:
                 says = f"what answers at {address} is no service of ours: {error.code().name}"
             return [Finding(about, State.FAIL, says)]
+        refused = _refusal(channel, service, address) if knows_us else ""
     if answer.status != health_pb2.HealthCheckResponse.SERVING:
         return [Finding(about, State.WARN, f"answers at {address} that it does not serve: it is starting or stopping")]
+    if refused:
+        return [Finding(about, State.FAIL, refused)]
     return [Finding(about, State.OK, f"serves at {address}")]
+
+
+def _refusal(channel: grpc.Channel, service: str, address: str) -> str:
+    """What is said to whoever may not even look; empty for who may, whatever comes of the call itself."""
+    call: Any = channel.unary_unary(f"/inspectbus.api.v1.{CALLS[service]}")
+    try:
+        call(b"", timeout=PATIENCE_S)
+    except grpc.RpcError as error:
+        if error.code() in REFUSALS:
+            return _refused(address, error)
+    return ""
+
+
+def _refused(address: str, error: grpc.RpcError) -> str:
+    """In the door's own words."""
+    return f"serves at {address}, and refuses this caller: {error.details()} (INSPECTBUS_TOKEN_FILE names its token)"
 
 
 def look_at_clock(service: str, host: str, port: int) -> list[Finding]:

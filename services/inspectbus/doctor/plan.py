@@ -52,7 +52,7 @@ def checks_of(
     if "preprocessing" in asked:
         checks.append(Check("recipes", partial(_recipes, settings, _address("preprocessing", settings), access)))
     for name in asked:
-        checks.append(_door_check(name, settings, access))
+        checks.append(_door_check(name, settings, access, knows_us=True))
         address = _address(name, settings)
         host = address.rpartition(":")[0].strip("[]")
         if settings[name].metrics_port and host:
@@ -64,8 +64,8 @@ def _settings(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, ServiceSet
     return {name: settings_class(name).load(sections.get(name, {})) for name in SERVICES}
 
 
-def _door_check(name: str, settings: Mapping[str, ServiceSettings], access: Access) -> Check:
-    return Check(f"{name} service", partial(_door, name, _address(name, settings), access))
+def _door_check(name: str, settings: Mapping[str, ServiceSettings], access: Access, *, knows_us: bool = False) -> Check:
+    return Check(f"{name} service", partial(_door, name, _address(name, settings), access, knows_us))
 
 
 def _address(name: str, settings: Mapping[str, ServiceSettings]) -> str:
@@ -150,10 +150,10 @@ def _recipes(settings: Mapping[str, Any], address: str, access: Access) -> list[
     return look_at_recipes(wanted, inference.model, inference.model_alias, address, models_address, access)
 
 
-def _door(name: str, address: str, access: Access) -> list[Finding]:
+def _door(name: str, address: str, access: Access, knows_us: bool) -> list[Finding]:
     from inspectbus.doctor.doors import look_at_door
 
-    return look_at_door(name, address, access)
+    return look_at_door(name, address, access, knows_us=knows_us)
 
 
 def _clock(name: str, host: str, port: int) -> list[Finding]:

@@ -11,6 +11,8 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
+from inspectbus.runtime.tls import Expiry
+
 GLANCE_S = 0.02
 """How often the server looks whether it shall end. prometheus_client's own server looks every half second, which a
 line of five services would feel each time it stops."""
@@ -18,7 +20,11 @@ line of five services would feel each time it stops."""
 
 @contextmanager
 def metrics_server(registry: CollectorRegistry, host: str, port: int) -> Iterator[int]:
-    """Serves the registry at http://host:port/metrics and yields the port it got. Raises OSError when it is taken."""
+    """Serves the registry, and what is the process's own, at http://host:port/metrics and yields the port it got.
+
+    Raises OSError when it is taken.
+    """
+    registry.register(Expiry())
     form = _Server6 if ":" in host else _Server
     try:
         server = make_server(host.strip("[]"), port, make_wsgi_app(registry), form, _Quiet)

@@ -4,22 +4,34 @@
                                          ├─ yes, and key and certificate fit ─> the new one, from this handshake on
                                          └─ yes, but half written or missing ─> told in the log, the one in use stays
 
-TLS 1.2 is the oldest that gRPC's own library speaks.
+TLS 1.2 is the oldest that gRPC's own library speaks. When a certificate ends is told to Prometheus, because a renewal
+that fails is otherwise seen on the day of its end.
 """
 
 from __future__ import annotations
 
+import base64
+import re
 import ssl
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import grpc
 import structlog
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from inspectbus.errors import BadField
 from inspectbus.runtime.settings import ServiceSettings
 
 log = structlog.get_logger(__name__)
+
+_PEM = re.compile(rb"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----(.+?)-----END ", re.DOTALL)
+# Tags of X.690.
+_SEQUENCE, _UTC_TIME = 0x30, 0x17
 
 
 def server_credentials(settings: ServiceSettings) -> grpc.ServerCredentials | None:
@@ -34,14 +46,54 @@ def server_credentials(settings: ServiceSettings) -> grpc.ServerCredentials | No
     )
 
 
+class Expiry(Collector):
+    """When the certificates end that the doors of this process show, each by the name of its file."""
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        family = GaugeMetricFamily(
+            "inspectbus_tls_certificate_expiration_timestamp_seconds",
+            "When the certificate ends that the next handshake at this process's doors is shown, since the epoch; "
+            "without TLS there is none.",
+            labels=["file"],
+        )
+        for name, ends_s in {files.name: files.ends_s for files in list(_in_use)}.items():
+            family.add_metric([name], ends_s)
+        yield family
+
+
 class _Files:
     def __init__(self, certificate: Path, key: Path, client_ca: Path | None) -> None:
         self._certificate, self._key, self._client_ca = certificate, key, client_ca
         self._seen: object = None
+        self._ends_s = 0.0
+        _in_use.add(self)
+
+    @property
+    def name(self) -> str:
+        return str(self._certificate)
+
+    @property
+    def ends_s(self) -> float:
+        """Seconds since the epoch, of the certificate that the next handshake is shown."""
+        if self._stamps() != self._seen:
+            try:
+                return _ends_s(self._load()[0])
+            except BadField:
+                pass  # told in the log when a handshake meets it
+        return self._ends_s
 
     def read(self) -> grpc.ServerCertificateConfiguration:
         """Raises BadField."""
         before = self._seen = self._stamps()
+        certificate, key, ca = self._load()
+        if self._stamps() != before:
+            self._seen = None
+            raise BadField(f"{self._certificate} was changed while it was read", field="tls_certificate")
+        self._ends_s = _ends_s(certificate)
+        return grpc.ssl_server_certificate_configuration([(key, certificate)], root_certificates=ca)
+
+    def _load(self) -> tuple[bytes, bytes, bytes | None]:
+        """Certificate, key and the clients' authority (PEM). Raises BadField."""
         try:
             certificate, key = self._certificate.read_bytes(), self._key.read_bytes()
             ca = self._client_ca.read_bytes() if self._client_ca is not None else None
@@ -57,10 +109,7 @@ class _Files:
             ) from None
         except OSError as error:
             raise BadField(f"TLS: cannot read {error.filename}: {error.strerror}", field="tls_certificate") from None
-        if self._stamps() != before:
-            self._seen = None
-            raise BadField(f"{self._certificate} was changed while it was read", field="tls_certificate")
-        return grpc.ssl_server_certificate_configuration([(key, certificate)], root_certificates=ca)
+        return certificate, key, ca
 
     def changed(self) -> grpc.ServerCertificateConfiguration | None:
         """Asked by gRPC at every handshake; None keeps the one in use."""
@@ -83,6 +132,38 @@ class _Files:
                 found = None
             stamps.append(found and (found.st_mtime_ns, found.st_size, found.st_ino))
         return stamps
+
+
+_in_use: WeakSet[_Files] = WeakSet()
+"""Of all servers of this process: gRPC holds each for as long as its door is open."""
+
+
+def _ends_s(pem: bytes) -> float:
+    """`notAfter` (RFC 5280, 4.1) of the first certificate, in seconds since the epoch. Raises BadField where there is
+    none."""
+    found = _PEM.search(pem)
+    if found is None:
+        raise BadField("tls_certificate holds no certificate (PEM)", field="tls_certificate")
+    ((_, certificate), *_) = _parts(base64.b64decode(found[1]))
+    ((_, to_be_signed), *_) = _parts(certificate)
+    _, _, validity, *_ = (content for tag, content in _parts(to_be_signed) if tag == _SEQUENCE)
+    _, (tag, written) = _parts(validity)
+    text = written.decode("ascii")
+    if tag == _UTC_TIME:
+        text = ("20" if text < "5" else "19") + text
+    return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC).timestamp()
+
+
+def _parts(der: bytes) -> Iterator[tuple[int, bytes]]:
+    """Tag and content of each element of a sequence's content (X.690, definite lengths)."""
+    at = 0
+    while at < len(der):
+        tag, length, at = der[at], der[at + 1], at + 2
+        if length & 0x80:
+            count = length & 0x7F
+            length, at = int.from_bytes(der[at : at + count]), at + count
+        yield tag, der[at : at + length]
+        at += length
 
 
 def _no_password() -> str:

@@ -14,7 +14,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.doubles.plant import PNG, Plant
+from inspectbus.errors import NotIdentified
+from inspectbus.runtime.settings import ServiceSettings
+from inspectbus.runtime.tokens import hash_of, new_token
+from tests.doubles.certificates import Authority
+from tests.doubles.plant import PNG, Plant, open_plant
 
 EXAMPLES = Path(__file__).parents[3] / "clients" / "examples"
 
@@ -53,6 +57,49 @@ def test_a_camera_pushes_and_a_watcher_sees_every_frame_once_over_two_sittings(
 
     seen = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert seen == ["#1", "#2", "#3", "#4", "#5", "#6"]
+
+
+def test_the_examples_call_a_plant_with_tls_and_tokens_as_the_environment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    authority, token = Authority(tmp_path / "authority"), new_token()
+    papers, own = authority.issue("plant"), authority.issue("camera")
+    tokens, token_file = tmp_path / "tokens.yaml", tmp_path / "camera.token"
+    tokens.write_text(f"camera: {{role: station, sha256: {hash_of(token)}}}\n")
+    token_file.write_text(token)
+    settings = ServiceSettings(
+        drain_s=1.0,
+        tls_certificate=papers.certificate,
+        tls_key=papers.key,
+        tls_client_ca=authority.file,
+        tokens=tokens,
+    )
+    told = {"TLS_CA": authority.file, "TLS_CERTIFICATE": own.certificate, "TLS_KEY": own.key, "TOKEN_FILE": token_file}
+    for name, value in told.items():
+        monkeypatch.setenv(f"INSPECTBUS_{name}", str(value))
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "good.png").write_bytes(PNG)
+    cursor = tmp_path / "seen.txt"
+    cursor.write_text("0")
+
+    with open_plant(settings=settings) as plant:
+        acquisition, results = plant.addresses["acquisition"], plant.addresses["results"]
+        push = ["--acquisition", acquisition, "--frames", "2", "--fps", "0"]
+        watch = ["--results", results, "--cursor-file", str(cursor), "--limit", "2"]
+        inspect = [str(tmp_path / "photos"), "--acquisition", acquisition]
+        done = [
+            example("push_camera.py")["main"](push),
+            example("watch_line.py")["main"](watch),
+            example("inspect_folder.py")["main"](inspect),
+        ]
+        monkeypatch.delenv("INSPECTBUS_TOKEN_FILE")
+        with pytest.raises(NotIdentified, match="has no token"):
+            example("watch_line.py")["main"](watch)
+
+    out = capsys.readouterr().out
+    assert done == [0, 0, 0]
+    assert "2 of 2 frames accepted" in out
+    assert "QUALIFIED: 1" in out
 
 
 def test_a_rendered_part_is_an_image_and_a_scratch_is_on_it() -> None:
