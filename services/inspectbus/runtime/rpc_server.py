@@ -51,6 +51,10 @@ SPARE_STREAMS = 1024
 """Of one connection, beside the calls in hand: calls that are being refused, and answers that nobody has read. A call's
 thread is free when its answer is made, so for a client that never reads answers would pile up for ever. Wide enough for
 a burst of calls to be refused by their status: what is beyond it hears UNAVAILABLE."""
+WINDOW_BYTES = 1 << 20
+"""What a stream's sender may send before it is read. gRPC by itself lets it grow with what the way has room for, on a
+fast one to tens of megabytes for each stream: the memory of a service whose callers stream and never read. A megabyte
+keeps a plant's network busy (1 GB/s at a round trip of 1 ms); a larger message has room while it is waited for."""
 RETRY_HINT_S = 0.2
 """Told to callers of retryable errors that know no better: long enough for a batch to pass, short enough for a line."""
 
@@ -90,6 +94,8 @@ def rpc_server(
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.max_send_message_length", settings.max_message_bytes),
             ("grpc.max_concurrent_streams", settings.rpc_threads + SPARE_STREAMS),
+            ("grpc.http2.bdp_probe", 0),
+            ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
             # Without this a second process takes the same port silently and half of the calls.
             ("grpc.so_reuseport", 0),
         ],

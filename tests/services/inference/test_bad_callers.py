@@ -49,6 +49,10 @@ P99_FACTOR, P99_MORE_S = 3, 0.25
 does by itself. Without a thread that is free for them they would wait for ever, or be refused."""
 GROWTH_BYTES = 64 << 20
 """Of the service at its largest. Messages that nobody reads, of a dozen streams or of one gigabyte, would be more."""
+SILENCE_S = 2.0
+"""A server that has given no room for so long has stopped its sender."""
+SILENT = 12
+"""Clients that stream and never read."""
 PATIENCE_S = 30.0
 
 
@@ -217,6 +221,30 @@ def test_a_thousand_open_streams_are_refused_beyond_the_limit_and_others_are_ser
         assert f"{places} streams are open" in str(caught.value.details())
         assert "make single calls, or try again" in str(caught.value.details())
         assert rpc_status.from_call(caught.value) is not None  # type: ignore[arg-type]  # both error and call
+    assert streams_again(service)
+
+
+def test_clients_that_stream_and_never_read_are_stopped_and_cost_neither_others_nor_memory(
+    service: Service, others: Others
+) -> None:
+    message = request().SerializeToString()
+    sent: list[int] = []
+
+    def send_for_ever(client: SilentClient) -> None:
+        stream = client.open(INFER_STREAM)
+        for number in range(2000):
+            try:
+                client.send(stream, message)
+            except TimeoutError:
+                return
+            sent.append(number)
+        raise AssertionError(f"{len(sent)} images were taken, and nobody was stopped")
+
+    with ExitStack() as house, ThreadPoolExecutor(SILENT) as pool:
+        clients = [house.enter_context(SilentClient(service.address, SILENCE_S)) for _ in range(SILENT)]
+        bear(service, others, lambda: list(pool.map(send_for_ever, clients)))
+        assert len(sent) >= SILENT, "none was taken"
+        assert one_image(service) == 1
     assert streams_again(service)
 
 
