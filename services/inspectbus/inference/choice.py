@@ -32,6 +32,7 @@ from inspectbus.errors import CorruptModel, InspectBusError, NotPossibleNow
 from inspectbus.inference.engine import FORMS, Device, Engine, Images, Place, check_engine, open_engine
 from inspectbus.inference.pinned import check_pinned, pinned_images
 from inspectbus.inference.settings import InferenceSettings
+from inspectbus.inference.slots import batch_sizes
 
 log = structlog.get_logger(__name__)
 
@@ -50,6 +51,8 @@ of the time. One run alone may have met something else that the machine does."""
 TIE = 1.05
 """Nearer than this two speeds are alike on a machine that does other things too. Then the form that stands first in
 FORMS wins: those in full precision do."""
+WARMED = 8
+"""Sizes of batches, the smallest, that are run before a frame is. Of a larger batch it would be a small part."""
 MOST_REMEMBERED = 64
 MAX_CHOICES_BYTES = 1024 * 1024
 
@@ -242,13 +245,18 @@ def _place(settings: InferenceSettings) -> Place:
 
 
 def _gate(name: str, engine: Engine, folder: Path, card: ModelCard, settings: InferenceSettings) -> float:
-    return check_pinned(
+    deviation = check_pinned(
         lambda images: engine.infer(images).scores,
         folder,
         card,
         settings.max_batch_size,
         verdicts=FORMS[name].reduced,
     )
+    # An engine prepares itself for each size of batch when it first meets it, and no frame shall wait for that.
+    sizes = batch_sizes(engine.device, settings.max_batch_size) or range(1, settings.max_batch_size + 1)
+    for size in sizes[:WARMED]:
+        engine.infer(np.zeros((size, card.preparation.height, card.preparation.width, 3), np.uint8))
+    return deviation
 
 
 def _words(error: Exception) -> str:
