@@ -11,6 +11,15 @@ must name an alias and a version that was live at some time between its call and
     {"p99_over_before": ..., "swaps": ..., "calls": ..., "failed": 0, "misnamed": 0,
      "before": {"p50_ms": ..., "p99_ms": ..., "longest_ms": ...}, "during": {...},
      "swap_s": {"median": ..., "longest": ...}, "engine": ..., "calls_per_s": ...}
+
+What was learnt, with OpenVINO in bf16 on two cores that others used too, so that no ratio of theirs says anything yet:
+
+- A swap takes 0.15 s of CPU, all of it on threads that give way: 17 ms to fetch and verify, 16 for the card, 90 to
+  compile, the rest to pass the gate. By the clock 0.3 s on an idle machine, and up to 3.5 s beside a load of 7.
+- No step holds the interpreter's lock: another thread that sleeps for half a millisecond came back within 5 to 10, as
+  beside nothing. Full garbage collections (0.2 to 0.3 s where torch is loaded) fell into the start, none into a swap.
+- The first batch of each size cost 8 ms more than the next (one image 12 and not 4), at the usual priority: after each
+  swap some twentieth of the calls. Since then a version has met eight sizes before it judges.
 """
 
 from __future__ import annotations
@@ -21,12 +30,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 import numpy as np
@@ -34,28 +43,17 @@ import numpy as np
 from inspectbus.api.v1.inference_pb2 import GetEngineRequest
 from inspectbus.api.v1.inference_pb2_grpc import InferenceServiceStub
 from inspectbus.domain.model_version import PRODUCTION, ModelCard
+from inspectbus.domain.preparation import Preparation
 from tests.benchmarks.bench_inference import CORES, LOAD_S, End, load, opened
+from tests.benchmarks.swap_ends import Call
 from tests.doubles.production import Production, production
+from tests.doubles.tiny_model import tiny_version
 
 CAPACITY_CALLERS = 16
 SHARE = 0.5
 """Of what it can answer."""
-CALL_S = 30.0
-"""Patience of a call: longer than any may take, so that none fails by its own clock."""
-WAITING = 1024
-"""Calls that may wait at once: none is to be refused."""
 LOOK_S = 0.05
 """Between two looks at which version judges: seldom enough to be no load."""
-
-
-class Call(NamedTuple):
-    """When it began and ended, on the monotonic clock, which all processes of a machine share."""
-
-    begun_s: float
-    ended_s: float
-    version: str
-    alias: str
-    failure: str
 
 
 @dataclass
@@ -89,7 +87,7 @@ class Line:
         self.reigns = Reigns()
         owner.name(cards[0])
         named_s = time.monotonic()
-        self._end = End("serve", *how, module="bench_swaps")
+        self._end = End("serve", *how, module="swap_ends")
         self.address: str = self._end.ready["address"]
         self._channel = grpc.insecure_channel(self.address)
         self._stub = InferenceServiceStub(self._channel)
@@ -178,99 +176,9 @@ def percentile_ms(calls: Sequence[Call], share: float) -> float:
 @contextmanager
 def versions(count: int, backbone: str, side: int, folder: Path) -> Iterator[tuple[Production, list[ModelCard]]]:
     """All in the store."""
-    # It imports torch, which the ends need not.
-    from inspectbus.domain.preparation import Preparation
-    from tests.doubles.tiny_model import tiny_version
-
     how: dict[str, Any] = {"backbone": backbone, "preparation": Preparation(width=side, height=side), "exported": True}
     with production(folder / "store") as owner:
         yield owner, [owner.put(tiny_version(folder / "made", seed=seed, **how)) for seed in range(count)]
-
-
-# The other processes. Each does what its standard input says, and answers with a JSON line.
-
-
-def serve(models_address: str, store: str, model: str, engine: str, streams: str, batch: str) -> None:
-    """Tells where it listens; a line is news of the alias."""
-    from inspectbus.api.v1.model_pb2 import AliasChange
-    from inspectbus.bus import Message, connect, topics
-    from inspectbus.inference.service import open_service
-    from inspectbus.inference.settings import InferenceSettings
-    from inspectbus.runtime import logs
-
-    logs.configure("warning")
-    with tempfile.TemporaryDirectory(prefix="bench-") as state:
-        settings = InferenceSettings.load(
-            {
-                "port": 0,
-                "metrics_port": 0,
-                "state_dir": state,
-                "model": model,
-                "models_address": models_address,
-                "model_store_url": store,
-                "model_poll_s": 3600,
-                "engine": engine,
-                "device": "cpu",
-                "streams": int(streams),
-                "threads": 1,
-                "max_batch_size": int(batch),
-                # What is measured is how long calls take, also where a busy machine makes many wait.
-                "rpc_threads": WAITING,
-                "queue_limit": WAITING,
-            }
-        )
-        change = AliasChange(name=model, alias=PRODUCTION)
-        news = Message(change.SerializeToString(), ("model", "alias-changed"), "bench")
-        with connect("embedded://bench") as bus, open_service(settings, bus) as door:
-            say({"address": door.address})
-            for _ in sys.stdin:
-                bus.publish(topics.EVENTS, news).result(LOAD_S)
-                say({})
-
-
-def call(address: str, side: str) -> None:
-    """A line is how many calls to begin in a second, evenly, until one with 0 asks for what became of them."""
-    from inspectbus.api.v1.inference_pb2 import InferRequest
-    from inspectbus.imaging.pixels import to_pixels
-
-    image = np.random.default_rng(0).integers(0, 256, (int(side), int(side), 3), np.uint8)
-    request = InferRequest(pixels=to_pixels(image))
-    say({})
-    with grpc.insecure_channel(address) as channel:
-        stub = InferenceServiceStub(channel)
-        for line in sys.stdin:
-            over = threading.Event()
-            calls: list[Call] = []
-            source = threading.Thread(target=pour, args=(stub, request, float(line), over, calls))
-            source.start()
-            sys.stdin.readline()
-            over.set()
-            source.join()
-            say({"calls": calls})
-
-
-def pour(stub: InferenceServiceStub, request: Any, rate: float, over: threading.Event, calls: list[Call]) -> None:
-    """Returns once all are answered."""
-    begun_s, sent = time.monotonic(), 0
-    left = threading.Semaphore(0)
-    while not over.wait(max(0.0, begun_s + sent / rate - time.monotonic())):
-        sent += 1
-        at_s = time.monotonic()
-
-        def done(ended: Any, at_s: float = at_s) -> None:
-            now_s, error = time.monotonic(), ended.exception()
-            judgement = None if error else ended.result().judgement
-            version, alias = (judgement.model_version, judgement.model_alias) if judgement else ("", "")
-            calls.append(Call(at_s, now_s, version, alias, str(error) if error else ""))
-            left.release()
-
-        stub.Infer.future(request, timeout=CALL_S).add_done_callback(done)
-    for _ in range(sent):
-        assert left.acquire(timeout=2 * CALL_S), "a call was never answered"
-
-
-def say(words: dict[str, Any]) -> None:
-    print(json.dumps(words), flush=True)
 
 
 def main() -> None:
@@ -292,15 +200,11 @@ def main() -> None:
         house.callback(line.close)
         crowd = opened(house, "clients", "inspectbus", line.address, arguments.side)
         rate = SHARE * load([crowd], CAPACITY_CALLERS, seconds / 2).images_per_s
-        end = End("call", line.address, arguments.side, module="bench_swaps")
+        end = End("call", line.address, arguments.side, module="swap_ends")
         house.callback(end.close)
         told = summary(measure(line, end, rate, turns, swaps, seconds), line.reigns, arguments.engine, rate)
     print(json.dumps(told))
 
 
 if __name__ == "__main__":
-    roles: dict[str, Callable[..., None]] = {"serve": serve, "call": call}
-    if len(sys.argv) > 1 and sys.argv[1] in roles:
-        roles[sys.argv[1]](*sys.argv[2:])
-    else:
-        main()
+    main()
