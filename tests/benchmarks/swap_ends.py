@@ -21,9 +21,9 @@ import numpy as np
 from inspectbus.api.v1.inference_pb2_grpc import InferenceServiceStub
 from inspectbus.domain.model_version import PRODUCTION
 
-PATIENCE_S = 60.0
-CALL_S = 30.0
-"""Patience of a call: longer than any may take, so that none fails by its own clock."""
+PATIENCE_S = 400.0
+CALL_S = 300.0
+"""Patience of a call: longer than any may take, so that none is refused or fails by its own clock."""
 WAITING = 1024
 """Calls that may wait at once: none is to be refused."""
 
