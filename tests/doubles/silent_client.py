@@ -19,11 +19,12 @@ INITIAL_WINDOW_SIZE, MAX_FRAME_BYTES, FIRST_WINDOW = 4, 16384, 65535
 
 
 class SilentClient:
-    """Of RFC 9113 and 7541 just what unary calls take. Use as a context."""
+    """Of RFC 9113 and 7541 just what calls take. Use as a context."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, patience_s: float = PATIENCE_S) -> None:
+        """The server may say nothing for so long."""
         host, _, port = address.rpartition(":")
-        self._socket = socket.create_connection((host, int(port)), timeout=PATIENCE_S)
+        self._socket = socket.create_connection((host, int(port)), timeout=patience_s)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._authority = address
         self._received = b""
@@ -46,6 +47,12 @@ class SilentClient:
 
     def call(self, method: str, message: bytes) -> int:
         """Sends a whole call as fast as the server takes it, and gives its stream."""
+        stream = self.open(method)
+        self.send(stream, message, last=True)
+        return stream
+
+    def open(self, method: str) -> int:
+        """Begins a call, and gives its stream."""
         self._stream += 2
         headers = {
             ":method": "POST",
@@ -55,18 +62,23 @@ class SilentClient:
             "te": "trailers",
             "content-type": "application/grpc",
         }
-        self._send(HEADERS, END_HEADERS, self._stream, _hpack(headers))
         self._room[self._stream] = self._first_room
-        body = struct.pack(">BI", 0, len(message)) + message
-        while body and self._stream not in self.ended:
-            room = min(self._room[0], self._room[self._stream], MAX_FRAME_BYTES)
+        self._send(HEADERS, END_HEADERS, self._stream, _hpack(headers))
+        return self._stream
+
+    def send(self, stream: int, message: bytes, *, said: int | None = None, last: bool = False) -> None:
+        """A message of a call, as fast as the server takes it; or only the beginning of one that is `said` to have so
+        many bytes. Raises TimeoutError when the server takes no more.
+        """
+        body = memoryview(struct.pack(">BI", 0, len(message) if said is None else said) + message)
+        while body and stream not in self.ended:
+            room = min(self._room[0], self._room[stream], MAX_FRAME_BYTES)
             if room <= 0:
                 self.read()
                 continue
             part, body = body[:room], body[room:]
-            self._room.subtract({0: len(part), self._stream: len(part)})
-            self._send(DATA, 0 if body else END_STREAM, self._stream, part)
-        return self._stream
+            self._room.subtract({0: len(part), stream: len(part)})
+            self._send(DATA, END_STREAM if last and not body else 0, stream, part)
 
     def wait_answered(self, stream: int) -> None:
         """Until its answer is ready, or refused."""
@@ -86,13 +98,24 @@ class SilentClient:
         elif kind == SETTINGS and not flags & ACK:
             for name, value in struct.iter_unpack(">HI", payload):
                 if name == INITIAL_WINDOW_SIZE:
-                    self._room[self._stream] += value - self._first_room
+                    for each in self._room.keys() - {0}:
+                        self._room[each] += value - self._first_room
                     self._first_room = value
             self._send(SETTINGS, ACK, 0, b"")
         elif kind == PING and not flags & ACK:
             self._send(PING, ACK, 0, payload)
         elif kind == GOAWAY:
             raise ConnectionError(f"the server goes away: {payload[8:]!r}")
+
+    def read_arrived(self) -> None:
+        """Every frame that has come, once there is one."""
+        self.read()
+        while self._received:
+            self.read()
+
+    def fileno(self) -> int:
+        """For who waits for several."""
+        return self._socket.fileno()
 
     def _take(self, count: int) -> bytes:
         while len(self._received) < count:
@@ -103,7 +126,7 @@ class SilentClient:
         taken, self._received = self._received[:count], self._received[count:]
         return taken
 
-    def _send(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
+    def _send(self, kind: int, flags: int, stream: int, payload: bytes | memoryview) -> None:
         self._socket.sendall(
             struct.pack(">BHBBI", len(payload) >> 16, len(payload) & 0xFFFF, kind, flags, stream) + payload
         )

@@ -80,6 +80,18 @@ def test_the_quick_benchmark_of_inference_ends_with_its_figures_as_json() -> Non
     assert told["overload_goodput"] >= 0
 
 
+def test_the_quick_benchmark_of_swaps_fails_no_call_and_finds_every_version_where_it_was_live() -> None:
+    told = benchmark(
+        "bench_swaps", "--quick", "--engine", "onnxruntime", "--backbone", "test_efficientnet", "--side", "64"
+    )
+
+    assert (told["swaps"], told["failed"], told["misnamed"]) == (4, 0, 0)
+    assert told["calls"] > 0
+    before, during = told["before"], told["during"]
+    assert told["p99_over_before"] == pytest.approx(during["p99_ms"] / before["p99_ms"], rel=0.05)
+    assert 0 < told["swap_s"]["median"] <= told["swap_s"]["longest"]
+
+
 @pytest.mark.rabbitmq
 def test_the_quick_benchmark_of_scaling_goes_to_two_workers_and_back_and_loses_no_frame() -> None:
     told = benchmark("bench_scaling", "--quick")

@@ -32,6 +32,7 @@ from inspectbus.errors import CorruptModel, InspectBusError, NotPossibleNow
 from inspectbus.inference.engine import FORMS, Device, Engine, Images, Place, check_engine, open_engine
 from inspectbus.inference.pinned import check_pinned, pinned_images
 from inspectbus.inference.settings import InferenceSettings
+from inspectbus.inference.slots import batch_sizes
 
 log = structlog.get_logger(__name__)
 
@@ -50,6 +51,8 @@ of the time. One run alone may have met something else that the machine does."""
 TIE = 1.05
 """Nearer than this two speeds are alike on a machine that does other things too. Then the form that stands first in
 FORMS wins: those in full precision do."""
+WARMED = 8
+"""Sizes of batches, the smallest, that are run before a frame is. Of a larger batch it would be a small part."""
 MOST_REMEMBERED = 64
 MAX_CHOICES_BYTES = 1024 * 1024
 
@@ -220,17 +223,16 @@ def _speeds(
     """Images per second of each, where there are several."""
     if len(engines) == 1:
         return {}
-    size = min(settings.max_batch_size, LARGEST_BATCH)
-    batch = np.resize(pinned, (size, *pinned.shape[1:]))  # repeats them
+    sizes = {name: min(LARGEST_BATCH, largest_batch(engine, settings)) for name, engine in engines.items()}
     with ExitStack() as stack:
         runs: dict[str, Callable[[], object]] = {}
         for name, engine in engines.items():
             threads = stack.enter_context(ThreadPoolExecutor(engine.streams, f"race-{name}"))
-            runs[name] = _run(engine, batch, threads)
+            runs[name] = _run(engine, np.resize(pinned, (sizes[name], *pinned.shape[1:])), threads)  # repeats them
             if engine.streams > 1:
                 # The gate has warmed one stream. The others begin here, and not on the clock.
                 runs[name]()
-        return {name: size * engines[name].streams / max(took, 1e-9) for name, took in race(runs, clock).items()}
+        return {name: sizes[name] * engines[name].streams / max(s, 1e-9) for name, s in race(runs, clock).items()}
 
 
 def _run(engine: Engine, batch: Images, threads: ThreadPoolExecutor) -> Callable[[], object]:
@@ -242,13 +244,24 @@ def _place(settings: InferenceSettings) -> Place:
 
 
 def _gate(name: str, engine: Engine, folder: Path, card: ModelCard, settings: InferenceSettings) -> float:
-    return check_pinned(
+    deviation = check_pinned(
         lambda images: engine.infer(images).scores,
         folder,
         card,
-        settings.max_batch_size,
+        largest_batch(engine, settings),
         verdicts=FORMS[name].reduced,
     )
+    # An engine prepares itself for each size of batch when it first meets it, and no frame shall wait for that.
+    largest = largest_batch(engine, settings)
+    sizes = batch_sizes(engine.device, largest) or range(1, largest + 1)
+    for size in sizes[:WARMED]:
+        engine.infer(np.zeros((size, card.preparation.height, card.preparation.width, 3), np.uint8))
+    return deviation
+
+
+def largest_batch(engine: Engine, settings: InferenceSettings) -> int:
+    """Images at once that it is ever given."""
+    return min(settings.max_batch_size, engine.best_batch or settings.max_batch_size)
 
 
 def _words(error: Exception) -> str:

@@ -47,7 +47,9 @@ class Output(NamedTuple):
 
 
 class Engine(Protocol):
-    """Runs one model version. Stateless between calls, and called by several threads: by `streams` at once, no more."""
+    """Runs one model version. Stateless between calls, and called by several threads: by `streams` at once, and as many
+    more as `runs_ahead`.
+    """
 
     @property
     def name(self) -> str:

@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, NoReturn
@@ -32,6 +32,7 @@ from inspectbus.errors import BadField, InspectBusError, Internal, NotAllowed, N
 from inspectbus.runtime.health import Health, health_server
 from inspectbus.runtime.identity import ANONYMOUS, LOCAL_ADMIN, Doorkeeper, Identity, caller, host_of
 from inspectbus.runtime.metrics import metrics_server
+from inspectbus.runtime.open_streams import OpenStreams
 from inspectbus.runtime.quotas import Quotas
 from inspectbus.runtime.roles import Role, needed_for
 from inspectbus.runtime.settings import ServiceSettings
@@ -50,6 +51,10 @@ SPARE_STREAMS = 1024
 """Of one connection, beside the calls in hand: calls that are being refused, and answers that nobody has read. A call's
 thread is free when its answer is made, so for a client that never reads answers would pile up for ever. Wide enough for
 a burst of calls to be refused by their status: what is beyond it hears UNAVAILABLE."""
+WINDOW_BYTES = 1 << 20
+"""What a stream's sender may send before it is read. gRPC by itself lets it grow with what the way has room for, on a
+fast one to tens of megabytes for each stream: the memory of a service whose callers stream and never read. A megabyte
+keeps a plant's network busy (1 GB/s at a round trip of 1 ms); a larger message has room while it is waited for."""
 RETRY_HINT_S = 0.2
 """Told to callers of retryable errors that know no better: long enough for a batch to pass, short enough for a line."""
 
@@ -89,6 +94,8 @@ def rpc_server(
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.max_send_message_length", settings.max_message_bytes),
             ("grpc.max_concurrent_streams", settings.rpc_threads + SPARE_STREAMS),
+            ("grpc.http2.bdp_probe", 0),
+            ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
             # Without this a second process takes the same port silently and half of the calls.
             ("grpc.so_reuseport", 0),
         ],
@@ -136,6 +143,7 @@ class Guard(grpc.ServerInterceptor):
     def __init__(self, registry: CollectorRegistry, settings: ServiceSettings) -> None:
         self._doorkeeper = Doorkeeper(settings.tokens)
         self._quotas = Quotas(settings.identity_calls_per_s, settings.identity_bytes_per_s)
+        self._streams = OpenStreams(settings.rpc_threads)
         self._denied = Counter(
             "inspectbus_rpc_denied",
             "Calls refused for who made them, by method and kind of error.",
@@ -168,7 +176,7 @@ class Guard(grpc.ServerInterceptor):
             make = _RESPONSE_STREAM[bool(handler.request_streaming)]
 
             def answer(request: Any, context: grpc.ServicerContext) -> Any:
-                with self._watched(method, context) as identity:
+                with self._watched(method, context) as identity, self._place(identity, context):
                     yield from behaviour(self._opened(request, method, identity, context), context)
 
         else:
@@ -181,10 +189,14 @@ class Guard(grpc.ServerInterceptor):
 
         return make(answer, partial(_Received, handler.request_deserializer), handler.response_serializer)
 
+    def _place(self, identity: Identity, context: Any) -> AbstractContextManager[None]:
+        """As `OpenStreams.place`: like the quotas, what one caller may have binds everybody but the local admin."""
+        return self._streams.place(_account(identity, context), shared=identity is not LOCAL_ADMIN)
+
     def _opened(self, request: Any, method: str, identity: Identity, context: Any) -> Any:
         """What the service is given: the request, or the stream of them. Raises BadField and TooFast."""
         counted = identity is not LOCAL_ADMIN and needed_for(method) is not Role.ANYBODY
-        name = f"{identity.name} {host_of(context.peer())}" if identity is ANONYMOUS else identity.name
+        name = _account(identity, context)
 
         def take(size: int) -> float:
             return self._quotas.take(name, size) if counted else 0.0
@@ -233,6 +245,11 @@ class Guard(grpc.ServerInterceptor):
                 caller.reset(token)
             self._calls(method, code.name).inc()
             self._seconds(method).observe(time.monotonic() - begun)
+
+
+def _account(identity: Identity, context: Any) -> str:
+    """Whose count a call is: of those who said no name, each machine has its own."""
+    return f"{identity.name} {host_of(context.peer())}" if identity is ANONYMOUS else identity.name
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +65,11 @@ class Paced:
     name: str = "paced"
     device: str = "here"
     best_batch: int | None = None
+    sizes: set[int] = field(default_factory=set)
+    """Of the batches it was given."""
 
     def infer(self, images: Images) -> Output:
+        self.sizes.add(len(images))
         self.clock.now_s += self.image_s * len(images)
         way = (images.reshape(len(images), -1).mean(1) - DARK) / (BRIGHT - DARK)
         dark, bright = (image.score for image in self.card.pinned)
@@ -149,9 +152,19 @@ def test_a_race_is_of_batches_that_end_soon_and_leaves_no_thread_behind(machine:
     machine.has("torch", 0.001)
     machine.has("onnxruntime", 0.001)
     assert set(speeds(machine.choose(max_batch_size=500)).values()) == {1000}
-    # The gate runs a whole batch of each, and the race rounds of 32 images by two engines
-    assert machine.clock.now_s == pytest.approx(2 * 0.502 + MOST_ROUNDS * 2 * 0.032)
+    # The gate runs a whole batch and the eight smallest of each, and the race rounds of 32 images by two engines
+    assert machine.clock.now_s == pytest.approx(2 * (0.502 + 0.036) + MOST_ROUNDS * 2 * 0.032)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("race-")]
+
+
+@pytest.mark.parametrize(("device", "sizes"), [("here", {1, 2, 3, 4, 5, 6}), ("cuda:0", {1, 2, 4, 6})])
+def test_an_engine_has_met_each_size_of_batch_before_it_judges(machine: Machine, device: str, sizes: set[int]) -> None:
+    engine = Paced(machine.clock, machine.card, 0.001, device=device)
+    machine.engines[FULL] = engine
+
+    machine.choose(engine=FULL, max_batch_size=6)
+
+    assert engine.sizes == sizes
 
 
 def test_one_alone_is_not_measured(machine: Machine) -> None:

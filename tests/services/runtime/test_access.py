@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 import socket
 import ssl
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -443,6 +444,32 @@ def test_a_stream_that_sends_too_much_is_read_no_faster_and_loses_nothing(
         answers = list(Stub(channel).PublishFrames(iter(requests), timeout=PATIENCE_S))
     assert [answer.position for answer in answers] == [0, 1, 2]
     assert waits == [0.0, 0.01, 0.01, 0.0, 0.0]
+
+
+def test_one_caller_has_half_of_the_streams_at_most_and_others_find_a_place(
+    tokens: Path, identities: dict[str, str]
+) -> None:
+    over = threading.Event()
+
+    def held() -> Iterator[pb.PublishFramesRequest]:
+        yield pb.PublishFramesRequest(line="line-1")
+        over.wait(PATIENCE_S)
+
+    def stream(name: str) -> Iterator[pb.PublishFramesResponse]:
+        channel = house.enter_context(open_channel(door.address, Access(token=identities[name])))
+        return iter(Stub(channel).PublishFrames(held(), timeout=PATIENCE_S))
+
+    with ExitStack() as house:
+        door, _ = house.enter_context(open_door(tokens=tokens, rpc_threads=6))  # four places for streams
+        house.callback(over.set)
+        opened = [stream("station") for _ in range(2)]
+        for each in opened:
+            next(each)
+        with pytest.raises(grpc.RpcError) as caught:
+            next(stream("station"))
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "station has 2 streams open, and one caller may have no more" in str(caught.value.details())
+        next(stream("admin"))
 
 
 def test_a_message_that_is_none_is_the_callers_fault_in_calls_and_streams(
