@@ -26,7 +26,12 @@ PROGRAMS = ("podman", "buildah", "runc", "debootstrap")
 SUITE, MIRROR = "bookworm", "http://deb.debian.org/debian"
 """Debian's release with the Python that the default base has too, 3.11."""
 BASE_PACKAGES = "python3,python3-venv"
-NOT_IN_THE_BASE = ("./dev/*", "./proc/*", "./sys/*", "./var/cache/apt/*", "./var/lib/apt/lists/*")
+NOT_IN_THE_BASE = (
+    *("./dev/*", "./proc/*", "./sys/*", "./var/cache/apt/*", "./var/lib/apt/lists/*"),
+    *("./usr/share/doc/*", "./usr/share/locale/*", "./usr/share/man/*"),  # as "slim" images leave them out
+)
+LIBRARIES = "opt/inspectbus/lib/python3.11/site-packages"
+"""In an image."""
 NEEDED_BYTES = 16 * 1024**3
 """Of disk for one service with torch: its layers lie there several times while they are made."""
 BUILD_LIMIT_S = 3600.0
@@ -112,16 +117,18 @@ class Workshop:
 
     def files(self, image: str, names: Collection[str]) -> list[str]:
         """Paths in the image, everywhere, of files with one of these names."""
-        top = Path(_run([*self._podman, "image", "mount", image]).strip())
-        try:
+        with self._opened(image) as top:
             return sorted(
                 str(Path("/", Path(folder).relative_to(top), file))
                 for folder, _, files in os.walk(top)
                 for file in files
                 if file in names
             )
-        finally:
-            _run([*self._podman, "image", "unmount", image])
+
+    def libraries(self, image: str) -> dict[str, int]:
+        """Bytes of all that lies beside our own code, by the name that Python or a wheel gives it."""
+        with self._opened(image) as top:
+            return {entry.name: _size_bytes(entry) for entry in (top / LIBRARIES).iterdir()}
 
     def start(self, image: str, environment: Mapping[str, str], mounts: Sequence[str] = ()) -> str:
         """The image with its own entry point, as strict as a cluster would run it; gives the container's id."""
@@ -130,6 +137,14 @@ class Workshop:
         container = _run([*self._run_as_nobody(), "--detach", *told, *volumes, image]).strip()
         self._containers.append(container)
         return container
+
+    def once(
+        self, image: str, entry_point: Sequence[str], command: Sequence[str], environment: Mapping[str, str]
+    ) -> str:
+        """What a program of the image says that ends by itself, run as strictly as the service."""
+        told = [f"--env={name}={value}" for name, value in environment.items()]
+        entered = f"--entrypoint={json.dumps(list(entry_point))}"
+        return _run([*self._run_as_nobody(), "--rm", entered, *told, image, *command])
 
     def inside(self, container: str, *command: str) -> str:
         """What a command says that is run beside the service. Raises AssertionError unless it ends with 0."""
@@ -181,6 +196,14 @@ class Workshop:
             "--log-driver=k8s-file",
         ]
 
+    @contextmanager
+    def _opened(self, image: str) -> Iterator[Path]:
+        """The image's files, to be read only."""
+        try:
+            yield Path(_run([*self._podman, "image", "mount", image]).strip())
+        finally:
+            _run([*self._podman, "image", "unmount", image])
+
     def _looked_at(self, kind: str, name: str) -> Any:
         (found,) = json.loads(_run([*self._podman, kind, "inspect", name]))
         return found
@@ -195,6 +218,10 @@ def workshop() -> Iterator[Workshop]:
             yield made
         finally:
             made.drop_containers()
+
+
+def _size_bytes(entry: Path) -> int:
+    return sum(file.lstat().st_size for file in (entry, *entry.rglob("*")) if not file.is_dir())
 
 
 def _run(command: Sequence[str], limit_s: float = COMMAND_LIMIT_S) -> str:
