@@ -19,7 +19,7 @@ SEEDS ?= 1
 COMPARE_ARGS ?=
 WORKERS ?= 2
 SERVERS := rabbitmq-server postgresql prometheus
-SERVICES ?= inference
+SERVICES ?=
 IMAGE_ARGS ?=
 
 .PHONY: help
@@ -47,7 +47,7 @@ soak: $(VENV)/.test servers ## The long tests, with their figures
 	$(BIN)/python -m pytest -m soak -s tests/faults tests/line $(PYTEST_ARGS)
 
 .PHONY: image-test
-image-test: $(VENV)/.test ## Build the image of each of SERVICES=, run it, drain it; needs root and podman
+image-test: $(VENV)/.test ## Build each service's image (or SERVICES='results ...'), run it, drain it; needs root and podman
 	@$(BIN)/python -m tests.images $(IMAGE_ARGS) $(SERVICES)
 
 .PHONY: lint

@@ -12,12 +12,13 @@ import stat
 import subprocess
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 from inspectbus.bus.rabbitmq import topology
 from inspectbus.line import SERVICES, settings_class
@@ -186,6 +187,42 @@ def test_what_runs_is_watched_and_has_no_more_rights_than_it_needs(name: str, se
         assert float(service["stop_grace_period"].removesuffix("s")) > drain_s + 10
 
 
+@pytest.mark.parametrize(
+    ("file", "carriers"), [("compose.yaml", {"training"}), ("compose.gpu.yaml", {"training", "inference"})]
+)
+def test_torch_is_carried_by_those_who_need_it(file: str, carriers: set[str]) -> None:
+    """On processors inference judges by a version's exported form; on a GPU torch does."""
+    arguments = {name: dict(service["build"]["args"]) for name, service in built("compose.yaml").items()}
+    if file != "compose.yaml":
+        for name, service in built(file).items():
+            arguments[name] |= service["build"]["args"]
+
+    installed = {name: brought([needs(name), *given["WITH"].split(",")]) for name, given in arguments.items()}
+
+    assert {name for name, libraries in installed.items() if "torch" in libraries} == carriers
+    assert {name for name, libraries in installed.items() if "onnxruntime" in libraries} == {"training", "inference"}
+
+
+def built(file: str) -> dict[str, Any]:
+    return {name: service for name, service in compose(file)["services"].items() if "build" in service}
+
+
+def needs(service: str) -> str:
+    """The extra of ours that the Dockerfile installs for it."""
+    cases = re.findall(r"^ +([a-z |]+)\) needs=(\S+) ;;", DOCKERFILE, re.MULTILINE)
+    (found,) = [str(extra) for names, extra in cases if service in names.split(" | ")]
+    return found.replace('"${EXTRA}"', service)
+
+
+def brought(extras: Iterable[str]) -> set[str]:
+    """Names of the libraries that they and the extras they stand on ask for."""
+    found: set[str] = set()
+    for extra in extras:
+        for wanted in map(Requirement, PROJECT["optional-dependencies"][extra]):
+            found |= brought(wanted.extras) if wanted.name == PROJECT["name"] else {wanted.name}
+    return found
+
+
 def test_the_line_is_complete_and_shares_what_it_must() -> None:
     services = compose("compose.yaml")["services"]
 
@@ -269,8 +306,8 @@ def test_the_build_is_given_what_it_copies_and_nothing_secret() -> None:
 
 
 def test_the_dockerfile_knows_every_service_and_this_release() -> None:
-    (case,) = re.findall(r"^ +([a-z |]+)\) ;;", DOCKERFILE, re.MULTILINE)
-    assert {name.strip() for name in case.split("|")} == set(SERVICES)
+    cases = re.findall(r"^ +([a-z |]+)\) needs=", DOCKERFILE, re.MULTILINE)
+    assert sorted(name for names in cases for name in names.split(" | ")) == sorted(SERVICES)
     assert re.findall(r'^ARG VERSION="(.+)"$', DOCKERFILE, re.MULTILINE) == [PROJECT["version"]]
 
 

@@ -2,18 +2,21 @@
 
 each service: built ─> serves health, without rights and on a read-only root ─> SIGTERM ─> drained, ended with 0
 inference too: judges an image, and one that comes after SIGTERM on a stream that was open before it
+training too:  a version of rendered parts, with all that a training writes
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import queue
 import signal
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,26 +27,33 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from inspectbus.api.v1.inference_pb2 import InferStreamRequest, InferStreamResponse
 from inspectbus.api.v1.inference_pb2_grpc import InferenceServiceStub
 from inspectbus.api.v1.prepared_frame_pb2 import Pixels
+from inspectbus.bus.rabbitmq import topology
 from inspectbus.errors import InspectBusError
 from inspectbus.line import SERVICES, settings_class
 from inspectbus_client import Client
 from inspectbus_client import Pixels as ClientPixels
 from tests.doubles.children import lasting_port
+from tests.doubles.parts import write_set
 from tests.doubles.tiny_model import BRIGHT, DARK, flat_image, tiny_version
 from tests.images.workshop import ROOT, Workshop, missing, workshop
 
 PATIENCE_S = 240.0
 """For a first start: nothing of the image is in memory yet, and inference races its engines."""
+TRAINING_S = 600.0
 LEAVING_S = 10.0
 """What ending a process may take beyond its drain."""
 SERVING = health_pb2.HealthCheckResponse.SERVING
+CARRIERS_OF_TORCH = {"training"}
+"""Of the images that compose.yaml makes; that of inference for a GPU has it too."""
+LARGEST = 6
+"""Libraries that the table of sizes names."""
 TOOLS = ("gcc", "cc", "cc1", "g++", "clang", "make", "pip", "pip3")
 """Means to make or fetch programs, which an intruder would be glad of."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Builds images of services, runs them, and tells their sizes.")
-    parser.add_argument("services", nargs="*", default=["inference"], help=", ".join(SERVICES))
+    parser.add_argument("services", nargs="*", default=list(SERVICES), help=", ".join(SERVICES))
     parser.add_argument("--base", help="An image to build on that podman can fetch; default: one made by debootstrap.")
     asked = parser.parse_args()
     unknown = sorted(set(asked.services) - set(SERVICES))
@@ -55,34 +65,39 @@ def main() -> None:
     with workshop() as shop:
         began_s = time.monotonic()
         base = asked.base or shop.base()
-        told(f"base: {time.monotonic() - began_s:.0f} s")
-        for service in asked.services:
-            tried(shop, base, service)
-    told("all is well")
+        told(f"base: {shop.size_bytes(base) / 1e6:.0f} MB, made in {time.monotonic() - began_s:.0f} s")
+        sizes = [tried(shop, base, service) for service in asked.services]
+    told("\n".join(["", f"{'service':14} {'MB':>5}  largest libraries, MB", *sizes, "", "all is well"]))
 
 
-def tried(shop: Workshop, base: str, service: str) -> None:
-    """Builds one image, runs it and drops it. Raises AssertionError at the first thing that is not as it should be."""
-    arguments = {name: value for name, value in composed(service).items() if name != "PIP_ARGS"}
+def tried(shop: Workshop, base: str, service: str) -> str:
+    """Builds one image, runs it and drops it; gives its line in the table of sizes. Raises AssertionError at the first
+    thing that is not as it should be.
+    """
+    arguments = {name: value for name, value in composed(service)["build"]["args"].items() if name != "PIP_ARGS"}
     began_s = time.monotonic()
     wheels = shop.wheels(f"{arguments['EXTRA']},{arguments['WITH']}")
     fetched_s = time.monotonic()
     image = shop.build(base, wheels, {**arguments, "REVISION": "image-test"})
     built_s = time.monotonic()
-    told(
-        f"{service}: {shop.size_bytes(image) / 1e6:.0f} MB, of which the base has {shop.size_bytes(base) / 1e6:.0f}; "
-        f"fetched in {fetched_s - began_s:.0f} s, built in {built_s - fetched_s:.0f} s"
-    )
+    told(f"{service}: fetched in {fetched_s - began_s:.0f} s, built in {built_s - fetched_s:.0f} s")
+    libraries = shop.libraries(image)
     check_image(shop, image, base, service)
+    assert ("torch" in libraries) == (service in CARRIERS_OF_TORCH)
     run(shop, image, service)
+    if service == "results":
+        define(shop, image)
+    megabytes = shop.size_bytes(image) / 1e6
     shop.drop(image)
+    largest = sorted(libraries, key=libraries.__getitem__, reverse=True)[:LARGEST]
+    named = ", ".join(f"{name} {libraries[name] / 1e6:.0f}" for name in largest)
+    return f"{service:14} {megabytes:5.0f}  {named}"
 
 
-def composed(service: str) -> Mapping[str, str]:
-    """The build arguments by which compose.yaml makes it."""
-    services = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())["services"]
-    arguments: Mapping[str, str] = services[service]["build"]["args"]
-    return arguments
+def composed(service: str) -> dict[str, Any]:
+    """What compose.yaml says of it."""
+    found: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())["services"][service]
+    return found
 
 
 def check_image(shop: Workshop, image: str, base: str, service: str) -> None:
@@ -101,14 +116,18 @@ def run(shop: Workshop, image: str, service: str) -> None:
     port = lasting_port()
     prefix = f"INSPECTBUS_{service.upper()}_"
     environment = {f"{prefix}PORT": str(port), f"{prefix}METRICS_PORT": "0"}
-    with tempfile.TemporaryDirectory(prefix="inspectbus-model-") as folder, ExitStack() as house:
+    with tempfile.TemporaryDirectory(prefix="inspectbus-given-") as given, ExitStack() as house:
+        folder = Path(given)
         # A new volume, as compose shares one between services.
         mounts = ["frames:/var/lib/inspectbus/frames"]
         if service == "inference":
-            Path(folder).chmod(0o755)
-            version = tiny_version(Path(folder), exported=True)
+            version = tiny_version(folder, exported=True)
             mounts.append(f"{version}:/models/{version.name}:ro")
             environment |= {f"{prefix}MODEL": "tiny", f"{prefix}MODEL_DIR": f"/models/{version.name}"}
+        if service == "training":
+            mounts.append(f"{write_set(folder / 'plates')}:/data/plates:ro")
+            environment[f"{prefix}DATA_ROOT"] = "/data"
+        readable(folder)
         container = shop.start(image, environment, mounts)
         try:
             channel = house.enter_context(grpc.insecure_channel(f"127.0.0.1:{port}"))
@@ -118,10 +137,33 @@ def run(shop: Workshop, image: str, service: str) -> None:
             shop.inside(container, "test", "-w", "/var/lib/inspectbus/frames")
             if service == "inference":
                 judge(port)
+            if service == "training":
+                train(port)
             drain(shop, container, channel, service)
+            plain = [line for line in shop.log(container).splitlines() if not line.startswith("{")]
+            assert plain == [], "not every line of its log is JSON"
         except (AssertionError, InspectBusError, grpc.RpcError):
             told(shop.log(container))
             raise
+
+
+def readable(folder: Path) -> None:
+    """By everybody: the container's user is not ours, for whom alone weights are written."""
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def define(shop: Workshop, image: str) -> None:
+    """As compose begins: this image makes the broker's definitions, with hashes of the passwords it is told."""
+    service = composed("definitions")
+    assert service["image"] == "inspectbus-results"
+    words = {name: f"word-of-{name}" for name in service["environment"]}
+    (script,) = service["command"]
+    # Compose makes one $ of two.
+    made = shop.once(image, service["entrypoint"], [script.replace("$$", "$") + "\ncat bus.json\n"], words)
+    assert {user["name"] for user in json.loads(made)["users"]} == {user.name for user in topology.users()}
+    assert [word for word in words.values() if word in made] == []
+    told("results: made the broker's definitions")
 
 
 def await_health(channel: grpc.Channel) -> float:
@@ -135,13 +177,38 @@ def await_health(channel: grpc.Channel) -> float:
 
 
 def judge(port: int) -> None:
-    """By the client that others use: one image of each verdict."""
+    """By the client that others use: one image of each verdict. Each engine for processors has passed its gate."""
     with Client.connect({"inference": f"127.0.0.1:{port}"}, timeout_s=PATIENCE_S) as client:
         # Tried again, with its pauses, for as long as there is no model.
         verdicts = [client.infer(ClientPixels.of(flat_image(level))).verdict.name for level in (DARK, BRIGHT)]
         engine = client.engine()
     assert verdicts == ["QUALIFIED", "DEFECTIVE"]
+    refused = {candidate.name: candidate.reason for candidate in engine.candidates if candidate.reason}
+    assert not refused.keys() & {"onnxruntime", "openvino"}, refused
     told(f"inference: judged {' and '.join(verdicts)} with {engine.engine} on {engine.device}")
+
+
+def train(port: int) -> None:
+    """By the same client: a version of rendered parts, of the default network with its weights."""
+    began_s = time.monotonic()
+    with Client.connect({"training": f"127.0.0.1:{port}"}, timeout_s=PATIENCE_S) as client:
+        job = client.train("plates", epochs=1, input_size=64)
+        with client.watch_job(job.job_id) as watch, ended_after(TRAINING_S, watch.close):
+            for seen in watch:
+                job = seen
+    assert job.state.name == "SUCCEEDED", f"{job.state.name} {job.error}"
+    told(f"training: made {job.model}/{job.model_version} in {time.monotonic() - began_s:.0f} s")
+
+
+@contextmanager
+def ended_after(limit_s: float, end: Callable[[], object]) -> Iterator[None]:
+    timer = threading.Timer(limit_s, end)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
 
 
 def drain(shop: Workshop, container: str, channel: grpc.Channel, service: str) -> None:

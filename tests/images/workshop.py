@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,7 +27,12 @@ PROGRAMS = ("podman", "buildah", "runc", "debootstrap")
 SUITE, MIRROR = "bookworm", "http://deb.debian.org/debian"
 """Debian's release with the Python that the default base has too, 3.11."""
 BASE_PACKAGES = "python3,python3-venv"
-NOT_IN_THE_BASE = ("./dev/*", "./proc/*", "./sys/*", "./var/cache/apt/*", "./var/lib/apt/lists/*")
+NOT_IN_THE_BASE = (
+    *("./dev/*", "./proc/*", "./sys/*", "./var/cache/apt/*", "./var/lib/apt/lists/*"),
+    *("./usr/share/doc/*", "./usr/share/locale/*", "./usr/share/man/*"),  # as "slim" images leave them out
+)
+LIBRARIES = "opt/inspectbus/lib/python3.11/site-packages"
+"""In an image."""
 NEEDED_BYTES = 16 * 1024**3
 """Of disk for one service with torch: its layers lie there several times while they are made."""
 BUILD_LIMIT_S = 3600.0
@@ -56,6 +62,10 @@ class Workshop:
         own = ["--root", str(folder / "images"), "--runroot", str(folder / "run"), "--storage-driver", "vfs"]
         self._podman = ["podman", *own, "--cgroup-manager", "cgroupfs", "--events-backend", "none"]
         self._buildah = ["buildah", *own]
+        # Builders and importers keep what they work on there.
+        scratch = folder / "scratch"
+        scratch.mkdir()
+        self._environment = {**os.environ, "TMPDIR": str(scratch)}
         self._containers: list[str] = []
 
     def base(self) -> str:
@@ -63,13 +73,13 @@ class Workshop:
         system = self._folder / "system"
         made = ["debootstrap", "--variant=minbase", f"--include={BASE_PACKAGES}", SUITE, str(system), MIRROR]
         # What it mounts there ends with it, even when it is killed: never is our /proc in a folder that is removed.
-        _run(["unshare", "--mount", "--fork", "--kill-child", *made], BUILD_LIMIT_S)
+        self._run(["unshare", "--mount", "--fork", "--kill-child", *made], BUILD_LIMIT_S)
         archive = self._folder / "system.tar"
         left_out = [f"--exclude={pattern}" for pattern in NOT_IN_THE_BASE]
-        _run(["tar", "-C", str(system), *left_out, "-cf", str(archive), "."])
+        self._run(["tar", "-C", str(system), *left_out, "-cf", str(archive), "."])
         shutil.rmtree(system)
         name = "localhost/base:latest"
-        _run([*self._podman, "import", "--quiet", str(archive), name])
+        self._run([*self._podman, "import", "--quiet", str(archive), name])
         archive.unlink()
         return name
 
@@ -78,7 +88,7 @@ class Workshop:
         folder = self._folder / "wheels"
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:", "--python-version=3.11"]
         wanted = [f"{ROOT}[{extras}]", "setuptools>=77", "wheel"]
-        _run([*command, "-c", str(ROOT / "constraints.txt"), "-d", str(folder), *wanted], BUILD_LIMIT_S)
+        self._run([*command, "-c", str(ROOT / "constraints.txt"), "-d", str(folder), *wanted], BUILD_LIMIT_S)
         return folder
 
     def build(self, base: str, wheels: Path, arguments: Mapping[str, str]) -> str:
@@ -87,7 +97,7 @@ class Workshop:
         offline.write_text("[global]\nno-index = true\nfind-links = /wheels\n")
         told = [f"--build-arg={name}={value}" for name, value in {"BASE": base, **arguments}.items()]
         made = self._folder / "image-id"
-        _run(
+        self._run(
             [
                 *self._buildah,
                 "bud",
@@ -112,36 +122,46 @@ class Workshop:
 
     def files(self, image: str, names: Collection[str]) -> list[str]:
         """Paths in the image, everywhere, of files with one of these names."""
-        top = Path(_run([*self._podman, "image", "mount", image]).strip())
-        try:
+        with self._opened(image) as top:
             return sorted(
                 str(Path("/", Path(folder).relative_to(top), file))
                 for folder, _, files in os.walk(top)
                 for file in files
                 if file in names
             )
-        finally:
-            _run([*self._podman, "image", "unmount", image])
+
+    def libraries(self, image: str) -> dict[str, int]:
+        """Bytes of all that lies beside our own code, by the name that Python or a wheel gives it."""
+        with self._opened(image) as top:
+            return {entry.name: _size_bytes(entry) for entry in (top / LIBRARIES).iterdir()}
 
     def start(self, image: str, environment: Mapping[str, str], mounts: Sequence[str] = ()) -> str:
         """The image with its own entry point, as strict as a cluster would run it; gives the container's id."""
         told = [f"--env={name}={value}" for name, value in environment.items()]
         volumes = [f"--volume={mount}" for mount in mounts]
-        container = _run([*self._run_as_nobody(), "--detach", *told, *volumes, image]).strip()
+        container = self._run([*self._run_as_nobody(), "--detach", *told, *volumes, image]).strip()
         self._containers.append(container)
         return container
 
+    def once(
+        self, image: str, entry_point: Sequence[str], command: Sequence[str], environment: Mapping[str, str]
+    ) -> str:
+        """What a program of the image says that ends by itself, run as strictly as the service."""
+        told = [f"--env={name}={value}" for name, value in environment.items()]
+        entered = f"--entrypoint={json.dumps(list(entry_point))}"
+        return self._run([*self._run_as_nobody(), "--rm", entered, *told, image, *command])
+
     def inside(self, container: str, *command: str) -> str:
         """What a command says that is run beside the service. Raises AssertionError unless it ends with 0."""
-        return _run([*self._podman, "exec", container, *command])
+        return self._run([*self._podman, "exec", container, *command])
 
     def terminate(self, container: str) -> None:
         """SIGTERM, and no more."""
-        _run([*self._podman, "kill", "--signal=TERM", container])
+        self._run([*self._podman, "kill", "--signal=TERM", container])
 
     def await_exit(self, container: str, limit_s: float) -> int:
         """Its exit code. Raises AssertionError when it has not ended by then."""
-        return int(_run([*self._podman, "wait", container], limit_s))
+        return int(self._run([*self._podman, "wait", container], limit_s))
 
     def log(self, container: str) -> str:
         ended = subprocess.run(
@@ -157,14 +177,14 @@ class Workshop:
     def drop(self, image: str) -> None:
         """The image and the containers made of it, to make room for the next."""
         self.drop_containers()
-        _run([*self._podman, "rmi", "--force", image])
+        self._run([*self._podman, "rmi", "--force", image])
         # What a build keeps of its stages has no name.
-        _run([*self._podman, "image", "prune", "--force"])
+        self._run([*self._podman, "image", "prune", "--force"])
 
     def drop_containers(self) -> None:
         """Ends those that run, and removes all that were started here, with their volumes."""
         while self._containers:
-            _run([*self._podman, "rm", "--force", "--volumes", "--time=0", self._containers.pop()])
+            self._run([*self._podman, "rm", "--force", "--volumes", "--time=0", self._containers.pop()])
 
     def _run_as_nobody(self) -> list[str]:
         return [
@@ -181,8 +201,38 @@ class Workshop:
             "--log-driver=k8s-file",
         ]
 
+    @contextmanager
+    def _opened(self, image: str) -> Iterator[Path]:
+        """The image's files, to be read only."""
+        try:
+            yield Path(self._run([*self._podman, "image", "mount", image]).strip())
+        finally:
+            self._run([*self._podman, "image", "unmount", image])
+
+    def _run(self, command: Sequence[str], limit_s: float = COMMAND_LIMIT_S) -> str:
+        """Standard output. Raises AssertionError, with the end of what it said, when it fails or takes too long."""
+        with subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=self._environment,
+            start_new_session=True,
+        ) as process:
+            try:
+                out, errors = process.communicate(timeout=limit_s)
+            except BaseException as error:  # whatever ends us: a build has children of its own, which would go on
+                os.killpg(process.pid, signal.SIGKILL)
+                if isinstance(error, subprocess.TimeoutExpired):
+                    raise AssertionError(f"{command[0]} took more than {limit_s:.0f} s: {' '.join(command)}") from None
+                raise
+        if process.returncode != 0:
+            said = "\n".join((out + errors).splitlines()[-30:])
+            raise AssertionError(f"{' '.join(command)} ended with {process.returncode}:\n{said}")
+        return out
+
     def _looked_at(self, kind: str, name: str) -> Any:
-        (found,) = json.loads(_run([*self._podman, kind, "inspect", name]))
+        (found,) = json.loads(self._run([*self._podman, kind, "inspect", name]))
         return found
 
 
@@ -197,13 +247,5 @@ def workshop() -> Iterator[Workshop]:
             made.drop_containers()
 
 
-def _run(command: Sequence[str], limit_s: float = COMMAND_LIMIT_S) -> str:
-    """Standard output. Raises AssertionError with the end of what the program said when it fails or takes too long."""
-    try:
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=False)
-    except subprocess.TimeoutExpired:
-        raise AssertionError(f"{command[0]} took more than {limit_s:.0f} s: {' '.join(command)}") from None
-    if ended.returncode != 0:
-        said = "\n".join((ended.stdout + ended.stderr).splitlines()[-30:])
-        raise AssertionError(f"{' '.join(command)} ended with {ended.returncode}:\n{said}")
-    return ended.stdout
+def _size_bytes(entry: Path) -> int:
+    return sum(file.lstat().st_size for file in (entry, *entry.rglob("*")) if not file.is_dir())

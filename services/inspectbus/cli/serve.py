@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
+import structlog
 import typer
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from inspectbus.runtime.rpc_server import Door
+
+log = structlog.get_logger(__name__)
 
 SERVICES = "results, training, inference, preprocessing, acquisition"
 """As inspectbus.line has them, which takes too long to import for --help."""
@@ -39,18 +46,24 @@ def serve(
     console = Console(stderr=True)
     sections = line.read_plant(config) if config else {}
     with stop_on_signals() as stop, exported(services, os.environ), line.open_line(services, sections) as doors:
-        table = Table(title="serving", title_justify="left")
-        for column in ("service", "gRPC", "metrics"):
-            table.add_column(column)
-        for door in doors.values():
-            table.add_row(door.service, door.address, f"http://{door.metrics_address}/metrics")
-        console.print(table)
+        # The log has said it of each already, to whoever reads that.
+        if console.is_terminal:
+            console.print(_shown(doors.values()))
         missing = [service for service in line.SERVICES if service not in doors]
         embedded = line.settings_class(services[0]).load(sections.get(services[0])).bus_url.startswith("embedded://")
         if missing and embedded:
-            console.print(
-                f"the embedded bus ends with this process, so nothing reaches {', '.join(missing)} over it: "
-                "the services here answer at their gRPC doors"
+            log.warning(
+                "the embedded bus ends with this process: the services here answer at their gRPC doors alone",
+                unreached=missing,
             )
         stop.wait()
-        console.print("draining")
+        log.info("draining")
+
+
+def _shown(doors: Iterable[Door]) -> Table:
+    table = Table(title="serving", title_justify="left")
+    for column in ("service", "gRPC", "metrics"):
+        table.add_column(column)
+    for door in doors:
+        table.add_row(door.service, door.address, f"http://{door.metrics_address}/metrics")
+    return table
