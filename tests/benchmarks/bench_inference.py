@@ -79,6 +79,10 @@ CORES = len(os.sched_getaffinity(0))
 LOAD_S = 120.0
 """For a service to load its model on a machine that does other things."""
 END_S = 10.0
+STREAMS, CALLS = "streams", "calls"
+"""How our service is asked."""
+RPC_THREADS = {STREAMS: 96, CALLS: 32}
+"""A stream holds a thread while it is open, and streams have three quarters of them. 32 is a plant's default."""
 MOSEC_P50_CALLERS = (1, 8)
 """With more, p50 says what throughput says."""
 MOSEC_WAIT_MS = 10
@@ -125,7 +129,9 @@ class Turn:
     raw_images_per_s: float
     raw_single_s: float
     loads: dict[int, Load]
-    """By callers."""
+    """By callers, who have a stream each."""
+    calls: dict[int, Load]
+    """By callers, who make single calls."""
     mosec: dict[int, Load]
     """By callers; empty without Mosec."""
     overload: Overload
@@ -198,12 +204,12 @@ class Server(Protocol):
 
 
 class InspectBus:
-    """Our service, asked by its own contract."""
+    """Our service, asked by its own contract: by a stream of each caller, or by single calls."""
 
-    form = "inspectbus"
-
-    def __init__(self, engine: Engine) -> None:
-        self._end = End("serve", engine.version, engine.name, engine.streams, engine.threads, engine.batch)
+    def __init__(self, engine: Engine, form: str) -> None:
+        self.form = form
+        how = (engine.version, engine.name, engine.streams, engine.threads, engine.batch, RPC_THREADS[form])
+        self._end = End("serve", *how)
         self.address: str = self._end.ready["address"]
 
     def wait_ready(self) -> None:
@@ -263,12 +269,12 @@ def measure(
     engine: Engine, callers: Sequence[int], turns: int, seconds: float, mosec: MosecSettings | None
 ) -> list[Turn]:
     with ExitStack() as house:
-        server = InspectBus(engine)
-        clients = {server.form: callers_of(server, engine.side, house)}
+        servers = [InspectBus(engine, form) for form in (STREAMS, CALLS)]
+        clients = {server.form: callers_of(server, engine.side, house) for server in servers}
         if mosec is not None:
             clients[Mosec.form] = callers_of(Mosec(engine, mosec), engine.side, house)
         raw = opened(house, "raw", engine.version, engine.name, engine.streams, engine.threads)
-        source = opened(house, "flood", server.form, server.address, engine.side)
+        source = opened(house, "flood", CALLS, servers[-1].address, engine.side)
         done = []
         for turn in range(turns):
             way = 1 if turn % 2 == 0 else -1
@@ -278,9 +284,9 @@ def measure(
             for count in callers[::way]:
                 for form in list(clients)[::way]:
                     loads[form][count] = load(clients[form], count, seconds)
-            ours = loads[InspectBus.form]
-            overload = flood(source, OVERLOAD * ours[CAPACITY_CALLERS].images_per_s, seconds)
-            done.append(Turn(whole["images_per_s"], single["p50_s"], ours, loads.get(Mosec.form, {}), overload))
+            overload = flood(source, OVERLOAD * loads[CALLS][CAPACITY_CALLERS].images_per_s, seconds)
+            theirs = loads.get(Mosec.form, {})
+            done.append(Turn(whole["images_per_s"], single["p50_s"], loads[STREAMS], loads[CALLS], theirs, overload))
     return done
 
 
@@ -381,15 +387,20 @@ def summary(engine: Engine, turns: Sequence[Turn], mosec: MosecSettings | None) 
             str(count): round(median(turn.loads[count].over(turn.raw_images_per_s) for turn in turns), 3)
             for count in many
         },
+        "calls_over_raw": {
+            str(count): round(median(turn.calls[count].over(turn.raw_images_per_s) for turn in turns), 3)
+            for count in many
+        },
         "over_mosec": None if mosec is None else over_mosec(turns),
         "single_p50_over_raw": round(median(turn.loads[1].p50_s / turn.raw_single_s for turn in turns), 3),
-        "overload_goodput": round(median(turn.overload.over(turn.loads[CAPACITY_CALLERS]) for turn in turns), 3),
+        "overload_goodput": round(median(turn.overload.over(turn.calls[CAPACITY_CALLERS]) for turn in turns), 3),
         "figures": {
             "engine": engine.name,
             "streams": engine.streams,
             "raw_images_per_s": round(median(turn.raw_images_per_s for turn in turns), 1),
             "raw_single_ms": round(1000 * median(turn.raw_single_s for turn in turns), 2),
             "callers": columns([turn.loads for turn in turns]),
+            "calls": columns([turn.calls for turn in turns]),
             "mosec": None
             if mosec is None
             else {
@@ -433,6 +444,9 @@ def show(told: dict[str, Any]) -> None:
     for count, row in figures["callers"].items():
         cells = (count, *row.values(), told["service_over_raw"].get(count, ""))
         print("".join(f"{cell:>12}" for cell in cells))
+    print("by single calls:")
+    for count, row in figures["calls"].items():
+        print("".join(f"{cell:>12}" for cell in (count, *row.values(), told["calls_over_raw"].get(count, ""))))
     if figures["mosec"]:
         print("Mosec, {max_batch_size} images at most, {max_wait_ms} ms:".format(**figures["mosec"]))
         for count, row in figures["mosec"]["callers"].items():

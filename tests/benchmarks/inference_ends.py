@@ -11,6 +11,7 @@ however many are answered, so many times a second.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import select
 import socket
@@ -45,6 +46,7 @@ class Raw:
         self._shape = (card.preparation.height, card.preparation.width, 3)
 
     def run(self, batch: int, streams: int, seconds: float) -> dict[str, Any]:
+        batch = min(batch, self._engine.best_batch or batch)
         images = np.random.default_rng(0).integers(0, 256, (streams, batch, *self._shape), np.uint8)
         counted_from_s = time.perf_counter() + RAMP_S
         until_s = counted_from_s + seconds
@@ -160,7 +162,7 @@ Asker = Callable[[float, Callable[[str], None]], None]
 """Asks once with so many seconds' patience, and later tells what became of it."""
 
 
-def _ask_inspectbus(address: str, side: int) -> Asker:
+def _ask_by_call(address: str, side: int) -> Asker:
     import grpc
 
     from inspectbus.api.v1.inference_pb2 import DESCRIPTOR, InferRequest
@@ -190,6 +192,53 @@ def _ask_inspectbus(address: str, side: int) -> Asker:
             answered(ANSWER if error is None else outcomes.get(error.code(), str(error)))  # type: ignore[attr-defined]
 
         call.add_done_callback(done)
+
+    return ask
+
+
+def _ask_by_stream(address: str, side: int) -> Asker:
+    """As many streams as callers, each open until this process ends, and one thread for all of them."""
+    import grpc
+
+    from inspectbus.api.v1.inference_pb2 import DESCRIPTOR, InferStreamRequest, InferStreamResponse
+    from inspectbus.imaging.pixels import to_pixels
+
+    method = f"/{DESCRIPTOR.services_by_name['InferenceService'].full_name}/InferStream"
+    request = InferStreamRequest(pixels=to_pixels(_image(side))).SerializeToString()
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="streams", daemon=True).start()
+
+    async def opened() -> grpc.aio.StreamStreamMultiCallable[bytes, bytes]:
+        return grpc.aio.insecure_channel(address).stream_stream(method, None, None)
+
+    infer_stream = asyncio.run_coroutine_threadsafe(opened(), loop).result(PATIENCE_S)
+    idle: deque[grpc.aio.StreamStreamCall[bytes, bytes]] = deque()
+    running: set[asyncio.Task[None]] = set()
+    """An event loop itself forgets them."""
+
+    async def once(answered: Callable[[str], None]) -> None:
+        stream = idle.pop() if idle else infer_stream()
+        try:
+            await stream.write(request)
+            answer = await stream.read()
+        except grpc.aio.AioRpcError as error:
+            answered(str(error))
+            return
+        idle.append(stream)
+        words = InferStreamResponse.FromString(answer) if isinstance(answer, bytes) else "the stream was ended"
+        good = isinstance(words, InferStreamResponse) and words.HasField("judgement")
+        answered(ANSWER if good else str(words))
+
+    def begin(answered: Callable[[str], None]) -> None:
+        task = loop.create_task(once(answered))
+        running.add(task)
+        task.add_done_callback(running.discard)
+
+    def ask(_patience_s: float, answered: Callable[[str], None]) -> None:
+        if threading.current_thread().name == "streams":
+            begin(answered)
+        else:
+            loop.call_soon_threadsafe(begin, answered)
 
     return ask
 
@@ -238,10 +287,14 @@ def _image(side: int) -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
 
 
-ASKERS: dict[str, Callable[[str, int], Asker]] = {"inspectbus": _ask_inspectbus, "mosec": _ask_mosec}
+ASKERS: dict[str, Callable[[str, int], Asker]] = {
+    "calls": _ask_by_call,
+    "streams": _ask_by_stream,
+    "mosec": _ask_mosec,
+}
 
 
-def serve(version: str, engine: str, streams: str, threads: str, batch: str) -> None:
+def serve(version: str, engine: str, streams: str, threads: str, batch: str, rpc_threads: str) -> None:
     from inspectbus.bus import connect
     from inspectbus.inference.service import open_service
     from inspectbus.inference.settings import InferenceSettings
@@ -260,8 +313,7 @@ def serve(version: str, engine: str, streams: str, threads: str, batch: str) -> 
                 "streams": int(streams),
                 "threads": int(threads),
                 "max_batch_size": int(batch),
-                # More callers than a plant's default takes.
-                "rpc_threads": 128,
+                "rpc_threads": int(rpc_threads),
             }
         )
         with connect("embedded://bench") as bus, open_service(settings, bus) as door:

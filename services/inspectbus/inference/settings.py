@@ -96,6 +96,11 @@ class InferenceSettings(ServiceSettings):
     call_patience_s: PositiveFloat = Field(default=30.0, le=600, allow_inf_nan=False)
     """How long a call that brings no deadline may wait for its answer."""
 
+    rpc_waiting: NonNegativeInt = Field(default=48, le=4096)
+    """Calls that may wait for one of `rpc_threads`; one more is told RESOURCE_EXHAUSTED, before its image is read. With
+    as many threads as calls they hold each other up at three times what the engine can do: all were answered too late,
+    where with these nine of ten that it could answer were in time."""
+
     frame_store_url: str = ""
     """Where evidence and claimed images rest (file://, s3://); empty: the folder `frames` in state_dir."""
     keep_evidence: bool = True

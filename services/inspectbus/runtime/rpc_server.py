@@ -89,11 +89,11 @@ def rpc_server(
     server = grpc.server(
         ThreadPoolExecutor(settings.rpc_threads, thread_name_prefix=f"{service}-rpc"),
         interceptors=[*call_spans(), Guard(registry, settings)],
-        maximum_concurrent_rpcs=settings.rpc_threads,
+        maximum_concurrent_rpcs=settings.rpc_threads + settings.rpc_waiting,
         options=[
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.max_send_message_length", settings.max_message_bytes),
-            ("grpc.max_concurrent_streams", settings.rpc_threads + SPARE_STREAMS),
+            ("grpc.max_concurrent_streams", settings.rpc_threads + settings.rpc_waiting + SPARE_STREAMS),
             ("grpc.http2.bdp_probe", 0),
             ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
             # Without this a second process takes the same port silently and half of the calls.
