@@ -198,7 +198,7 @@ def main() -> None:
         owner, cards = house.enter_context(versions(count, arguments.backbone, arguments.side, folder))
         line = Line(owner, cards, arguments)
         house.callback(line.close)
-        crowd = opened(house, "clients", "inspectbus", line.address, arguments.side)
+        crowd = opened(house, "clients", "calls", line.address, arguments.side)
         rate = SHARE * load([crowd], CAPACITY_CALLERS, seconds / 2).images_per_s
         end = End("call", line.address, arguments.side, module="swap_ends")
         house.callback(end.close)

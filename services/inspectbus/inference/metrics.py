@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from functools import cache
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -21,23 +21,21 @@ class BatcherMetrics:
             "inspectbus_inference_batch_size", "Images per run of the engine.", buckets=sizes, registry=registry
         )
         # A series is looked up once, for that costs more than counting on it.
-        self._queue_seconds = cache(
-            Histogram(
-                "inspectbus_inference_queue_seconds",
-                "From arrival to the engine.",
-                ["lane"],
-                buckets=_BUCKETS_S,
-                registry=registry,
-            ).labels
+        queue_seconds = Histogram(
+            "inspectbus_inference_queue_seconds",
+            "From arrival to the engine.",
+            ["lane"],
+            buckets=_BUCKETS_S,
+            registry=registry,
         )
+        self._queue_seconds = {lane: queue_seconds.labels(lane.value) for lane in Lane}
         self._compute_seconds = Histogram(
             "inspectbus_inference_compute_seconds", "One run of the engine.", buckets=_BUCKETS_S, registry=registry
         )
-        self._waiting = cache(
-            Gauge(
-                "inspectbus_inference_waiting", "Images that wait for the engine.", ["lane"], registry=registry
-            ).labels
-        )
+        waiting = Gauge("inspectbus_inference_waiting", "Images that wait for the engine.", ["lane"], registry=registry)
+        self._waiting = dict.fromkeys(Lane, 0)
+        for lane in Lane:
+            waiting.labels(lane.value).set_function(partial(self._waiting.__getitem__, lane))
         self._dropped = Counter(
             "inspectbus_inference_dropped", "Images not computed, by reason.", ["reason", "lane"], registry=registry
         )
@@ -52,17 +50,19 @@ class BatcherMetrics:
         self._lock = threading.Lock()
 
     def came(self, lane: Lane, count: int) -> None:
-        self._waiting(lane.value).inc(count)
+        with self._lock:
+            self._waiting[lane] += count
 
     def went(self, lane: Lane, count: int) -> None:
-        self._waiting(lane.value).dec(count)
+        with self._lock:
+            self._waiting[lane] -= count
 
     def dropped(self, reason: str, lane: Lane, count: int = 1) -> None:
         self._dropped.labels(reason, lane.value).inc(count)
 
     def begun(self, lane: Lane, waited_s: list[float]) -> None:
         """One batch, after its images waited so long."""
-        queue_seconds = self._queue_seconds(lane.value)
+        queue_seconds = self._queue_seconds[lane]
         for each_s in waited_s:
             queue_seconds.observe(each_s)
 

@@ -15,9 +15,10 @@ import sys
 from collections import deque
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from inspectbus.domain.model_version import EXPORT_FILE
 from inspectbus.errors import NotPossibleNow
@@ -27,6 +28,14 @@ from inspectbus.inference.engine import Device, Images, Output, Place
 # package that does so is missing, it has a stub for it. What a plant runs is nobody else's business.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 import openvino  # noqa: E402
+
+
+class _Request(NamedTuple):
+    """For one image at a time."""
+
+    request: Any
+    outputs: list[NDArray[np.float32]]
+    """Its own memory, where it leaves what it computed: (1,) scores and, where there are some, (1, h, w) heatmaps."""
 
 
 class OpenVinoEngine:
@@ -51,8 +60,8 @@ class OpenVinoEngine:
         except RuntimeError as error:  # its one kind, whether the file is broken or too new
             last = (str(error).strip().splitlines() or [""])[-1]
             raise NotPossibleNow(f"openvino refuses {EXPORT_FILE}: {last}"[:500], field=EXPORT_FILE) from error
-        # A request runs one image at a time; a thread finds one, or makes one, and lays it back.
-        self._idle: deque[Any] = deque()
+        # A thread finds one for each image, or makes one, and lays it back.
+        self._idle: deque[_Request] = deque()
 
     @property
     def name(self) -> str:
@@ -73,15 +82,15 @@ class OpenVinoEngine:
     def infer(self, images: Images) -> Output:
         requests = [self._request() for _ in images]
         try:
-            for number, request in enumerate(requests):
+            for number, (request, _) in enumerate(requests):
                 # Read where it lies: its own door for arrays would look at each anew, for what we know.
                 request.set_input_tensor(openvino.Tensor(images[number : number + 1], shared_memory=True))
                 request.start_async()
-            for request in reversed(requests):  # so that this thread is woken once, by the last
+            for request, _ in reversed(requests):  # so that this thread is woken once, by the last
                 request.wait()
-            output = self._gathered(requests)
+            output = Output(*(np.concatenate(of_each) for of_each in zip(*(of for _, of in requests), strict=True)))
         except Exception:
-            for request in requests:  # none may read the caller's memory any more
+            for request, _ in requests:  # none may read the caller's memory any more
                 with suppress(Exception):
                     request.wait()
             raise
@@ -92,19 +101,13 @@ class OpenVinoEngine:
             output.scores[~np.isfinite(output.heatmaps).all(axis=(1, 2))] = np.nan
         return output
 
-    def _request(self) -> Any:
+    def _request(self) -> _Request:
         try:
             return self._idle.pop()
         except IndexError:
-            return self._compiled.create_infer_request()
-
-    def _gathered(self, requests: list[Any]) -> Output:
-        return Output(
-            *(
-                np.concatenate([request.get_output_tensor(at).data for request in requests])
-                for at in range(len(self._compiled.outputs))
-            )
-        )
+            request = self._compiled.create_infer_request()
+            outputs = [request.get_output_tensor(at).data for at in range(len(self._compiled.outputs))]
+            return _Request(request, outputs)
 
 
 def check_processor(device: Device, *, bf16: bool = False) -> None:

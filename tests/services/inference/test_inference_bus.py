@@ -422,7 +422,14 @@ def test_leaving_finishes_the_frames_in_hand_and_leaves_none_half_done(
     version: Path, tmp_path: Path, touchy: Queue[TouchyEngine]
 ) -> None:
     settings = InferenceSettings(
-        port=0, metrics_port=0, state_dir=tmp_path, model_dir=version, max_batch_size=1, prefetch=2, drain_s=PATIENCE_S
+        port=0,
+        metrics_port=0,
+        state_dir=tmp_path,
+        model_dir=version,
+        max_batch_size=1,
+        runs_ahead=0,
+        prefetch=2,
+        drain_s=PATIENCE_S,
     )
     with ExitStack() as house:
         # given a service with two frames in hand, and more on the bus

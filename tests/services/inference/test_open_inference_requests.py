@@ -275,7 +275,7 @@ def test_of_a_thousand_calls_at_once_those_beyond_the_limit_are_told_so(
     start: Open, version: Path, touchy: Queue[TouchyEngine]
 ) -> None:
     # given an engine that is held
-    line = start(model_dir=version, rpc_threads=8)
+    line = start(model_dir=version, rpc_threads=8, rpc_waiting=4)
     line.wait_ready()
     engine = touchy.get(timeout=PATIENCE_S)
     while engine.entered.acquire(blocking=False):
@@ -289,12 +289,12 @@ def test_of_a_thousand_calls_at_once_those_beyond_the_limit_are_told_so(
         for call in calls:
             call.add_done_callback(ended.put)
         # then all but those in hand are refused while it is held, and these are answered afterwards
-        early = [ended.get(timeout=PATIENCE_S) for _ in range(992)]
+        early = [ended.get(timeout=PATIENCE_S) for _ in range(988)]
         assert {call.code() for call in early} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
         engine.gate.set()
-        late = [ended.get(timeout=PATIENCE_S).code() for _ in range(8)]
+        late = [ended.get(timeout=PATIENCE_S).code() for _ in range(12)]
         # Who asked whether it is ready may have held a place for a moment longer.
-        assert late.count(grpc.StatusCode.OK) >= 7
+        assert late.count(grpc.StatusCode.OK) >= 11
         assert infer(raw(BRIGHT), timeout=PATIENCE_S).model_name == "tiny"
 
 
