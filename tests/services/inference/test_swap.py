@@ -486,5 +486,4 @@ def test_a_service_that_ends_in_the_middle_of_a_load_finishes_its_frames_and_sta
     assert later.exception(PATIENCE_S) is not None
     loads.gate.set()
     thread.join(PATIENCE_S)
-    names = {each.name for each in threading.enumerate()}
-    assert not {name for name in names if name.startswith("inference-")}
+    assert comes_true(lambda: not [each for each in threading.enumerate() if each.name.startswith("inference-")])
