@@ -83,6 +83,8 @@ class Tracker:
             # MLflow would report its use to its makers, and tell on standard error of the tables it makes.
             os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
             os.environ.setdefault("DO_NOT_TRACK", "true")
+            # It would ask a tracking server that is away seven times, longer each time: minutes for each entry.
+            os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
             from mlflow import MlflowClient
 
             logging.getLogger("mlflow").setLevel(logging.ERROR)
