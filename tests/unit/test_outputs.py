@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -162,6 +164,37 @@ def test_a_file_output_writes_json_lines_and_turns_over(tmp_path: Path) -> None:
     assert json.loads(path.read_text().splitlines()[-1])["frame_id"] == "99"
     output.heartbeat()
     assert float((tmp_path / "new" / "gate.jsonl.heartbeat").read_text()) > 1_700_000_000
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+def test_a_disk_that_is_full_takes_no_outcome_and_no_heartbeat(tmp_path: Path) -> None:
+    path = tmp_path / "gate.jsonl"
+    path.symlink_to("/dev/full")
+    (tmp_path / "gate.jsonl.heartbeat.part").symlink_to("/dev/full")
+    output = FileOutput(path, max_bytes=4096)
+    with pytest.raises(OSError, match="No space left"):
+        output.act(outcome("a"))
+    with pytest.raises(OSError, match="No space left"):
+        output.heartbeat()
+    assert not (tmp_path / "gate.jsonl.heartbeat").exists()
+
+
+def test_half_a_row_is_taken_back_so_that_the_next_can_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "gate.jsonl"
+    output = FileOutput(path, max_bytes=4096)
+    output.act(outcome("a"))
+    room = path.stat().st_size + 10
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+        with pytest.raises(OSError, match=r"No space left|too large"):
+            output.act(outcome("b"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    output.act(outcome("c"))
+    assert [json.loads(row)["frame_id"] for row in path.read_text().splitlines()] == ["a", "c"]
 
 
 def test_the_log_says_what_a_restart_left() -> None:

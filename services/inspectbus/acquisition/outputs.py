@@ -8,7 +8,9 @@ and told in the station's detail. Heartbeats come from the gate's own timer, so 
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import threading
 import time
 from collections import deque
@@ -78,12 +80,26 @@ class FileOutput:
             if self._path.stat().st_size + len(row) > self._max_bytes:
                 self._path.replace(self._full)
         # Opened each time: whoever moves the file away, or mounts its disk again, gets a new one.
-        with self._path.open("ab") as file:
-            file.write(row)
+        with self._path.open("ab", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            written = 0
+            try:
+                written = file.write(row)
+            finally:
+                if written != len(row):
+                    # Half a row would swallow the next one.
+                    with suppress(OSError):
+                        file.truncate(end)
+        if written != len(row):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def heartbeat(self) -> None:
         self._heartbeat.parent.mkdir(parents=True, exist_ok=True)
-        self._heartbeat.write_text(f"{time.time():.3f}\n", encoding="ascii")
+        # A file of its own each time: it is never read half written, and a full disk, which takes no outcome, takes no
+        # heartbeat either.
+        part = self._heartbeat.with_name(self._heartbeat.name + ".part")
+        part.write_text(f"{time.time():.3f}\n", encoding="ascii")
+        part.replace(self._heartbeat)
 
 
 def words(outcome: GateOutcome) -> dict[str, object]:

@@ -126,13 +126,13 @@ class Replay:
         try:
             with self._journal.owned():
                 source = open_source(self._station.source, self._settings.max_image_bytes)
-                self._begin(source)
-                try:
-                    if self._take(source) and self._until(lambda: not self._under_way):
-                        end = FINISHED
-                finally:
-                    self._drain()
-                    self._write(finished=end == FINISHED)
+                if self._begin(source):
+                    try:
+                        if self._take(source) and self._until(lambda: not self._under_way):
+                            end = FINISHED
+                    finally:
+                        self._drain()
+                        self._write(finished=end == FINISHED)
         except (InspectBusError, OSError) as error:
             end = FAILED
             self._trouble("source", error.message if isinstance(error, InspectBusError) else str(error))
@@ -145,8 +145,9 @@ class Replay:
             self._state = end
             self._changed.notify_all()
 
-    def _begin(self, source: Source) -> None:
-        """Goes on with an unfinished run over the same plan and items, or begins a new one."""
+    def _begin(self, source: Source) -> bool:
+        """Goes on with an unfinished run over the same plan and items, or begins a new one. False when told to stop
+        while the disk does not take its cursor."""
         plan, items = self._station.plan, source.items
         try:
             mark = self._journal.read()
@@ -156,12 +157,16 @@ class Replay:
         if mark is None or mark.finished or (mark.plan, mark.items) != (plan, items):
             mark = Mark(plan=plan, items=items, run_id=new_run_id())
         # Before the first frame: a crash after it must find the run it belongs to.
-        self._journal.write(mark)
+        while not self._journaled_is(mark):
+            with self._changed:
+                if self._changed.wait_for(lambda: self._stopping, LONGEST_PAUSE_S):
+                    return False
         self._log.info("run begins", run_id=mark.run_id, position=mark.next)
         with self._changed:
             self._run_id = mark.run_id
             self._cursor = Cursor(mark)
             self._changed.notify_all()
+        return True
 
     def _take(self, source: Source) -> bool:
         """Publishes the source to its end: True. False when told to stop first."""
@@ -307,17 +312,22 @@ class Replay:
         self._journaled_at_s = time.monotonic()
         with self._changed:
             mark = self._marked.mark(finished=finished)
+        # No reason to stop the line: an old cursor repeats frames after a crash, and they are counted once.
+        self._journaled_is(mark)
+
+    def _journaled_is(self, mark: Mark) -> bool:
+        """Once the disk has it. What keeps it out is shown until then."""
         if mark == self._journaled:
-            return
+            return True
         try:
             self._journal.write(mark)
         except OSError as error:
-            # No reason to stop the line: an old cursor repeats frames after a crash, and they are counted once.
             self._trouble("disk", f"cannot write the cursor {self._journal.file}: {error.strerror}")
-        else:
-            self._journaled = mark
-            with self._changed:
-                self._troubles.pop("disk", None)
+            return False
+        self._journaled = mark
+        with self._changed:
+            self._troubles.pop("disk", None)
+        return True
 
     def _trouble(self, about: str, text: str) -> None:
         """Shows it in the station's detail until it is over."""

@@ -113,7 +113,7 @@ class _Stream:
         self._context = context
         self._places = threading.Semaphore(window)
         # Bounded by the places. Its last entry is how many answers there are, or why no more requests can be read.
-        self._answers: queue.SimpleQueue[InferStreamResponse | InspectBusError | int] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[InferStreamResponse | Exception | int] = queue.SimpleQueue()
         self._open: set[Future[Scored]] = set()
         self._over = False
 
@@ -129,7 +129,7 @@ class _Stream:
                     if not self._context.is_active():
                         return
                     continue
-                if isinstance(answer, InspectBusError):
+                if isinstance(answer, Exception):
                     raise answer
                 if isinstance(answer, int):
                     total = answer
@@ -154,7 +154,7 @@ class _Stream:
                 position += 1
         except grpc.RpcError:
             return  # the caller is gone, and with it everybody who could want an answer
-        except InspectBusError as error:  # what came is no request
+        except Exception as error:  # no request came, or a fault of ours: the call ends with its name, and hangs never
             self._answers.put(error)
             return
         self._answers.put(position)

@@ -55,6 +55,9 @@ WINDOW_BYTES = 1 << 20
 """What a stream's sender may send before it is read. gRPC by itself lets it grow with what the way has room for, on a
 fast one to tens of megabytes for each stream: the memory of a service whose callers stream and never read. A megabyte
 keeps a plant's network busy (1 GB/s at a round trip of 1 ms); a larger message has room while it is waited for."""
+KEEPALIVE_S, KEEPALIVE_PATIENCE_S = 60.0, 20.0
+"""How long a connection with calls on it may be silent before its other side is asked whether it is there, and how long
+that may take to answer. Else the streams of a hall that lost its power would have their places for hours."""
 RETRY_HINT_S = 0.2
 """Told to callers of retryable errors that know no better: long enough for a batch to pass, short enough for a line."""
 
@@ -94,6 +97,8 @@ def rpc_server(
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.max_send_message_length", settings.max_message_bytes),
             ("grpc.max_concurrent_streams", settings.rpc_threads + settings.rpc_waiting + SPARE_STREAMS),
+            ("grpc.keepalive_time_ms", int(1000 * KEEPALIVE_S)),
+            ("grpc.keepalive_timeout_ms", int(1000 * KEEPALIVE_PATIENCE_S)),
             ("grpc.http2.bdp_probe", 0),
             ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
             # Without this a second process takes the same port silently and half of the calls.
@@ -191,6 +196,8 @@ class Guard(grpc.ServerInterceptor):
 
     def _place(self, identity: Identity, context: Any) -> AbstractContextManager[None]:
         """As `OpenStreams.place`: like the quotas, what one caller may have binds everybody but the local admin."""
+        if identity is ANONYMOUS:
+            return self._streams.place_of_stranger()
         return self._streams.place(_account(identity, context), shared=identity is not LOCAL_ADMIN)
 
     def _opened(self, request: Any, method: str, identity: Identity, context: Any) -> Any:

@@ -50,9 +50,9 @@ class ServiceSettings(BaseSettings):
     """Folder for everything this machine keeps: database, models, evidence, cursors."""
     host: str = "127.0.0.1"
     """Address the doors listen on."""
-    port: NonNegativeInt = 0
+    port: NonNegativeInt = Field(default=0, le=65535)
     """gRPC port; 0 takes a free one."""
-    metrics_port: NonNegativeInt = 0
+    metrics_port: NonNegativeInt = Field(default=0, le=65535)
     """Prometheus port; 0 takes a free one."""
     health_port: int | None = Field(default=None, ge=0, le=65535)
     """One more gRPC port, without TLS, that tells health and nothing else: for a cluster's probes."""

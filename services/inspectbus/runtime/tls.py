@@ -130,7 +130,7 @@ class _Files:
                 found = file.stat() if file is not None else None
             except OSError:
                 found = None
-            stamps.append(found and (found.st_mtime_ns, found.st_size, found.st_ino))
+            stamps.append(found and (found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino))
         return stamps
 
 

@@ -170,10 +170,10 @@ def _keyed(key: bytes, digest: str) -> bytes:
     return hmac.digest(key, digest.encode(), "sha256")
 
 
-def _stamp(file: Path) -> tuple[int, int, int] | None:
-    """Changes when the file does, or a link on the way to it; None while there is none."""
+def _stamp(file: Path) -> tuple[int, int, int, int] | None:
+    """Changes when the file does, its rights, or a link on the way to it; None while there is none."""
     try:
         found = file.stat()
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import urllib.request
 import uuid
@@ -13,6 +14,8 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
+from inspectbus.acquisition import replay
+from inspectbus.acquisition.cursor import Journal
 from inspectbus.acquisition.service import open_service
 from inspectbus.acquisition.settings import AcquisitionSettings
 from inspectbus.api.v1 import acquisition_pb2, frame_pb2, gate_pb2
@@ -225,6 +228,23 @@ def test_a_damaged_cursor_begins_a_new_run_and_says_so(
     assert status.run_id != run_id
     assert status.accepted == 60
     assert "line-1.top.cursor is damaged; began a new run" in status.detail
+
+
+def test_a_station_that_begins_on_a_full_disk_goes_on_when_there_is_room(
+    acquisition: OpenAcquisition, line: SmallLine, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay, "LONGEST_PAUSE_S", 0.05)
+    wrote = Journal.write
+
+    def full(self: Journal, mark: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Journal, "write", full)
+    stub = acquisition(folder(images, frames=3))
+    waits = until(stub, lambda status: "No space left" in status.detail)
+    assert waits.accepted == 0
+    monkeypatch.setattr(Journal, "write", wrote)
+    assert until(stub, finished).accepted == 3
 
 
 def test_unreadable_images_are_counted_named_and_skipped(

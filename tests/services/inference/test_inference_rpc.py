@@ -23,6 +23,7 @@ from inspectbus.imaging.pixels import to_pixels
 from inspectbus.inference.admission import MARGIN
 from inspectbus.inference.service import open_service
 from inspectbus.inference.settings import InferenceSettings
+from inspectbus.inference.slots import SlotQueue
 from inspectbus.stores.models import ModelStore, read_card
 from tests.doubles.inference_service import PATIENCE_S, Running, TouchyEngine, field_of
 from tests.doubles.model_owner import model_owner
@@ -267,6 +268,20 @@ def test_an_empty_stream_ends_and_one_that_is_left_gives_its_places_back(
     engine.gate.set()
     assert infer(line, 7).model == "tiny"
     assert engine.seen == [1, 7]
+
+
+def test_a_fault_of_ours_ends_a_stream_by_its_name(start: Open, version: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = start(model_dir=version)
+    line.wait_ready()
+
+    def no_memory(self: object, item: object, lane: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(SlotQueue, "seat", no_memory)
+    with pytest.raises(grpc.RpcError) as caught:
+        list(line.stub.InferStream(iter([InferStreamRequest(pixels=pixels(1))]), timeout=PATIENCE_S))
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    assert "incident" in str(caught.value.details())
 
 
 def test_a_sender_that_streams_faster_than_we_judge_is_slowed_and_not_refused(

@@ -26,7 +26,7 @@ from inspectbus.runtime.identity import Identity, caller
 from inspectbus.runtime.roles import Role
 from inspectbus.runtime.rpc_server import Door, rpc_server
 from inspectbus.runtime.settings import ServiceSettings
-from inspectbus.runtime.tokens import hash_of, new_token
+from inspectbus.runtime.tokens import Tokens, hash_of, new_token
 from inspectbus_client import Client
 from tests.doubles.certificates import Authority, Papers
 
@@ -470,6 +470,38 @@ def test_one_caller_has_half_of_the_streams_at_most_and_others_find_a_place(
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "station has 2 streams open, and one caller may have no more" in str(caught.value.details())
         next(stream("admin"))
+
+
+def test_callers_without_a_name_leave_streams_to_those_who_have_one(tokens: Path, identities: dict[str, str]) -> None:
+    with ExitStack() as house:
+        door, _ = house.enter_context(open_door(tokens=tokens, rpc_threads=32))  # 24 places for streams, 3 for them
+        watch = "/grpc.health.v1.Health/Watch"
+        strangers: list[grpc.UnaryStreamMultiCallable[bytes, bytes]] = [
+            house.enter_context(grpc.insecure_channel(door.address)).unary_stream(watch, None, None) for _ in range(2)
+        ]
+        watches = [strangers[each % 2](b"", timeout=PATIENCE_S) for each in range(3)]
+        for each in watches:
+            next(each)
+        with pytest.raises(grpc.RpcError) as caught:
+            next(strangers[0](b"", timeout=PATIENCE_S))
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "callers without a name have 3 streams open" in str(caught.value.details())
+        channel = house.enter_context(open_channel(door.address, Access(token=identities["admin"])))
+        request = pb.PublishFramesRequest(line="line-1")
+        assert next(iter(Stub(channel).PublishFrames(iter([request]), timeout=PATIENCE_S)))
+        for each in watches:
+            each.cancel()
+
+
+def test_rights_that_are_mended_let_the_file_be_read_though_it_is_the_same(
+    tokens: Path, identities: dict[str, str]
+) -> None:
+    known = Tokens(tokens)
+    tokens.write_text(f"only: {{role: viewer, sha256: {hash_of('another')}}}\n")
+    tokens.chmod(0o666)
+    before = known.now()
+    tokens.chmod(0o600)
+    assert known.now() is not before
 
 
 def test_a_message_that_is_none_is_the_callers_fault_in_calls_and_streams(
