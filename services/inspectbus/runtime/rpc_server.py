@@ -58,6 +58,8 @@ keeps a plant's network busy (1 GB/s at a round trip of 1 ms); a larger message 
 KEEPALIVE_S, KEEPALIVE_PATIENCE_S = 60.0, 20.0
 """How long a connection with calls on it may be silent before its other side is asked whether it is there, and how long
 that may take to answer. Else the streams of a hall that lost its power would have their places for hours."""
+DENIALS_TOLD_PER_S = 5.0
+"""Of one address, by the log. All are counted; were all told, whoever is denied could fill the disk of the log."""
 RETRY_HINT_S = 0.2
 """Told to callers of retryable errors that know no better: long enough for a batch to pass, short enough for a line."""
 
@@ -149,6 +151,7 @@ class Guard(grpc.ServerInterceptor):
         self._doorkeeper = Doorkeeper(settings.tokens)
         self._quotas = Quotas(settings.identity_calls_per_s, settings.identity_bytes_per_s)
         self._streams = OpenStreams(settings.rpc_threads)
+        self._told = Quotas(DENIALS_TOLD_PER_S, 0.0)
         self._denied = Counter(
             "inspectbus_rpc_denied",
             "Calls refused for who made them, by method and kind of error.",
@@ -229,14 +232,9 @@ class Guard(grpc.ServerInterceptor):
             self._doorkeeper.admit(identity, method)
             yield identity
         except InspectBusError as error:
-            code = error.code
             if isinstance(error, (NotIdentified, NotAllowed)):
-                reason = type(error).__name__
-                self._denied.labels(method, reason).inc()
-                peer = host_of(context.peer())
-                log.warning(
-                    "call denied", method=method, caller=identity.name, peer=peer, reason=reason, error=error.message
-                )
+                error = self._denial(error, method, identity, context)
+            code = error.code
             abort(context, error)
         except Exception:
             if context.code() is not None:  # the method itself called abort, which raises a bare Exception
@@ -252,6 +250,20 @@ class Guard(grpc.ServerInterceptor):
                 caller.reset(token)
             self._calls(method, code.name).inc()
             self._seconds(method).observe(time.monotonic() - begun)
+
+    def _denial(self, error: InspectBusError, method: str, identity: Identity, context: Any) -> InspectBusError:
+        """Counts it and tells it in the log; gives the error to answer with, which for one more than an address may
+        make is another."""
+        reason, peer = type(error).__name__, host_of(context.peer())
+        self._denied.labels(method, reason).inc()
+        if not self._told.take(peer, 0):
+            log.warning(
+                "call denied", method=method, caller=identity.name, peer=peer, reason=reason, error=error.message
+            )
+        wait_s = self._quotas.take(f"{ANONYMOUS.name} {peer}", 0)
+        if wait_s:
+            return TooFast(f"too many calls of {peer} are denied: try again in {wait_s:.2g} s", retry_s=wait_s)
+        return error
 
 
 def _account(identity: Identity, context: Any) -> str:

@@ -493,6 +493,17 @@ def test_callers_without_a_name_leave_streams_to_those_who_have_one(tokens: Path
             each.cancel()
 
 
+def test_calls_that_are_denied_meet_a_limit_too_and_do_not_fill_the_log(tokens: Path) -> None:
+    registry = CollectorRegistry()
+    with capture_logs() as entries, open_door(registry, tokens=tokens, identity_calls_per_s=10.0) as (door, _):
+        codes = {refusal_of(door.address, Access())[0] for _ in range(60)}
+    assert codes == {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.RESOURCE_EXHAUSTED}
+    assert 0 < sum(entry["event"] == "call denied" for entry in entries) < 30
+    method = f"/{SERVICE}/GetStation"
+    labels = {"method": method, "reason": "NotIdentified"}
+    assert registry.get_sample_value("inspectbus_rpc_denied_total", labels) == 60
+
+
 def test_rights_that_are_mended_let_the_file_be_read_though_it_is_the_same(
     tokens: Path, identities: dict[str, str]
 ) -> None:
