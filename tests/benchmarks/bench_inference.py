@@ -8,9 +8,14 @@ asks again when it is answered. They share the machine with the server, so what 
 images/s x (cores - the callers' CPU-s/s) / cores, the same formula for every server. The network is EfficientNet-Lite0
 with random weights, which cost what trained ones do, at 224 px. The last line is JSON:
 
-    {"service_over_raw": {"8": ..., "32": ..., "64": ...},
+    {"service_over_raw": {"8": ..., "32": ..., "64": ...}, "calls_over_raw": {"8": ..., "32": ..., "64": ...},
      "over_mosec": {"throughput": {"8": ..., "32": ..., "64": ...}, "p50": {"1": ..., "8": ...}, "p99": {"1": ...}},
      "single_p50_over_raw": ..., "overload_goodput": ..., "figures": ...}
+
+A caller of ours has a stream (`InferStream`) open, as one of Mosec has a connection, and as plant software has that
+sends image after image: those are `service_over_raw`, `over_mosec` and `single_p50_over_raw`. Beside them stand callers
+that make a call for each image (`calls_over_raw`), of a second service that has as many threads as a plant's by
+default; the overload goes there too.
 
 Over Mosec (PyPI `mosec`): above 1 we are better, and throughput is compared by each server's share of its own corrected
 raw. It has the same engine, a worker process for each stream, and the same pixels as bytes. Its callers, as ours, send
@@ -28,15 +33,22 @@ Python's gRPC takes some 0.3 CPU-ms of each 150 KB message and OpenVINO in bf16 
 1.3 times a single image's pass, for two threads are woken on the way and the message is parsed. Goodput 0.8, for to
 refuse two of three calls costs their parsing; a refusal in less than 10 ms at the median.
 
-Found by one quick turn (1.5 s each) on two cores that others used too, with a margin of 1.25 in admission: 0.60, 0.73
-and 0.73 of corrected raw at 8, 32 and 64 callers (raw 732 images/s); one caller waited 1.64 times a single image's pass
-(4.3 over 2.6 ms); goodput 0.3, as many answers again came too late, and a refusal took 74 ms. So a message costs Python
-about 1 CPU-ms and not 0.3. The margin is 2 since then, so that answers let in by a hair are no longer late on their
-way; that was not measured yet.
+What was learnt since, each by variants that took turns:
 
-Where it goes, by the CPU of the service's threads with an engine that takes no time and 8 callers, in the quieter and
-the busier of two turns on a shared machine: 0.42 and 0.79 ms a call. Of that 0.18 and 0.32 are gRPC's own, for a
-handler that gives a constant. On grpc.aio that handler took 0.26 and 0.81.
+- A message costs more than predicted, a pass less: 0.4 CPU-ms of a call where nothing else runs, 0.7 beside an engine
+  that empties the caches, and 2.3 ms of an image. Half of a call's cost is gRPC's own; grpc.aio saves a tenth of it.
+- A network compiled for batches of any size is planned anew whenever the size changes: 2.8 to 3.1 ms an image where
+  one compiled for one image takes 2.2. So OpenVINO is given images one by one, which made raw 862/s of 744/s too.
+- On a processor large batches cost more than small ones with any engine: batches are of two images there, but for
+  OpenVINO, where a batch is only what is handed over at once.
+- With small batches a third of two cores was idle: a stream that had ended waited for Python's lock behind the threads
+  of 32 callers. One run more than is computed now waits in the engine (`runs_ahead`), and a stream is given back
+  before answers are handed out.
+- A stream's message costs a third of a call's: 0.33 CPU-ms of 0.74, all of the service's threads together.
+- 128 handler threads at three times the capacity: every call too late, for they take Python's lock from each other and
+  from the engine. 32 threads, and 48 calls that wait unread: nine of ten of the capacity in time, refusals in 2 ms.
+- Tried without gain: threads of the doors that do not preempt those that compute (SCHED_BATCH: fewer switches, the same
+  throughput), one arena for all threads' memory, two runs ahead, a tenth of Python's switch interval.
 """
 
 from __future__ import annotations
