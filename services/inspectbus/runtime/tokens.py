@@ -40,6 +40,7 @@ _TOKEN = re.compile(rf"{TOKEN_PREFIX}[A-Za-z0-9_-]{{43}}")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _OWN_NAMES = ("anonymous", "local")
 """What those are called who have no entry."""
+_ROLES = tuple(role for role in Role if role is not Role.ANYBODY)
 _PLACE = r"^[a-z0-9][a-z0-9-]{0,62}(/[a-z0-9][a-z0-9-]{0,62})?$"
 
 
@@ -66,6 +67,13 @@ class Entry(BaseModel):
     certificate: str = ""
     """A name in its client certificate: DNS name, or common name."""
 
+    @field_validator("role", mode="before")
+    @classmethod
+    def _of_an_identity(cls, given: object) -> object:
+        if given not in _ROLES:
+            raise ValueError(f"must be {', '.join(_ROLES[:-1])} or {_ROLES[-1]}")
+        return given
+
     @field_validator("sha256", mode="before")
     @classmethod
     def _one_or_several(cls, given: object) -> object:
@@ -75,8 +83,6 @@ class Entry(BaseModel):
     def _can_be_known(self) -> Entry:
         if not self.sha256 and not self.certificate:
             raise ValueError("it has neither sha256 nor certificate, so nobody could ever be it")
-        if self.role is Role.ANYBODY:
-            raise ValueError("no identity has role anybody")
         return self
 
 

@@ -362,8 +362,9 @@ def test_a_token_that_is_withdrawn_or_given_holds_from_the_next_call_and_a_broke
     ("text", "words"),
     [
         ("viewer: {role: viewer}", "viewer: it has neither sha256 nor certificate"),
-        ("viewer: {role: chief, sha256: X}", "viewer.role"),
-        ("viewer: {role: anybody, sha256: X}", "no identity has role anybody"),
+        ("viewer: {role: chief, sha256: X}", "viewer.role: must be viewer, station, reviewer, engineer or admin"),
+        ("viewer: {role: anybody, sha256: X}", "viewer.role: must be viewer, station, reviewer, engineer or admin"),
+        ("viewer: {role: [viewer], sha256: X}", "viewer.role: must be"),
         ("local: {role: viewer, sha256: X}", "'local' cannot be an identity's name"),
         ("a: {role: viewer, sha256: X}\nb: {role: admin, sha256: X}", "b has another identity's sha256"),
         ("a: {role: viewer, token: secret}", "a.token"),
