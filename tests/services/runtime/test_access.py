@@ -339,20 +339,28 @@ def test_a_probe_needs_no_token_and_reflection_does_or_is_not_there(tokens: Path
 def test_a_token_that_is_withdrawn_or_given_holds_from_the_next_call_and_a_broken_file_changes_nothing(
     tokens: Path, identities: dict[str, str]
 ) -> None:
-    access = Access(token=identities["viewer"])
-    with open_door(tokens=tokens) as (door, _), capture_logs() as logs:
+    access, registry = Access(token=identities["viewer"]), CollectorRegistry()
+
+    def outdated() -> float | None:
+        return registry.get_sample_value("inspectbus_tokens_outdated", {"file": str(tokens)})
+
+    with open_door(registry, tokens=tokens) as (door, _), capture_logs() as logs:
         whole = tokens.read_text()
         assert ask(door.address, access) == "line-1"
+        assert outdated() == 0
 
         tokens.write_text("viewer: {role: viewr, sha256: []}\n")
+        assert outdated() == 1  # before anybody called
         assert ask(door.address, access) == "line-1"
         assert "the last good ones stay" in [entry["event"] for entry in logs][-1]
 
         tokens.write_text("".join(line for line in whole.splitlines(keepends=True) if not line.startswith("viewer")))
         assert refusal_of(door.address, access)[0] is grpc.StatusCode.UNAUTHENTICATED
+        assert outdated() == 0
 
         tokens.unlink()
         assert ask(door.address, Access(token=identities["admin"])) == "line-1"
+        assert outdated() == 1
 
         tokens.write_text(whole)
         assert ask(door.address, access) == "line-1"
