@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from inspectbus.channels import NO_ACCESS, Access, open_channel
 from inspectbus.doctor.clock import judged
 from inspectbus.doctor.finding import Finding, State
-from inspectbus.doctor.handshake import obstacle
+from inspectbus.handshake import obstacle
 
 PATIENCE_S = 4.0
 DATE_STEP_S = 1.0

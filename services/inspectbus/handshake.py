@@ -13,17 +13,20 @@ import ssl
 from inspectbus.channels import Access
 
 PATIENCE_S = 2.0
-"""For each step; the gRPC call before it has waited too, and all checks together have ten seconds."""
+"""For each step; the doctor's gRPC call before it has waited too, and all its checks together have ten seconds."""
 NOT_YET, EXPIRED, OTHER_NAME, OTHER_ADDRESS = 9, 10, 62, 64
 """OpenSSL's X509_V_ERR_..."""
 
 
-def obstacle(address: str, access: Access) -> str:
-    """What keeps us out at `address`, and what to do; empty when nobody listens there, or it is not TLS's doing."""
+def obstacle(address: str, access: Access, patience_s: float = PATIENCE_S) -> str:
+    """What keeps us out at `address`, and what to do; empty when nobody listens there, or it is not TLS's doing.
+
+    Each of a few steps has patience_s; of replicas the first is looked at.
+    """
     host, _, port = re.sub(r"^(dns:///|ipv[46]:)", "", address).partition(",")[0].rpartition(":")
     host = host.strip("[]")
     try:
-        plain = socket.create_connection((host, int(port)), PATIENCE_S)
+        plain = socket.create_connection((host, int(port)), patience_s)
     except (OSError, ValueError):
         return ""
     with plain:
