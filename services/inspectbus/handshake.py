@@ -1,5 +1,5 @@
-"""Why a door that listens does not let us in: a handshake of our own, whose failure says more than gRPC's closed
-connection.
+"""Why a door that listens does not let us in, and for how long it will: a handshake of our own, whose failure says
+more than gRPC's closed connection.
 
 TCP ─> does it speak TLS? ─> is its certificate trusted? ─> does it take ours? ─> a sentence about the first that fails
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import socket
 import ssl
+from datetime import UTC, datetime
 
 from inspectbus.channels import Access
 
@@ -23,8 +24,7 @@ def obstacle(address: str, access: Access, patience_s: float = PATIENCE_S) -> st
 
     Each of a few steps has patience_s; of replicas the first is looked at.
     """
-    host, _, port = re.sub(r"^(dns:///|ipv[46]:)", "", address).partition(",")[0].rpartition(":")
-    host = host.strip("[]")
+    host, port = _place(address)
     try:
         plain = socket.create_connection((host, int(port)), patience_s)
     except (OSError, ValueError):
@@ -52,6 +52,30 @@ def obstacle(address: str, access: Access, patience_s: float = PATIENCE_S) -> st
             if access.ca is None:
                 return f"{address} speaks TLS, and was called without: name its authority in INSPECTBUS_TLS_CA"
             return "" if _welcome(secure) else _refused(address, access)
+
+
+def end_of_certificate(address: str, access: Access, patience_s: float = PATIENCE_S) -> datetime | None:
+    """When the certificate ends that the door at `address` shows to who trusts it; None without TLS, and where nobody
+    answers whom we trust. Time and replicas as above."""
+    if access.ca is None:
+        return None
+    host, port = _place(address)
+    try:
+        with (
+            socket.create_connection((host, int(port)), patience_s) as plain,
+            _context(access).wrap_socket(plain, server_hostname=host) as secure,
+        ):
+            told = secure.getpeercert() or {}
+    except (OSError, ValueError):
+        return None
+    ends = told.get("notAfter")
+    return datetime.fromtimestamp(ssl.cert_time_to_seconds(ends), UTC) if isinstance(ends, str) else None
+
+
+def _place(address: str) -> tuple[str, str]:
+    """Host and port of the first that a gRPC address names."""
+    host, _, port = re.sub(r"^(dns:///|ipv[46]:)", "", address).partition(",")[0].rpartition(":")
+    return host.strip("[]"), port
 
 
 def _welcome(secure: ssl.SSLSocket) -> bool:
