@@ -2,7 +2,8 @@
 
 python clients/examples/inspect_folder.py photos/ --acquisition 127.0.0.1:50051
 
-With TLS and tokens set INSPECTBUS_TLS_CA and INSPECTBUS_TOKEN_FILE, as for the commands.
+With TLS and tokens set INSPECTBUS_TLS_CA and INSPECTBUS_TOKEN_FILE, as for the commands, and where doors ask for a
+certificate INSPECTBUS_TLS_CERTIFICATE and INSPECTBUS_TLS_KEY.
 """
 
 from __future__ import annotations

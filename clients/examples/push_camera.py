@@ -4,7 +4,8 @@
 
 A real camera puts its encoded image in place of `render`. What is decided comes to watch_line.py, not here.
 
-With TLS and tokens set INSPECTBUS_TLS_CA and INSPECTBUS_TOKEN_FILE, as for the commands.
+With TLS and tokens set INSPECTBUS_TLS_CA and INSPECTBUS_TOKEN_FILE, as for the commands, and where doors ask for a
+certificate INSPECTBUS_TLS_CERTIFICATE and INSPECTBUS_TLS_KEY.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@
 
 Started again with the same cursor file it goes on where it stopped: nothing is skipped and nothing comes twice.
 
-With TLS and tokens set INSPECTBUS_TLS_CA and INSPECTBUS_TOKEN_FILE, as for the commands.
+With TLS and tokens set INSPECTBUS_TLS_CA and INSPECTBUS_TOKEN_FILE, as for the commands, and where doors ask for a
+certificate INSPECTBUS_TLS_CERTIFICATE and INSPECTBUS_TLS_KEY.
 """
 
 from __future__ import annotations

@@ -205,7 +205,7 @@ class _Conversation(Generic[Item, Request, Answer]):
             patience_s = self._patience_s if met else min(self._patience_s, FIRST_CONTACT_S)
             out_of_patience = time.monotonic() + pause_s - broken_since > patience_s
             if silent or not failure.stream_broke or out_of_patience:
-                raise failure.error
+                raise self._wire.last_word(self._service, failure)
             with self._changed:
                 self._changed.wait_for(lambda: self._stopped, pause_s)
 

@@ -115,7 +115,7 @@ class GateWatch:
                 if not self._put(event):
                     break
         except grpc.RpcError as error:
-            end = failure_of(error, self._where).error
+            end = self._wire.last_word("acquisition", failure_of(error, self._where))
         if not self._put(end):
             with suppress(Full):  # then nobody waits
                 self._events.put_nowait(end)

@@ -121,5 +121,5 @@ class Watch(ABC, Generic[Item]):
         pause_s = self._backoff.next_s(failure.retry_after_s)
         if not failure.stream_broke or time.monotonic() + pause_s - self._broken_since > self._patience_s:
             self._stopped.set()
-            raise failure.error
+            raise self._wire.last_word(self._service, failure)
         self._stopped.wait(pause_s)

@@ -2,6 +2,7 @@
 
     ask ─> try ─> answer
             └── UNAVAILABLE, or a refusal that says when to come again: pause, within the caller's deadline ─> try
+                   └── no try is left: is it TLS that keeps us out? ─> said in the error
 
 Only a call that may be repeated is tried again: a read, or a frame whose id was fixed before the first try. An address
 may name several replicas: calls go to them in turn, so one that restarts is left out, and a try that met it goes to
@@ -22,8 +23,9 @@ from opentelemetry import trace
 
 from inspectbus.carrying import carrying
 from inspectbus.channels import NO_ACCESS, Access, open_channel
-from inspectbus.errors import BadField, NotPossibleNow
-from inspectbus_client.failures import Place, failure_of
+from inspectbus.errors import BadField, InspectBusError, NotPossibleNow, Unreachable
+from inspectbus.handshake import obstacle
+from inspectbus_client.failures import Failure, Place, failure_of
 
 Service = Literal["acquisition", "preprocessing", "inference", "training", "results"]
 
@@ -56,6 +58,10 @@ class Stream(Protocol[Received]):
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 2.0
 """A line's service is back within seconds of a restart; longer pauses would add to that for nothing."""
+
+LOOK_S = 0.2
+"""For each step of the look at a door that let no call in, beyond the caller's deadline: a door that is there answers
+in milliseconds, and of one that is not there is nothing to say."""
 
 
 _PLACE = r"(\[[0-9A-Fa-f:.]+\]|[^\s:/,\[\]]+):\d{1,5}"
@@ -152,9 +158,16 @@ class Wire:
                 # Not a try that could only end in TooLate: what the service said is worth more than that.
                 out_of_time = time.monotonic() + pause_s >= deadline
                 if not repeatable or not failure.may_pass or out_of_time:
-                    raise failure.error from error
+                    raise self.last_word(service, failure) from error
             self.closed.wait(pause_s)
             again(request)
+
+    def last_word(self, service: Service, failure: Failure) -> InspectBusError:
+        """What is raised when no try is left. Whom TLS keeps out is told so: gRPC sees a closed connection only."""
+        if failure.answered or not isinstance(failure.error, Unreachable) or self.closed.is_set():
+            return failure.error
+        says = obstacle(self._addresses[service], self._access, LOOK_S)
+        return Unreachable(f"the {service} service does not let us in: {says}") if says else failure.error
 
     def _options(self) -> list[tuple[str, int]]:
         return [

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import typer
 import yaml
 
+from inspectbus.channels import Access
 from inspectbus.cli.app import app
 from inspectbus.line import SERVICES, settings_class
 
@@ -52,6 +54,13 @@ def test_every_inspectbus_command_of_the_readme_is_understood(line: str) -> None
         if not hasattr(found, "resolve_command"):
             return
         remaining = [*context._protected_args, *context.args]
+
+
+def test_how_a_plant_is_called_is_said_with_the_words_of_access() -> None:
+    told = set(re.findall(r'(?:Access\(|, |`)(\w+)="[\w.-]+\.(?:pem|crt|key|token)"', README.replace("\n", " ")))
+
+    assert told == {"ca", "certificate", "key", "token_file"}
+    assert told <= {each.name for each in fields(Access)}
 
 
 @pytest.mark.parametrize("line", commands("make"))

@@ -16,7 +16,7 @@ TOLD = (
 ENDS = (".py", ".proto", ".yaml", ".json", ".env", ".md")
 WRITES = (
     r"tokens make .*?--out (\S+)",
-    r"tokens make .*?>> ([\w.]+)",
+    r"tokens make .*?--file ([\w.]+)",
     r"bus definitions .*?--credentials (\S+)",
     r"bus definitions .*?--output (\S+)",
     r"bus definitions .*?> ([\w.]+)",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from tests.manifests.combinations import with_training
@@ -10,6 +13,7 @@ from tests.manifests.edges import Party, edges
 from tests.manifests.kustomize import NAME, Manifests
 
 BUCKET, API, ELSEWHERE = "203.0.113.7", "10.96.0.1", "198.51.100.1"
+PAGE = Path(__file__).parents[2] / "k8s" / "README.md"
 OUTSIDERS = (
     Party("stranger", {"app": "stranger"}),
     Party("stranger's namespace", {"app": "stranger"}, "default"),
@@ -81,6 +85,16 @@ def test_the_edges_are_those_of_the_table(rendered: Rendered, overlay: str) -> N
     found = rendered(with_training(overlay))
 
     assert inside(edges(found, parties(found))) == EDGES
+
+
+def test_the_page_names_every_service_that_asks_another_in_the_tokens_file() -> None:
+    told = re.findall(
+        r"for service in ([\w ]+); do\n\s+inspectbus tokens make \$service --role viewer", PAGE.read_text()
+    )
+
+    assert [set(names.split()) for names in told] == [
+        {asks for asks, asked, _ in EDGES if {asks, asked} <= {*SERVICES}}
+    ]
 
 
 def test_without_the_denial_of_all_the_unnamed_may_be_called(rendered: Rendered) -> None:

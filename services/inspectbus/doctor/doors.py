@@ -1,10 +1,11 @@
-"""Do the services answer, do they know us, and what time is it there? gRPC health at the door, a call that needs a
-role, the Date of the metrics port's answer."""
+"""Do the services answer, do they know us, will they tomorrow, and what time is it there? gRPC health at the door, a
+call that needs a role, the end of its certificate, the Date of the metrics port's answer."""
 
 from __future__ import annotations
 
 import http.client
 import time
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -14,11 +15,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from inspectbus.channels import NO_ACCESS, Access, open_channel
 from inspectbus.doctor.clock import judged
 from inspectbus.doctor.finding import Finding, State
-from inspectbus.doctor.handshake import obstacle
+from inspectbus.handshake import end_of_certificate, obstacle
 
 PATIENCE_S = 4.0
 DATE_STEP_S = 1.0
 """HTTP tells whole seconds."""
+SOON = timedelta(days=7)
+"""As the alert CertificateEnds."""
 REFUSALS = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 """For who calls, and not for what."""
 CALLS = {
@@ -53,7 +56,16 @@ def look_at_door(service: str, address: str, access: Access = NO_ACCESS, *, know
         return [Finding(about, State.WARN, f"answers at {address} that it does not serve: it is starting or stopping")]
     if refused:
         return [Finding(about, State.FAIL, refused)]
-    return [Finding(about, State.OK, f"serves at {address}")]
+    return [Finding(about, State.OK, f"serves at {address}"), *_certificate(service, address, access)]
+
+
+def _certificate(service: str, address: str, access: Access) -> list[Finding]:
+    """Only of one that ends soon: who renews it should have done so long before."""
+    ends = end_of_certificate(address, access)
+    if ends is None or ends - datetime.now(UTC) > SOON:
+        return []
+    says = f"of {address} ends at {ends:%Y-%m-%d %H:%M} UTC: renew it before, it is read without a restart"
+    return [Finding(f"certificate of {service}", State.WARN, says)]
 
 
 def _refusal(channel: grpc.Channel, service: str, address: str) -> str:

@@ -12,6 +12,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from inspectbus.runtime.tls import Expiry
+from inspectbus.runtime.tokens import Outdated
 
 GLANCE_S = 0.02
 """How often the server looks whether it shall end. prometheus_client's own server looks every half second, which a
@@ -25,6 +26,7 @@ def metrics_server(registry: CollectorRegistry, host: str, port: int) -> Iterato
     Raises OSError when it is taken.
     """
     registry.register(Expiry())
+    registry.register(Outdated())
     form = _Server6 if ":" in host else _Server
     try:
         server = make_server(host.strip("[]"), port, make_wsgi_app(registry), form, _Quiet)

@@ -6,12 +6,13 @@
     the default
 
 A variable under the product's prefix that no setting knows is refused by name: a misspelt limit must not be a silent
-default.
+default. One that is nearly a setting's name is answered with that name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self
 
@@ -37,6 +38,10 @@ PROCESS_VARIABLES = (
     "INSPECTBUS_INFERENCE_ADDRESS",
 )
 """Read by the command line itself; the addresses are those its commands call."""
+_OTHER_NAMES = {PREFIX + "TRAINING_ADDRESS": PREFIX + "MODELS_ADDRESS"}
+"""What is guessed by analogy with other services, but bears the name of what is asked for: models."""
+_ALIKE = 0.85
+"""Of difflib's ratio, without our prefix: a letter or two in a word, and not another word."""
 
 
 class ServiceSettings(BaseSettings):
@@ -183,4 +188,11 @@ def refuse_unknown(environ: Mapping[str, str], known: list[type[ServiceSettings]
         names |= {prefix + field.upper() for field in settings.model_fields}
     for variable in sorted(environ):
         if variable.upper().startswith(PREFIX) and variable.upper() not in names:
-            raise BadField(f"environment variable {variable} is not a setting of InspectBus", field=variable)
+            near = _OTHER_NAMES.get(variable.upper()) or _nearest(variable.upper(), names)
+            hint = f"; do you mean {near}?" if near else ""
+            raise BadField(f"environment variable {variable} is not a setting of InspectBus{hint}", field=variable)
+
+
+def _nearest(variable: str, names: set[str]) -> str:
+    short = [name.removeprefix(PREFIX) for name in sorted(names)]
+    return next((PREFIX + near for near in get_close_matches(variable.removeprefix(PREFIX), short, 1, _ALIKE)), "")

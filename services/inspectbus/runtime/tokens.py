@@ -1,7 +1,8 @@
 """Who is known here: the file of identities, read anew whenever it changes.
 
     tokens.yaml ─> one line for each identity ─> by token's hash, by certificate's name
-                     └── a file that cannot be read or is wrong: told in the log, and the last good one stays
+                     └── a file that cannot be read or is wrong: told in the log and to Prometheus, and the last good
+                         one stays, in which nobody is withdrawn any more
 
     line-1-top: {role: station, speaks_for: [line-1/top], sha256: 4f1c...}
     anna: {role: reviewer, sha256: [81aa..., 0d3b...]}          # two while a token is being replaced
@@ -21,12 +22,15 @@ import re
 import secrets
 import stat
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
+from weakref import WeakSet
 
 import structlog
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from inspectbus.domain.strict_yaml import MAX_CHARS, read_mapping
@@ -40,6 +44,7 @@ _TOKEN = re.compile(rf"{TOKEN_PREFIX}[A-Za-z0-9_-]{{43}}")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _OWN_NAMES = ("anonymous", "local")
 """What those are called who have no entry."""
+_ROLES = tuple(role for role in Role if role is not Role.ANYBODY)
 _PLACE = r"^[a-z0-9][a-z0-9-]{0,62}(/[a-z0-9][a-z0-9-]{0,62})?$"
 
 
@@ -66,6 +71,13 @@ class Entry(BaseModel):
     certificate: str = ""
     """A name in its client certificate: DNS name, or common name."""
 
+    @field_validator("role", mode="before")
+    @classmethod
+    def _of_an_identity(cls, given: object) -> object:
+        if given not in _ROLES:
+            raise ValueError(f"must be {', '.join(_ROLES[:-1])} or {_ROLES[-1]}")
+        return given
+
     @field_validator("sha256", mode="before")
     @classmethod
     def _one_or_several(cls, given: object) -> object:
@@ -75,8 +87,6 @@ class Entry(BaseModel):
     def _can_be_known(self) -> Entry:
         if not self.sha256 and not self.certificate:
             raise ValueError("it has neither sha256 nor certificate, so nobody could ever be it")
-        if self.role is Role.ANYBODY:
-            raise ValueError("no identity has role anybody")
         return self
 
 
@@ -109,6 +119,18 @@ class Tokens:
         self._lock = threading.Lock()
         self._seen = _stamp(file)
         self._known = read_tokens(file)
+        self._outdated = False
+        _in_use.add(self)
+
+    @property
+    def file(self) -> Path:
+        return self._file
+
+    @property
+    def outdated(self) -> bool:
+        """Whether the file, as it is now, is not the one in use."""
+        self.now()
+        return self._outdated
 
     def now(self) -> Known:
         stamp = _stamp(self._file)
@@ -119,10 +141,31 @@ class Tokens:
                 self._seen = stamp
                 try:
                     self._known = read_tokens(self._file)
+                    self._outdated = False
                     log.info("tokens read anew", file=str(self._file))
                 except BadField as error:
+                    self._outdated = True
                     log.error("tokens not read, the last good ones stay", file=str(self._file), error=error.message)
             return self._known
+
+
+class Outdated(Collector):
+    """Whether the tokens files of this process are in use as they are on disk, each by its name."""
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        family = GaugeMetricFamily(
+            "inspectbus_tokens_outdated",
+            "1 while the tokens file cannot be read or is wrong, and the last good one is in use; without a file there "
+            "is none.",
+            labels=["file"],
+        )
+        for name, outdated in {str(tokens.file): tokens.outdated for tokens in list(_in_use)}.items():
+            family.add_metric([name], float(outdated))
+        yield family
+
+
+_in_use: WeakSet[Tokens] = WeakSet()
+"""Of all doors of this process: each holds its own for as long as it is open."""
 
 
 def read_tokens(file: Path) -> Known:

@@ -360,7 +360,8 @@ def test_a_variable_that_nothing_reads_is_refused_by_name(
     assert result.exit_code == 2
     assert (
         result.stderr
-        == "error: environment variable INSPECTBUS_INFERENCE_MAX_BATHC_SIZE is not a setting of InspectBus\n"
+        == "error: environment variable INSPECTBUS_INFERENCE_MAX_BATHC_SIZE is not a setting of InspectBus; "
+        "do you mean INSPECTBUS_INFERENCE_MAX_BATCH_SIZE?\n"
     )
 
 

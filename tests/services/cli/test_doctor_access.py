@@ -6,12 +6,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from typer.testing import Result
 
+from inspectbus.channels import Access as Caller
 from inspectbus.doctor.doors import CALLS, look_at_door
+from inspectbus.doctor.finding import Finding, State
 from inspectbus.line import SERVICES
 from inspectbus.runtime.roles import Role, needed_for
 from inspectbus.runtime.settings import ServiceSettings
@@ -53,7 +56,7 @@ def access(tmp_path_factory: pytest.TempPathFactory) -> Access:
 @pytest.fixture(scope="module")
 def door(access: Access) -> Iterator[str]:
     """Of acquisition, which asks for everything."""
-    papers = access.authority.issue("acquisition")
+    papers = access.authority.issue("acquisition", ends=datetime.now(UTC) + timedelta(days=30))
     settings = ServiceSettings(
         drain_s=1.0,
         tls_certificate=papers.certificate,
@@ -154,6 +157,20 @@ def test_a_doors_own_certificate_that_has_expired_or_is_for_other_names_is_told(
     with open_plant(settings=settings, services=["acquisition"]) as plant:
         state, sentence = says(plant.addresses["acquisition"], access.right())
     assert (state, "is for other names than 127.0.0.2" in sentence) == ("fail", True)
+
+
+@pytest.mark.parametrize(("days", "warned"), [(6.9, True), (7.1, False)])
+def test_a_doors_certificate_that_ends_within_a_week_is_a_warning(access: Access, days: float, warned: bool) -> None:
+    ends = datetime.now(UTC) + timedelta(days=days)
+    papers = access.authority.issue("acquisition", ends=ends)
+    settings = ServiceSettings(drain_s=1.0, tls_certificate=papers.certificate, tls_key=papers.key)
+    with open_plant(settings=settings, services=["acquisition"]) as plant:
+        address = plant.addresses["acquisition"]
+        serves, *more = look_at_door("acquisition", address, Caller(ca=access.authority.file))
+
+    assert serves.state is State.OK
+    says = f"of {address} ends at {ends:%Y-%m-%d %H:%M} UTC: renew it before, it is read without a restart"
+    assert more == ([Finding("certificate of acquisition", State.WARN, says)] if warned else [])
 
 
 def test_a_door_without_tls_and_one_where_nobody_listens_are_told_apart(

@@ -27,11 +27,12 @@ from inspectbus.runtime.roles import Role
 from inspectbus.runtime.rpc_server import Door, rpc_server
 from inspectbus.runtime.settings import ServiceSettings
 from inspectbus.runtime.tokens import Tokens, hash_of, new_token
-from inspectbus_client import Client
+from inspectbus_client import Client, Shot
 from tests.doubles.certificates import Authority, Papers
 
 SERVICE = "inspectbus.api.v1.AcquisitionService"
 PATIENCE_S = 10.0
+JPEG = b"\xff\xd8\xff\xe0"
 Stub = acquisition_pb2_grpc.AcquisitionServiceStub
 
 
@@ -120,6 +121,39 @@ def tokens(tmp_path: Path, identities: dict[str, str]) -> Path:
 
 # TLS.
 
+KEPT_OUT: dict[str, tuple[Callable[[Path, Papers], Access], str]] = {
+    "without TLS": (lambda *_: Access(), "speaks TLS, and was called without: name its authority in INSPECTBUS_TLS_CA"),
+    "without a certificate": (lambda ca, _: Access(ca=ca), "asks for a certificate and was shown none: name yours in "),
+    "with a stranger's": (
+        lambda ca, papers: Access(ca=ca, certificate=papers.certificate, key=papers.key),
+        "does not take the certificate ",
+    ),
+}
+
+
+@pytest.mark.parametrize("way", KEPT_OUT)
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda client: client.station("line-1", "top"),
+        lambda client: next(client.gate("line-1", "top")),
+        lambda client: next(client.publish_frames([Shot(JPEG)], line="l", station="s", patience_s=1.0)),
+    ],
+    ids=["a call", "a watch", "a conversation"],
+)
+def test_whom_tls_keeps_out_the_client_tells_why_and_not_that_nobody_is_there(
+    authority: Authority, stranger: Authority, papers: Papers, way: str, call: Callable[[Client], object]
+) -> None:
+    make, words = KEPT_OUT[way]
+    access = make(authority.file, stranger.issue("camera"))
+    with (
+        open_door(**tls(papers, authority.file)) as (door, _),
+        Client(acquisition=door.address, timeout_s=1.0, access=access) as client,
+        pytest.raises(Unreachable) as caught,
+    ):
+        call(client)
+    assert caught.value.message.startswith(f"the acquisition service does not let us in: {door.address} {words}")
+
 
 def test_a_client_that_trusts_the_authority_is_answered(authority: Authority, papers: Papers) -> None:
     with open_door(**tls(papers)) as (door, _):
@@ -133,7 +167,7 @@ def test_a_server_of_another_authority_is_refused_by_the_client(stranger: Author
         assert "CERTIFICATE_VERIFY_FAILED" in words
         with (
             Client(acquisition=door.address, timeout_s=1.0, access=Access(ca=stranger.file)) as client,
-            pytest.raises(Unreachable, match="not one that the authority named vouches for, or has expired"),
+            pytest.raises(Unreachable, match=f"is not of the authority in {stranger.file}"),
         ):
             client.station("line-1", "top")
 
@@ -339,20 +373,28 @@ def test_a_probe_needs_no_token_and_reflection_does_or_is_not_there(tokens: Path
 def test_a_token_that_is_withdrawn_or_given_holds_from_the_next_call_and_a_broken_file_changes_nothing(
     tokens: Path, identities: dict[str, str]
 ) -> None:
-    access = Access(token=identities["viewer"])
-    with open_door(tokens=tokens) as (door, _), capture_logs() as logs:
+    access, registry = Access(token=identities["viewer"]), CollectorRegistry()
+
+    def outdated() -> float | None:
+        return registry.get_sample_value("inspectbus_tokens_outdated", {"file": str(tokens)})
+
+    with open_door(registry, tokens=tokens) as (door, _), capture_logs() as logs:
         whole = tokens.read_text()
         assert ask(door.address, access) == "line-1"
+        assert outdated() == 0
 
         tokens.write_text("viewer: {role: viewr, sha256: []}\n")
+        assert outdated() == 1  # before anybody called
         assert ask(door.address, access) == "line-1"
         assert "the last good ones stay" in [entry["event"] for entry in logs][-1]
 
         tokens.write_text("".join(line for line in whole.splitlines(keepends=True) if not line.startswith("viewer")))
         assert refusal_of(door.address, access)[0] is grpc.StatusCode.UNAUTHENTICATED
+        assert outdated() == 0
 
         tokens.unlink()
         assert ask(door.address, Access(token=identities["admin"])) == "line-1"
+        assert outdated() == 1
 
         tokens.write_text(whole)
         assert ask(door.address, access) == "line-1"
@@ -362,8 +404,9 @@ def test_a_token_that_is_withdrawn_or_given_holds_from_the_next_call_and_a_broke
     ("text", "words"),
     [
         ("viewer: {role: viewer}", "viewer: it has neither sha256 nor certificate"),
-        ("viewer: {role: chief, sha256: X}", "viewer.role"),
-        ("viewer: {role: anybody, sha256: X}", "no identity has role anybody"),
+        ("viewer: {role: chief, sha256: X}", "viewer.role: must be viewer, station, reviewer, engineer or admin"),
+        ("viewer: {role: anybody, sha256: X}", "viewer.role: must be viewer, station, reviewer, engineer or admin"),
+        ("viewer: {role: [viewer], sha256: X}", "viewer.role: must be"),
         ("local: {role: viewer, sha256: X}", "'local' cannot be an identity's name"),
         ("a: {role: viewer, sha256: X}\nb: {role: admin, sha256: X}", "b has another identity's sha256"),
         ("a: {role: viewer, token: secret}", "a.token"),

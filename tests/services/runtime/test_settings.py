@@ -85,6 +85,22 @@ def test_a_misspelt_variable_is_refused_by_its_name() -> None:
     assert caught.value.field == "INSPECTBUS_BENCH_LIMITS"
 
 
+@pytest.mark.parametrize(
+    ("variable", "says"),
+    [
+        ("INSPECTBUS_BENCH_LIMITS", "; do you mean INSPECTBUS_BENCH_LIMIT?"),
+        ("INSPECTBUS_TLS_CERTIFICAT", "; do you mean INSPECTBUS_TLS_CERTIFICATE?"),
+        ("INSPECTBUS_TRAINING_ADDRESS", "; do you mean INSPECTBUS_MODELS_ADDRESS?"),
+        ("INSPECTBUS_COLOUR_OF_THE_DOOR", ""),
+    ],
+)
+def test_a_variable_that_is_nearly_a_setting_is_answered_with_its_name(variable: str, says: str) -> None:
+    with pytest.raises(BadField) as caught:
+        refuse_unknown({variable: "9"}, [BenchSettings])
+
+    assert caught.value.message == f"environment variable {variable} is not a setting of InspectBus{says}"
+
+
 def test_a_variable_of_another_product_is_not_ours_to_judge() -> None:
     refuse_unknown({"INSPECTOR_LIMIT": "1", "BENCH_PORT": "tcp://10.0.0.1"}, [BenchSettings])
 

@@ -1,5 +1,5 @@
-"""Why a door that listens does not let us in: a handshake of our own, whose failure says more than gRPC's closed
-connection.
+"""Why a door that listens does not let us in, and for how long it will: a handshake of our own, whose failure says
+more than gRPC's closed connection.
 
 TCP ─> does it speak TLS? ─> is its certificate trusted? ─> does it take ours? ─> a sentence about the first that fails
 """
@@ -9,21 +9,24 @@ from __future__ import annotations
 import re
 import socket
 import ssl
+from datetime import UTC, datetime
 
 from inspectbus.channels import Access
 
 PATIENCE_S = 2.0
-"""For each step; the gRPC call before it has waited too, and all checks together have ten seconds."""
+"""For each step; the doctor's gRPC call before it has waited too, and all its checks together have ten seconds."""
 NOT_YET, EXPIRED, OTHER_NAME, OTHER_ADDRESS = 9, 10, 62, 64
 """OpenSSL's X509_V_ERR_..."""
 
 
-def obstacle(address: str, access: Access) -> str:
-    """What keeps us out at `address`, and what to do; empty when nobody listens there, or it is not TLS's doing."""
-    host, _, port = re.sub(r"^(dns:///|ipv[46]:)", "", address).partition(",")[0].rpartition(":")
-    host = host.strip("[]")
+def obstacle(address: str, access: Access, patience_s: float = PATIENCE_S) -> str:
+    """What keeps us out at `address`, and what to do; empty when nobody listens there, or it is not TLS's doing.
+
+    Each of a few steps has patience_s; of replicas the first is looked at.
+    """
+    host, port = _place(address)
     try:
-        plain = socket.create_connection((host, int(port)), PATIENCE_S)
+        plain = socket.create_connection((host, int(port)), patience_s)
     except (OSError, ValueError):
         return ""
     with plain:
@@ -49,6 +52,30 @@ def obstacle(address: str, access: Access) -> str:
             if access.ca is None:
                 return f"{address} speaks TLS, and was called without: name its authority in INSPECTBUS_TLS_CA"
             return "" if _welcome(secure) else _refused(address, access)
+
+
+def end_of_certificate(address: str, access: Access, patience_s: float = PATIENCE_S) -> datetime | None:
+    """When the certificate ends that the door at `address` shows to who trusts it; None without TLS, and where nobody
+    answers whom we trust. Time and replicas as above."""
+    if access.ca is None:
+        return None
+    host, port = _place(address)
+    try:
+        with (
+            socket.create_connection((host, int(port)), patience_s) as plain,
+            _context(access).wrap_socket(plain, server_hostname=host) as secure,
+        ):
+            told = secure.getpeercert() or {}
+    except (OSError, ValueError):
+        return None
+    ends = told.get("notAfter")
+    return datetime.fromtimestamp(ssl.cert_time_to_seconds(ends), UTC) if isinstance(ends, str) else None
+
+
+def _place(address: str) -> tuple[str, str]:
+    """Host and port of the first that a gRPC address names."""
+    host, _, port = re.sub(r"^(dns:///|ipv[46]:)", "", address).partition(",")[0].rpartition(":")
+    return host.strip("[]"), port
 
 
 def _welcome(secure: ssl.SSLSocket) -> bool:
