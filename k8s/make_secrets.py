@@ -1,6 +1,6 @@
 """The Secrets of a plant, as kubectl takes them: passwords made once, kept in one private file of yours.
 
-    passwords.json (mode 0600) ─┬─> inspectbus-bus-<service>: the broker's user of each
+    passwords.json (mode 0600) ─┬─> inspectbus-bus-<service>, inspectbus-bus-operator: the broker's user of each
     plant.yaml ─> its stations ─┤   inspectbus-broker-users: all of them with their rights, as the broker reads them
                                 ├─> inspectbus-database, inspectbus-database-keda
                                 └─> inspectbus-keda: where KEDA looks
@@ -26,6 +26,8 @@ from inspectbus.cli.credentials import keep_passwords
 from inspectbus.line import SERVICES, read_plant
 
 NAMESPACE = "inspectbus"
+LOGINS = (*SERVICES, "operator")
+"""Who comes to the broker from a pod: services, and people by their commands."""
 READER = "inspectbus-reader"
 """The broker's user that may look at queues and take nothing from them: KEDA."""
 DATABASE_USERS = ("inspectbus", "inspectbus-keda")
@@ -39,7 +41,7 @@ def secrets(plant: Path, passwords: Path) -> list[dict[str, Any]]:
     known = keep_passwords(passwords, [*broker_users, *(f"database/{user}" for user in DATABASE_USERS)])
     owner, looker = (known[f"database/{user}"] for user in DATABASE_USERS)
     return [
-        *(_login(f"inspectbus-bus-{name}", f"inspectbus-{name}", known[f"inspectbus-{name}"]) for name in SERVICES),
+        *(_login(f"inspectbus-bus-{name}", f"inspectbus-{name}", known[f"inspectbus-{name}"]) for name in LOGINS),
         _secret(
             "inspectbus-broker-users", {"users.json": _users({name: known[name] for name in broker_users}, stations)}
         ),

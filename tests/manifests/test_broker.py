@@ -14,7 +14,8 @@ import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import ChannelClosedByBroker
 
-from inspectbus.bus.rabbitmq import addresses, naming, topology
+from inspectbus.bus.rabbitmq import addresses, naming, survey, topology
+from inspectbus.bus.rabbitmq.dead import DeadLetters
 from inspectbus.bus.topics import ALL, DEAD, DECISIONS, EVENTS, FRAMES, GATES, PREPARED, SHADOWS, TRAINING, Topic
 from inspectbus.line import SERVICES
 from k8s import make_secrets
@@ -124,7 +125,8 @@ def url_of(rendered: Rendered, broker: Broker, secrets: dict[str, Any], service:
     found = rendered("overlays/local")
     name = service if service != "training" else "training-worker"
     (container,) = found.workload(name).pod["containers"]
-    url = found.environment(container)[f"INSPECTBUS_{service.upper()}_BUS_URL"]
+    variable = "INSPECTBUS_BUS_URL" if service == "operator" else f"INSPECTBUS_{service.upper()}_BUS_URL"
+    url = found.environment(container)[variable]
     (named,) = (entry["valueFrom"]["secretKeyRef"]["name"] for entry in container["env"] if entry["name"] == "BUS_USER")
     login = secrets[named]
     assert f"//{SECRET}:{SECRET}@rabbitmq:5672/" in url
@@ -181,6 +183,18 @@ def test_a_single_broker_reads_them_in_the_same_way(rendered: Rendered) -> None:
 
 def test_every_service_of_the_manifests_has_its_row(rendered: Rendered) -> None:
     assert {each.service for each in rendered("overlays/plant").ours} == NEEDS.keys() == set(SERVICES)
+
+
+def test_people_may_count_all_queues_and_look_at_dead_letters(
+    rendered: Rendered, broker: Broker, secrets: dict[str, Any]
+) -> None:
+    where = addresses.parse(url_of(rendered, broker, secrets, "operator"))
+
+    with topology.connected(where) as connection:
+        assert survey.missing(connection) == []
+        assert {standing.queue for standing in survey.standings(connection)} >= set(naming.letter_queues())
+    with DeadLetters(where) as letters:
+        assert letters.browse(1, lambda letter: True) == []
 
 
 def test_who_scales_may_look_and_take_nothing(rendered: Rendered, broker: Broker, secrets: dict[str, Any]) -> None:

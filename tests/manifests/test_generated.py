@@ -151,9 +151,10 @@ def test_the_brokers_users_may_do_what_the_code_says_and_their_passwords_are_tho
 
     assert [each["name"] for each in told["users"]] == [user.name for user in wanted]
     assert {(each["user"], each["write"]) for each in told["permissions"]} == {(u.name, u.write) for u in wanted}
-    logins = {by_name[f"inspectbus-bus-{service}"]["username"] for service in SERVICES}
-    assert logins == {f"inspectbus-{service}" for service in SERVICES}
-    assert all(by_name[f"inspectbus-bus-{service}"]["password"] not in json.dumps(told) for service in SERVICES)
+    people = (*SERVICES, "operator")
+    logins = {by_name[f"inspectbus-bus-{name}"]["username"] for name in people}
+    assert logins == {f"inspectbus-{name}" for name in people}
+    assert all(by_name[f"inspectbus-bus-{name}"]["password"] not in json.dumps(told) for name in people)
 
 
 def test_secrets_made_again_keep_their_passwords(tmp_path: Path) -> None:
