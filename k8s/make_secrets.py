@@ -23,6 +23,7 @@ from urllib.parse import quote
 from inspectbus.acquisition.settings import AcquisitionSettings
 from inspectbus.bus.rabbitmq import topology
 from inspectbus.cli.credentials import keep_passwords
+from inspectbus.errors import InspectBusError
 from inspectbus.line import SERVICES, read_plant
 
 NAMESPACE = "inspectbus"
@@ -35,7 +36,7 @@ DATABASE_USERS = ("inspectbus", "inspectbus-keda")
 
 def secrets(plant: Path, passwords: Path) -> list[dict[str, Any]]:
     """Manifests. Raises BadField for a plant or a file of passwords that cannot be used."""
-    lines = AcquisitionSettings.model_validate(read_plant(plant).get("acquisition", {})).lines
+    lines = AcquisitionSettings.load(read_plant(plant).get("acquisition", {})).lines
     stations = [(line.name, station.name) for line in lines for station in line.stations]
     broker_users = [user.name for user in topology.users(stations)]
     known = keep_passwords(passwords, [*broker_users, *(f"database/{user}" for user in DATABASE_USERS)])
@@ -85,7 +86,11 @@ def main() -> None:
     parser.add_argument("--plant", type=Path, required=True, help="plant.yaml: a user for each station")
     parser.add_argument("--passwords", type=Path, required=True, help="made when missing, and added to; keep it safe")
     told = parser.parse_args()
-    json.dump({"apiVersion": "v1", "kind": "List", "items": secrets(told.plant, told.passwords)}, sys.stdout)
+    try:
+        made = secrets(told.plant, told.passwords)
+    except InspectBusError as error:
+        sys.exit(f"error: {error}")
+    json.dump({"apiVersion": "v1", "kind": "List", "items": made}, sys.stdout)
 
 
 if __name__ == "__main__":
