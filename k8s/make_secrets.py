@@ -5,9 +5,11 @@
                                 ├─> inspectbus-database, inspectbus-database-keda
                                 └─> inspectbus-keda: where KEDA looks
 
-    python k8s/make_secrets.py --plant k8s/overlays/plant/plant.yaml --passwords ~/passwords.json | kubectl apply -f -
+    python k8s/make_secrets.py --plant k8s/overlays/plant/plant.yaml --passwords ~/passwords.json \
+        | kubectl apply --server-side -f -
 
-Doing it again changes nothing but what is new in plant.yaml. Keys of a bucket and tokens of clients are not made here.
+`--server-side`, because a plain apply writes every password once more, into an annotation. Doing it again changes
+nothing but what is new in plant.yaml. Keys of a bucket and tokens of clients are not made here.
 """
 
 from __future__ import annotations

@@ -239,6 +239,16 @@ def test_the_readme_names_every_component_and_what_it_names_is_there() -> None:
     assert [path for path in re.findall(r"\bk8s/[\w./-]*\w", text) if not (ROOT / path).exists()] == []
 
 
+@pytest.mark.parametrize("overlay", ["local", "edge"])
+def test_the_readme_says_what_a_machine_alone_is_asked_for(rendered: Rendered, overlay: str) -> None:
+    standing = [each for each in rendered(f"overlays/{overlay}").workloads if each.kind != "CronJob"]
+    asked = [container["resources"]["requests"] for each in standing for container in each.pod["containers"]]
+    cores, memory = (sum(rules.amount(each[what]) for each in asked) for what in ("cpu", "memory"))
+
+    assert {each.object["spec"].get("replicas", 1) for each in standing} == {1}
+    assert f"for {cores:.1f} cores and {memory / 1024**3:.1f} GiB" in (K8S / "README.md").read_text("utf-8")
+
+
 def test_every_component_says_what_it_costs() -> None:
     heads = {name: (K8S / "components" / name / "kustomization.yaml").read_text("utf-8") for name in COMPONENTS}
 
