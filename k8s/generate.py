@@ -8,8 +8,9 @@ deploy/monitoring ─────────> components/monitoring/: alert rul
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import yaml
 
 from inspectbus.acquisition.settings import AcquisitionSettings, LineSettings
 from inspectbus.bus.rabbitmq import topology
+from inspectbus.errors import BadField, InspectBusError
 from inspectbus.line import read_plant
 
 ROOT = Path(__file__).parents[1]
@@ -31,13 +33,20 @@ KEPT = (
     K8S / "components" / "monitoring" / "pod-monitors.yaml",
 )
 NAMESPACE = "inspectbus"
+LINE_NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
+"""A DNS label, because a line's name ends those of its workload and its Service."""
+LINE_NAME_MAX = 40
+"""A StatefulSet's name and the hash of its revision, 11 characters, make one label of a pod, which may have 63; and
+`acquisition-` stands before the line."""
 GIB = 1024**3
 WRITTEN = "# Written by `make manifests`; change {source} instead.\n"
 
 
 def manifests() -> dict[Path, str]:
-    """Every generated file with its text. Raises BadField for a plant.yaml that acquisition would refuse."""
-    lines = AcquisitionSettings.model_validate(read_plant(PLANT / "plant.yaml").get("acquisition", {})).lines
+    """Every generated file with its text. Raises BadField for a plant.yaml that acquisition or Kubernetes
+    would refuse."""
+    lines = AcquisitionSettings.load(read_plant(PLANT / "plant.yaml").get("acquisition", {})).lines
+    _check_names([line.name for line in lines])
     return dict([*_lines(lines), _definitions(), *_monitoring()])
 
 
@@ -58,6 +67,17 @@ def stale(wanted: dict[Path, str]) -> list[Path]:
     """Files in our folders that nobody asks for."""
     there = [file for folder in FOLDERS for file in sorted(folder.rglob("*")) if file.is_file()]
     return [file for file in there if file not in wanted and file not in KEPT]
+
+
+def _check_names(lines: Sequence[str]) -> None:
+    for number, name in enumerate(lines):
+        field = f"acquisition.lines.{number}.name"
+        if len(name) > LINE_NAME_MAX:
+            raise BadField(f"line {name!r} is too long for Kubernetes: at most {LINE_NAME_MAX} characters", field=field)
+        if not LINE_NAME.fullmatch(name):
+            raise BadField(f"line {name!r} is no DNS label: let it end with a letter or a digit", field=field)
+        if name in lines[:number]:
+            raise BadField(f"line {name!r} stands twice: its stations belong under one", field=field)
 
 
 def _lines(lines: tuple[LineSettings, ...]) -> Iterator[tuple[Path, str]]:
@@ -151,4 +171,7 @@ def _written(source: str, content: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    write()
+    try:
+        write()
+    except InspectBusError as error:
+        sys.exit(f"error: {error}")

@@ -1,13 +1,15 @@
 """The Secrets of a plant, as kubectl takes them: passwords made once, kept in one private file of yours.
 
-    passwords.json (mode 0600) ─┬─> inspectbus-bus-<service>: the broker's user of each
+    passwords.json (mode 0600) ─┬─> inspectbus-bus-<service>, inspectbus-bus-operator: the broker's user of each
     plant.yaml ─> its stations ─┤   inspectbus-broker-users: all of them with their rights, as the broker reads them
                                 ├─> inspectbus-database, inspectbus-database-keda
                                 └─> inspectbus-keda: where KEDA looks
 
-    python k8s/make_secrets.py --plant k8s/overlays/plant/plant.yaml --passwords ~/passwords.json | kubectl apply -f -
+    python k8s/make_secrets.py --plant k8s/overlays/plant/plant.yaml --passwords ~/passwords.json \
+        | kubectl apply --server-side -f -
 
-Doing it again changes nothing but what is new in plant.yaml. Keys of a bucket and tokens of clients are not made here.
+`--server-side`, because a plain apply writes every password once more, into an annotation. Doing it again changes
+nothing but what is new in plant.yaml. Keys of a bucket and tokens of clients are not made here.
 """
 
 from __future__ import annotations
@@ -23,9 +25,12 @@ from urllib.parse import quote
 from inspectbus.acquisition.settings import AcquisitionSettings
 from inspectbus.bus.rabbitmq import topology
 from inspectbus.cli.credentials import keep_passwords
+from inspectbus.errors import InspectBusError
 from inspectbus.line import SERVICES, read_plant
 
 NAMESPACE = "inspectbus"
+LOGINS = (*SERVICES, "operator")
+"""Who comes to the broker from a pod: services, and people by their commands."""
 READER = "inspectbus-reader"
 """The broker's user that may look at queues and take nothing from them: KEDA."""
 DATABASE_USERS = ("inspectbus", "inspectbus-keda")
@@ -33,13 +38,13 @@ DATABASE_USERS = ("inspectbus", "inspectbus-keda")
 
 def secrets(plant: Path, passwords: Path) -> list[dict[str, Any]]:
     """Manifests. Raises BadField for a plant or a file of passwords that cannot be used."""
-    lines = AcquisitionSettings.model_validate(read_plant(plant).get("acquisition", {})).lines
+    lines = AcquisitionSettings.load(read_plant(plant).get("acquisition", {})).lines
     stations = [(line.name, station.name) for line in lines for station in line.stations]
     broker_users = [user.name for user in topology.users(stations)]
     known = keep_passwords(passwords, [*broker_users, *(f"database/{user}" for user in DATABASE_USERS)])
     owner, looker = (known[f"database/{user}"] for user in DATABASE_USERS)
     return [
-        *(_login(f"inspectbus-bus-{name}", f"inspectbus-{name}", known[f"inspectbus-{name}"]) for name in SERVICES),
+        *(_login(f"inspectbus-bus-{name}", f"inspectbus-{name}", known[f"inspectbus-{name}"]) for name in LOGINS),
         _secret(
             "inspectbus-broker-users", {"users.json": _users({name: known[name] for name in broker_users}, stations)}
         ),
@@ -83,7 +88,11 @@ def main() -> None:
     parser.add_argument("--plant", type=Path, required=True, help="plant.yaml: a user for each station")
     parser.add_argument("--passwords", type=Path, required=True, help="made when missing, and added to; keep it safe")
     told = parser.parse_args()
-    json.dump({"apiVersion": "v1", "kind": "List", "items": secrets(told.plant, told.passwords)}, sys.stdout)
+    try:
+        made = secrets(told.plant, told.passwords)
+    except InspectBusError as error:
+        sys.exit(f"error: {error}")
+    json.dump({"apiVersion": "v1", "kind": "List", "items": made}, sys.stdout)
 
 
 if __name__ == "__main__":

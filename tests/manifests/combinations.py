@@ -23,12 +23,29 @@ TOGETHER: dict[str, tuple[str, ...]] = {
     "nothing": (),
     **{name: (name,) for name in COMPONENTS},
     "servers of your own, with TLS and tokens": (*BUCKETS, "tls", "tokens"),
-    "volumes many nodes write": (*SERVERS, *VOLUMES),
+    "volumes many nodes write": ("operator", *SERVERS, *VOLUMES),
     "frames in a bucket, models on a volume": (*SERVERS, "frame-store-s3", "model-store-volume"),
-    "a plant without GPUs": (*SERVERS, *BUCKETS, "autoscaling", "monitoring", "network-policies", "tls", "tokens"),
+    "a plant without GPUs": (
+        "operator",
+        *SERVERS,
+        *BUCKETS,
+        "autoscaling",
+        "monitoring",
+        "network-policies",
+        "tls",
+        "tokens",
+    ),
     "a plant without operators' TLS": (*SERVERS, *BUCKETS, "gpu", "autoscaling", "network-policies"),
     "a plant that does not scale": (*SERVERS, *BUCKETS, "gpu", "monitoring", "network-policies", "tls"),
-    "one machine with a GPU, watched": (*SINGLE, *VOLUMES, "one-node", "gpu", "monitoring", "network-policies"),
+    "one machine with a GPU, watched": (
+        "operator",
+        *SINGLE,
+        *VOLUMES,
+        "one-node",
+        "gpu",
+        "monitoring",
+        "network-policies",
+    ),
 }
 
 ALL = (

@@ -22,7 +22,7 @@ K8S = ROOT / "k8s"
 NAME = "app.kubernetes.io/name"
 SECRET = "s3cret"
 """What stands for each value of a Secret."""
-WORKLOADS = ("Deployment", "StatefulSet", "Job")
+WORKLOADS = ("Deployment", "StatefulSet", "Job", "CronJob")
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Workload:
 
     @property
     def template(self) -> Any:
-        return self.object["spec"]["template"]
+        spec = self.object["spec"]
+        return spec["jobTemplate"]["spec"]["template"] if self.kind == "CronJob" else spec["template"]
 
     @property
     def pod(self) -> Any:

@@ -6,7 +6,7 @@ A rule is a function in RULES; test_rules.py has a broken object for each, or th
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatch
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -20,6 +20,7 @@ from inspectbus.api.v1 import acquisition_pb2, inference_pb2, model_pb2, preproc
 from inspectbus.bus.rabbitmq import FIRST_TRY_S, FLUSH_S, addresses, naming, topology
 from inspectbus.bus.rabbitmq.limits import Limits
 from inspectbus.bus.topics import FRAMES, PREPARED, TRAINING
+from inspectbus.channels import Access
 from inspectbus.cli.doors import access
 from inspectbus.errors import BadField
 from inspectbus.line import SERVICES, settings_class
@@ -41,7 +42,7 @@ DRAIN_STEPS = 4
 """Calls in hand, deliveries in hand, the engine or the training, its records: one after another, `drain_s` each."""
 SPARE_S = 5.0 + 2 * FLUSH_S
 """What rpc_server waits beyond its drain, and the bus for confirms and connections."""
-GIVEN_BY_HAND = ("inspectbus-s3", "inspectbus-tokens", "inspectbus-train-token")
+GIVEN_BY_HAND = ("inspectbus-s3", "inspectbus-tokens", "inspectbus-train-token", "inspectbus-operator-token")
 MADE = (
     "inspectbus-bus-*",
     "inspectbus-broker-users",
@@ -119,7 +120,7 @@ def requests_and_limits(found: Manifests) -> Iterator[str]:
 def three_probes(found: Manifests) -> Iterator[str]:
     """gRPC for services of ours, of the port that tells health alone; each with a patience of its own."""
     for each in found.workloads:
-        if each.kind == "Job":
+        if each.kind in ("Job", "CronJob"):
             continue
         (container,) = each.pod["containers"]
         probes = [container.get(f"{kind}Probe") for kind in ("startup", "readiness", "liveness")]
@@ -470,31 +471,50 @@ def certificates_bear_their_names(found: Manifests) -> Iterator[str]:
 def clients_show_what_doors_ask_for(found: Manifests) -> Iterator[str]:
     """Who calls a door here trusts its certificate by the name it calls, and shows its own and a token where asked."""
     for each in found.workloads:
-        (container, *_) = each.pod["containers"]
-        args = container.get("args", [])
-        if "--address" not in args:
-            continue
-        host, _, port = args[args.index("--address") + 1].removeprefix("dns:///").rpartition(":")
-        door = next((one for one in found.ours if one.name == host), None)
-        if door is None:
-            continue
-        wanted = found.environment(door.pod["containers"][0])
-        if port not in {
-            str(one["containerPort"]) for one in door.pod["containers"][0]["ports"] if one["name"] == "grpc"
-        }:
-            yield f"{each.name}: {host} does not listen on {port}"
+        container = each.pod["containers"][0]
         with clean_environment(found.environment(container)):
             shown = access()
-        needed = {
-            "authority": (wanted.get("INSPECTBUS_TLS_CERTIFICATE"), shown.ca),
-            "certificate": (wanted.get("INSPECTBUS_TLS_CLIENT_CA"), shown.certificate),
-            "token": (wanted.get("INSPECTBUS_TOKENS"), shown.token_file),
-        }
-        for what, (asked, file) in needed.items():
-            if asked and not file:
-                yield f"{each.name}: calls {host} without {what}"
-        files = [str(file) for file in (shown.ca, shown.certificate, shown.key, shown.token_file) if file is not None]
-        yield from (f"{each.name}: nobody gives it {file}" for file in files if file not in _given(found, each))
+        called = [*_told_address(container.get("args", [])), *_own_addresses(found, each)]
+        doors = {one.name: one for one in found.ours}
+        for host, port in called:
+            if host in doors:
+                yield from _refused(found, each, doors[host], port, shown)
+        if called:
+            files = [str(file) for file in (shown.ca, shown.certificate, shown.key, shown.token_file) if file]
+            yield from (f"{each.name}: nobody gives it {file}" for file in files if file not in _given(found, each))
+
+
+def _told_address(args: Sequence[str]) -> Iterator[tuple[str, str]]:
+    if "--address" in args:
+        yield _host_and_port(args[args.index("--address") + 1])
+
+
+def _own_addresses(found: Manifests, each: Workload) -> Iterator[tuple[str, str]]:
+    """Of a pod for people's commands; services are known by their certificates."""
+    if not each.service and each.kind == "CronJob":
+        environ = found.environment(each.pod["containers"][0])
+        addresses = (value for name, value in environ.items() if re.fullmatch(PREFIX + r"[A-Z]+_ADDRESS", name))
+        yield from map(_host_and_port, addresses)
+
+
+def _host_and_port(address: str) -> tuple[str, str]:
+    host, _, port = address.removeprefix("dns:///").rpartition(":")
+    return host, port
+
+
+def _refused(found: Manifests, each: Workload, door: Workload, port: str, shown: Access) -> Iterator[str]:
+    container = door.pod["containers"][0]
+    wanted = found.environment(container)
+    if port not in {str(one["containerPort"]) for one in container["ports"] if one["name"] == "grpc"}:
+        yield f"{each.name}: {door.name} does not listen on {port}"
+    needed = {
+        "authority": (wanted.get("INSPECTBUS_TLS_CERTIFICATE"), shown.ca),
+        "certificate": (wanted.get("INSPECTBUS_TLS_CLIENT_CA"), shown.certificate),
+        "token": (wanted.get("INSPECTBUS_TOKENS"), shown.token_file),
+    }
+    for what, (asked, file) in needed.items():
+        if asked and not file:
+            yield f"{each.name}: calls {door.name} without {what}"
 
 
 def _given(found: Manifests, each: Workload) -> set[str]:

@@ -7,6 +7,7 @@ import json
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pika
@@ -14,7 +15,8 @@ import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import ChannelClosedByBroker
 
-from inspectbus.bus.rabbitmq import addresses, naming, topology
+from inspectbus.bus.rabbitmq import addresses, naming, survey, topology
+from inspectbus.bus.rabbitmq.dead import DeadLetters
 from inspectbus.bus.topics import ALL, DEAD, DECISIONS, EVENTS, FRAMES, GATES, PREPARED, SHADOWS, TRAINING, Topic
 from inspectbus.line import SERVICES
 from k8s import make_secrets
@@ -65,17 +67,21 @@ def broker(tmp_path_factory: pytest.TempPathFactory, secrets: dict[str, Any], re
         (definitions / item["path"]).write_text(found.data(topology_map["configMap"]["name"])[item["key"]])
     for item in users_secret["secret"]["items"]:
         (definitions / item["path"]).write_text(secrets[users_secret["secret"]["name"]][item["key"]])
-    # The double's own; a broker that is given users makes no `guest`.
-    guest = {"name": "guest", "password_hash": topology.password_hash("guest"), "tags": "administrator"}
-    everything = {"user": "guest", "vhost": "/", "configure": ".*", "write": ".*", "read": ".*"}
-    login = guest | {"hashing_algorithm": "rabbit_password_hashing_sha256"}
-    (definitions / "30-guest.json").write_text(json.dumps({"users": [login], "permissions": [everything]}))
+    welcome_the_double(definitions)
     told = additional_config(found).replace("/etc/inspectbus/definitions", str(definitions))
     # As much free disk as memory is a node's of its own; a test machine may have less, and publishers would wait.
     lines = [line for line in told.splitlines() if not line.startswith("disk_free_limit")]
     assert any(line.startswith("ssl_options.") for line in lines)
     with Broker(folder / "node", config=lines) as broker:
         yield broker
+
+
+def welcome_the_double(definitions: Path) -> None:
+    """Its own user; a broker that is given users makes no `guest`."""
+    guest = {"name": "guest", "password_hash": topology.password_hash("guest"), "tags": "administrator"}
+    everything = {"user": "guest", "vhost": "/", "configure": ".*", "write": ".*", "read": ".*"}
+    login = guest | {"hashing_algorithm": "rabbit_password_hashing_sha256"}
+    (definitions / "30-guest.json").write_text(json.dumps({"users": [login], "permissions": [everything]}))
 
 
 def additional_config(found: Manifests) -> str:
@@ -124,7 +130,8 @@ def url_of(rendered: Rendered, broker: Broker, secrets: dict[str, Any], service:
     found = rendered("overlays/local")
     name = service if service != "training" else "training-worker"
     (container,) = found.workload(name).pod["containers"]
-    url = found.environment(container)[f"INSPECTBUS_{service.upper()}_BUS_URL"]
+    variable = "INSPECTBUS_BUS_URL" if service == "operator" else f"INSPECTBUS_{service.upper()}_BUS_URL"
+    url = found.environment(container)[variable]
     (named,) = (entry["valueFrom"]["secretKeyRef"]["name"] for entry in container["env"] if entry["name"] == "BUS_USER")
     login = secrets[named]
     assert f"//{SECRET}:{SECRET}@rabbitmq:5672/" in url
@@ -183,6 +190,23 @@ def test_every_service_of_the_manifests_has_its_row(rendered: Rendered) -> None:
     assert {each.service for each in rendered("overlays/plant").ours} == NEEDS.keys() == set(SERVICES)
 
 
+def test_people_may_count_all_queues_and_look_at_dead_letters(
+    rendered: Rendered, broker: Broker, secrets: dict[str, Any]
+) -> None:
+    where = addresses.parse(url_of(rendered, broker, secrets, "operator"))
+
+    queue = naming.work_queues(FRAMES, "preprocessing")[0]
+
+    with topology.connected(where) as connection:
+        assert survey.missing(connection) == []
+        assert {standing.queue for standing in survey.standings(connection)} >= set(naming.letter_queues())
+        opened = connection.channel()
+        opened.confirm_delivery()
+        opened.basic_publish(DEAD.name, queue, b"what nobody could read")
+    with DeadLetters(where) as letters:
+        assert queue in {letter.queue for letter in letters.browse(100)}
+
+
 def test_who_scales_may_look_and_take_nothing(rendered: Rendered, broker: Broker, secrets: dict[str, Any]) -> None:
     triggers = [each for scaled in rendered("overlays/plant").of("ScaledObject") for each in scaled["spec"]["triggers"]]
     queues = {each["metadata"]["queueName"] for each in triggers if each["type"] == "rabbitmq"}
@@ -196,3 +220,36 @@ def test_who_scales_may_look_and_take_nothing(rendered: Rendered, broker: Broker
             assert not refuses(connection, lambda opened, queue=queue: opened.queue_declare(queue, passive=True))
             assert refuses(connection, take(queue))
             assert refuses(connection, lambda opened, queue=queue: opened.basic_publish("", queue, b""))
+
+
+def test_a_restart_takes_a_new_password_and_deletes_nobody(tmp_path: Path) -> None:
+    """As the page on Kubernetes says of passwords that are replaced and of stations that are gone."""
+    passwords, definitions = tmp_path / "passwords.json", tmp_path / "definitions"
+    definitions.mkdir()
+    welcome_the_double(definitions)
+    topology_file = K8S / "components" / "broker-definitions" / "definitions.json"
+    (definitions / "10-topology.json").write_text(topology_file.read_text("utf-8"))
+    plant, user, gone = tmp_path / "plant.yaml", "inspectbus-results", "inspectbus-station-line-1.top"
+
+    def tell(lines: str) -> str:
+        plant.write_text(f"acquisition: {{lines: [{lines}]}}")
+        made = {each["metadata"]["name"]: each["stringData"] for each in make_secrets.secrets(plant, passwords)}
+        (definitions / "20-users.json").write_text(made["inspectbus-broker-users"]["users.json"])
+        return str(made["inspectbus-bus-results"]["password"])
+
+    old = tell("{name: line-1, stations: [{name: top, source: {kind: push}}]}")
+    with Broker(tmp_path / "node", config=[f"load_definitions = {definitions}"]) as broker:
+        broker.ctl("authenticate_user", user, old)
+        kept = json.loads(passwords.read_text())
+        del kept[user]
+        passwords.write_text(json.dumps(kept))
+        new = tell("")
+        broker.kill()
+        broker.start()
+
+        broker.ctl("authenticate_user", user, new)
+        with pytest.raises(AssertionError):
+            broker.ctl("authenticate_user", user, old)
+        assert gone in broker.ctl("list_users")
+        broker.ctl("delete_user", gone)
+        assert gone not in broker.ctl("list_users")

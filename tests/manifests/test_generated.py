@@ -15,6 +15,7 @@ import yaml
 
 from inspectbus.acquisition.settings import LineSettings
 from inspectbus.bus.rabbitmq import topology
+from inspectbus.errors import BadField
 from inspectbus.line import SERVICES
 from inspectbus.preprocessing.settings import PreprocessingSettings
 from k8s import generate, make_secrets
@@ -60,6 +61,54 @@ def test_a_line_is_added_by_naming_it(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not (tmp_path / "lines" / "gone").exists()
     names = yaml.safe_load((tmp_path / "lines" / "certificate.yaml").read_text())["spec"]["dnsNames"]
     assert {"acquisition", "acquisition-paint.inspectbus.svc"} <= set(names)
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        (["paint", "line-9-"], "line 'line-9-' is no DNS label"),
+        (["l" * 41], "is too long for Kubernetes: at most 40 characters"),
+        (["paint", "paint"], "line 'paint' stands twice"),
+        (["Paint"], "'Paint' is not a name"),
+    ],
+)
+def test_a_line_that_kubernetes_or_acquisition_refuses_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str], says: str
+) -> None:
+    plant = {"acquisition": {"lines": [{"name": name, "stations": []} for name in lines]}}
+    (tmp_path / "plant.yaml").write_text(yaml.safe_dump(plant))
+    monkeypatch.setattr(generate, "PLANT", tmp_path)
+
+    with pytest.raises(BadField, match=re.escape(says)):
+        generate.manifests()
+
+
+def test_the_longest_name_of_a_line_makes_labels_that_kubernetes_takes() -> None:
+    generate._check_names(["l" * generate.LINE_NAME_MAX])
+
+    revision = f"acquisition-{'l' * generate.LINE_NAME_MAX}-{'f' * 10}"
+    assert len(revision) == 63
+
+
+def test_a_plant_that_is_wrong_is_told_in_one_line(tmp_path: Path) -> None:
+    plant = tmp_path / "plant.yaml"
+    plant.write_text("acquisition: {lines: [{name: Paint, stations: []}]}")
+    command = [sys.executable, "-m", "k8s.make_secrets", "--plant", str(plant), "--passwords", str(tmp_path / "p.json")]
+    path = os.pathsep.join(str(ROOT / part) for part in ("services", "clients", "."))
+
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: setting acquisition.lines.0.name: 'Paint' is not a name")
 
 
 def test_a_lines_disk_has_room_for_all_that_its_stations_may_keep() -> None:
@@ -151,9 +200,10 @@ def test_the_brokers_users_may_do_what_the_code_says_and_their_passwords_are_tho
 
     assert [each["name"] for each in told["users"]] == [user.name for user in wanted]
     assert {(each["user"], each["write"]) for each in told["permissions"]} == {(u.name, u.write) for u in wanted}
-    logins = {by_name[f"inspectbus-bus-{service}"]["username"] for service in SERVICES}
-    assert logins == {f"inspectbus-{service}" for service in SERVICES}
-    assert all(by_name[f"inspectbus-bus-{service}"]["password"] not in json.dumps(told) for service in SERVICES)
+    people = (*SERVICES, "operator")
+    logins = {by_name[f"inspectbus-bus-{name}"]["username"] for name in people}
+    assert logins == {f"inspectbus-{name}" for name in people}
+    assert all(by_name[f"inspectbus-bus-{name}"]["password"] not in json.dumps(told) for name in people)
 
 
 def test_secrets_made_again_keep_their_passwords(tmp_path: Path) -> None:
@@ -187,6 +237,16 @@ def test_the_readme_names_every_component_and_what_it_names_is_there() -> None:
     assert told == set(COMPONENTS) - {"broker-definitions"}
     assert [link for link in re.findall(r"\]\(([^)]+)\)", text) if not (K8S / link).exists()] == []
     assert [path for path in re.findall(r"\bk8s/[\w./-]*\w", text) if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("overlay", ["local", "edge"])
+def test_the_readme_says_what_a_machine_alone_is_asked_for(rendered: Rendered, overlay: str) -> None:
+    standing = [each for each in rendered(f"overlays/{overlay}").workloads if each.kind != "CronJob"]
+    asked = [container["resources"]["requests"] for each in standing for container in each.pod["containers"]]
+    cores, memory = (sum(rules.amount(each[what]) for each in asked) for what in ("cpu", "memory"))
+
+    assert {each.object["spec"].get("replicas", 1) for each in standing} == {1}
+    assert f"for {cores:.1f} cores and {memory / 1024**3:.1f} GiB" in (K8S / "README.md").read_text("utf-8")
 
 
 def test_every_component_says_what_it_costs() -> None:

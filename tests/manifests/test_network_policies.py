@@ -30,7 +30,7 @@ SERVICES = {"acquisition": 50051, "preprocessing": 50052, "inference": 50053, "t
 METRICS = {"acquisition": 9101, "preprocessing": 9102, "inference": 9103, "training": 9104, "results": 9105}
 WORKLOADS = (*SERVICES, "training-worker")
 RECORDS = ("preprocessing", "training", "training-worker", "results")
-INSIDE = (*WORKLOADS, "rabbitmq", "postgres", "train")
+INSIDE = (*WORKLOADS, "rabbitmq", "postgres", "train", "operator")
 
 EDGES: set[tuple[str, str, int]] = {
     # Services among themselves: recipes and models are asked for, and a decision whose news did not come.
@@ -41,8 +41,13 @@ EDGES: set[tuple[str, str, int]] = {
     *((name, "rabbitmq", port) for name in WORKLOADS for port in (5671, 5672)),
     *((name, "postgres", 5432) for name in RECORDS),
     *((name, "bucket", 443) for name in WORKLOADS),
-    # Those who have the label: the training that is asked for, and whom the plant gave it.
-    *((client, name, door) for client in ("train", "plant software") for name, door in SERVICES.items()),
+    # Those who have the label: the training that is asked for, people's commands, and whom the plant gave it.
+    *((client, name, door) for client in ("train", "operator", "plant software") for name, door in SERVICES.items()),
+    # The doctor looks behind the doors too.
+    *(("operator", "rabbitmq", port) for port in (5671, 5672)),
+    ("operator", "postgres", 5432),
+    ("operator", "bucket", 443),
+    *(("operator", name, port) for name, port in METRICS.items()),
     # Who watches, who scales, who operates.
     *(("prometheus", name, port) for name, port in METRICS.items()),
     ("prometheus", "training-worker", 9104),

@@ -352,6 +352,13 @@ BROKEN = (
             "training without token": lambda found: unset_env(found, "TOKEN_FILE"),
             "training without authority": lambda found: unset_env(found, "TLS_CA"),
             "training without certificate": lambda found: unset_env(found, "TLS_CERTIFICATE", "TLS_KEY"),
+            "operator: calls results without token": lambda found: unset_env(found, "TOKEN_FILE", workload="operator"),
+            "operator: nobody gives it /etc/inspectbus/tls/tls.key": lambda found: mount(
+                found, "tls", "operator"
+            ).update(mountPath="/tls"),
+            "operator: preprocessing does not listen on 50051": lambda found: set_env(
+                found, "INSPECTBUS_PREPROCESSING_ADDRESS", "preprocessing:50051", "operator"
+            ),
             "nobody gives it /etc/inspectbus/token/token": lambda found: mount(found, "token").update(
                 mountPath="/token"
             ),
