@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inspectbus.domain.strict_yaml import MAX_CHARS, read_mapping
+from inspectbus.domain.strict_yaml import MAX_CHARS, read_mapping, written
 from inspectbus.errors import BadField
 
 
@@ -51,6 +51,13 @@ def test_a_word_is_no_number_and_no_truth(word: str) -> None:
 )
 def test_numbers_are_those_that_people_read(text: str, value: object) -> None:
     assert read_mapping(f"a: {text}", "a file") == {"a": value}
+
+
+@given(
+    st.dictionaries(st.text("ab01e.:-+_~x", min_size=1), st.text("oOfnyesTRUE01e.:-+_~x") | st.floats(allow_nan=False))
+)
+def test_what_is_written_is_read_as_the_same(content: dict[str, str | float]) -> None:
+    assert read_mapping(written(content), "a file") == content
 
 
 def test_the_line_at_fault_is_named_and_not_shown() -> None:

@@ -12,7 +12,7 @@ from typing import cast
 
 import yaml
 
-from inspectbus.domain.strict_yaml import read_mapping
+from inspectbus.domain.strict_yaml import read_mapping, written
 from inspectbus.errors import BadField
 from inspectbus.runtime.tokens import Entry, checked_entry, read_tokens
 
@@ -27,7 +27,7 @@ def line_of(name: str, entry: Entry) -> str:
         "sha256": hashes,
     }
     told = {key: value for key, value in row.items() if value}
-    flow = yaml.safe_dump({name: told}, default_flow_style=True, sort_keys=False, width=float("inf"))
+    flow = written({name: told}, default_flow_style=True, width=float("inf"))
     return flow.strip()[1:-1]
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 from typing import Annotated
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from inspectbus.domain.names import Name
-from inspectbus.domain.strict_yaml import read_mapping
+from inspectbus.domain.strict_yaml import read_mapping, written
 from inspectbus.errors import BadField
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -117,7 +116,7 @@ class Recipe(_Part):
 
     def to_yaml(self) -> str:
         """Canonical text, defaults written out; `from_yaml` gives the same recipe back."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return written(self.model_dump(mode="json"), allow_unicode=True)
 
     @classmethod
     def from_yaml(cls, text: str) -> Recipe:

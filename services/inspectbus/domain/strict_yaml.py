@@ -8,6 +8,7 @@ Words and numbers are YAML 1.2's (its core schema): `off` is a word and no 0, 1:
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -36,6 +37,12 @@ def read_mapping(text: str, what: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise BadField(f"{what} must be a mapping of names to values", field="yaml")
     return content
+
+
+def written(content: Mapping[str, Any], **how: Any) -> str:
+    """Text that `read_mapping`, and any other reader of YAML, takes for the same. `how`: as `yaml.dump` has it."""
+    text: str = yaml.dump(dict(content), Dumper=_Dumper, sort_keys=False, **how)
+    return text
 
 
 def _words(error: Exception) -> str:
@@ -77,6 +84,10 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes what is no word by YAML 1.1 either: others may read it."""
+
+
 # YAML 1.2.2, 10.3.2. No sign of one kind begins two of them but a number's, whose integers are looked for first.
 _Loader.yaml_implicit_resolvers = {}
 for _kind, _form, _first in (
@@ -86,4 +97,5 @@ for _kind, _form, _first in (
     ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", list("-+.0123456789")),
     ("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", list("-+.")),
 ):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_form})\\Z"), _first)
+    for _side in (_Loader, _Dumper):
+        _side.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_form})\\Z"), _first)
