@@ -332,6 +332,7 @@ class Batcher:
             turn = self._flow.begin()
             if turn is None:
                 return
+            batch = None
             try:
                 batch = self._next(worker)
                 answers = [] if batch is None else self._judged(worker, batch)
