@@ -9,31 +9,30 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grpc
 
-from inspectbus.api.v1 import inference_pb2, inference_pb2_grpc
+from inspectbus.api.v1 import inference_pb2
 from inspectbus.api.v1.inference_pb2 import (
     EngineCandidate,
-    InferRequest,
-    InferStreamRequest,
     InferStreamResponse,
     Judgement,
     ServedModel,
 )
 from inspectbus.domain.model_version import ModelCard
 from inspectbus.errors import InspectBusError, ModelNotReady
-from inspectbus.imaging.pixels import from_pixels
 from inspectbus.inference.batcher import Scored
 from inspectbus.inference.calls import answers, patience_of
 from inspectbus.inference.choice import Candidate, Choice
 from inspectbus.inference.loader import Loader
 from inspectbus.inference.models import Member, Models
+from inspectbus.inference.request import Request, read
 from inspectbus.inference.settings import InferenceSettings
 from inspectbus.inference.verdict import verdict_of
 from inspectbus.runtime.refusals import refusal
 
+CONTRACT = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
 LOOK_S = 0.5
 """How often a stream that has nothing to do looks whether its caller is still there."""
 
@@ -44,20 +43,35 @@ class _Asked(NamedTuple):
     scored: Future[Scored]
 
 
-class InferenceRpc(inference_pb2_grpc.InferenceServiceServicer):
+class InferenceRpc:
     def __init__(self, models: Models, settings: InferenceSettings) -> None:
         self._models = models
         self._settings = settings
 
-    def Infer(self, request: InferRequest, context: grpc.ServicerContext) -> inference_pb2.InferResponse:
+    def add_to(self, server: grpc.Server) -> None:
+        """As the function that is generated for it would, but requests with pixels are read where they lie."""
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            "Infer": grpc.unary_unary_rpc_method_handler(
+                self.Infer, read, inference_pb2.InferResponse.SerializeToString
+            ),
+            "InferStream": grpc.stream_stream_rpc_method_handler(
+                self.InferStream, read, InferStreamResponse.SerializeToString
+            ),
+            "GetEngine": grpc.unary_unary_rpc_method_handler(
+                self.GetEngine,
+                inference_pb2.GetEngineRequest.FromString,
+                inference_pb2.GetEngineResponse.SerializeToString,
+            ),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(CONTRACT, handlers),))
+
+    def Infer(self, request: Request, context: grpc.ServicerContext) -> inference_pb2.InferResponse:
         patience_s = patience_of(context, self._settings.call_patience_s)
         asked = self._ask(request, time.monotonic() + patience_s)
         (scored,) = answers([asked.scored], context, patience_s)
         return inference_pb2.InferResponse(judgement=_judgement(asked.card, asked.alias, scored))
 
-    def InferStream(
-        self, requests: Iterator[InferStreamRequest], context: grpc.ServicerContext
-    ) -> Iterator[InferStreamResponse]:
+    def InferStream(self, requests: Iterator[Request], context: grpc.ServicerContext) -> Iterator[InferStreamResponse]:
         deadline_s = time.monotonic() + patience_of(context, math.inf)
         stream = _Stream(requests, context, window=2 * self._settings.max_batch_size)
         return stream.answers(lambda request: self._ask(request, deadline_s))
@@ -91,9 +105,9 @@ class InferenceRpc(inference_pb2_grpc.InferenceServiceServicer):
                 answer.measured_at.FromNanoseconds(int(serving.choice.measured_at_s * 1e9))
         return answer
 
-    def _ask(self, request: InferRequest | InferStreamRequest, deadline_s: float) -> _Asked:
+    def _ask(self, request: Request, deadline_s: float) -> _Asked:
         loader = self._models.named(request.model, "model")[0]
-        image = from_pixels(request.pixels)
+        image = request.image()
         with loader.chosen(preparation_hash=request.preparation_hash) as serving:
             if serving is None:
                 raise ModelNotReady(f"no model is loaded: {loader.detail}", field="model")
@@ -108,7 +122,7 @@ class _Stream:
     At most `window` requests are under way. Then reading pauses, and gRPC's flow control slows the sender.
     """
 
-    def __init__(self, requests: Iterator[InferStreamRequest], context: grpc.ServicerContext, window: int) -> None:
+    def __init__(self, requests: Iterator[Request], context: grpc.ServicerContext, window: int) -> None:
         self._requests = requests
         self._context = context
         self._places = threading.Semaphore(window)
@@ -117,7 +131,7 @@ class _Stream:
         self._open: set[Future[Scored]] = set()
         self._over = False
 
-    def answers(self, ask: Callable[[InferStreamRequest], _Asked]) -> Iterator[InferStreamResponse]:
+    def answers(self, ask: Callable[[Request], _Asked]) -> Iterator[InferStreamResponse]:
         reader = threading.Thread(target=self._read, args=(ask,), name="inference-stream", daemon=True)
         reader.start()
         given, total = 0, None
@@ -143,7 +157,7 @@ class _Stream:
                 future.cancel()
             reader.join(timeout=2 * LOOK_S)
 
-    def _read(self, ask: Callable[[InferStreamRequest], _Asked]) -> None:
+    def _read(self, ask: Callable[[Request], _Asked]) -> None:
         position = 0
         try:
             for request in self._requests:
@@ -159,7 +173,7 @@ class _Stream:
             return
         self._answers.put(position)
 
-    def _start(self, position: int, ask: Callable[[InferStreamRequest], _Asked], request: InferStreamRequest) -> None:
+    def _start(self, position: int, ask: Callable[[Request], _Asked], request: Request) -> None:
         try:
             card, alias, scored = ask(request)
         except InspectBusError as error:

@@ -14,20 +14,18 @@ from contextlib import ExitStack, contextmanager
 from prometheus_client import CollectorRegistry
 
 from inspectbus.api.oip import open_inference_pb2, open_inference_pb2_grpc
-from inspectbus.api.v1 import inference_pb2, inference_pb2_grpc
 from inspectbus.bus import Bus
 from inspectbus.inference.choice import check_engines
 from inspectbus.inference.events import aliases_followed, subscribed
 from inspectbus.inference.evidence import EvidenceKeeper
 from inspectbus.inference.models import Models
 from inspectbus.inference.oip.rpc import OpenInferenceRpc
-from inspectbus.inference.rpc import InferenceRpc
+from inspectbus.inference.rpc import CONTRACT, InferenceRpc
 from inspectbus.inference.settings import InferenceSettings
 from inspectbus.inference.shadow import Shadows
 from inspectbus.runtime.rpc_server import Door, rpc_server
 from inspectbus.stores.frames import FrameStore, default_url
 
-_CONTRACT = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
 _STANDARD = open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
 
@@ -51,7 +49,7 @@ def open_service(settings: InferenceSettings, bus: Bus) -> Iterator[Door]:
         rpc = InferenceRpc(models, settings)
         oip = OpenInferenceRpc(models, settings)
         contracts = {
-            _CONTRACT: lambda server: inference_pb2_grpc.add_InferenceServiceServicer_to_server(rpc, server),
+            CONTRACT: rpc.add_to,
             _STANDARD: lambda server: open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(oip, server),
         }
         # Not ready without a model, or a rolling upgrade would end the replicas that have one before this one has.
