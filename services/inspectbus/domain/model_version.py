@@ -10,11 +10,13 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cached_property
 from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationInfo, field_validator, model_validator
+from pydantic import ConfigDict, Field, PositiveInt, ValidationInfo, field_validator, model_validator
 
+from inspectbus.domain.frozen import Frozen
 from inspectbus.domain.names import Name
 from inspectbus.domain.preparation import Preparation
 from inspectbus.domain.thresholds import Thresholds
@@ -35,8 +37,8 @@ RelativeFile = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-
 Views = Literal[1, 2, 4]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+class _Part(Frozen):
+    model_config = ConfigDict(protected_namespaces=())
 
 
 class Architecture(_Part):
@@ -155,11 +157,11 @@ class ModelCard(_Part):
             raise ValueError(f"{lower} is above the threshold {upper}")
         return lower
 
-    @property
+    @cached_property
     def thresholds(self) -> Thresholds:
         return Thresholds(self.threshold if self.qualified_below is None else self.qualified_below, self.threshold)
 
-    @property
+    @cached_property
     def version(self) -> str:
         """First 16 hex digits of the sha256 of the card: whoever changes anything has made another version."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cached_property
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from inspectbus.domain.frozen import Frozen
 
 
-class Preparation(BaseModel):
+class Preparation(Frozen):
     """Order: denoise, illumination, colour, resize. Two preparations with one hash give identical pixels."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     denoise: Literal["none", "median", "bilateral", "non-local-means"] = "none"
     """median: 3x3. bilateral: diameter 5, sigmas 25. non-local-means: strength 5."""
@@ -27,7 +28,7 @@ class Preparation(BaseModel):
     revision: Literal[1] = 1
     """Rises when the code behind these words changes the pixels it makes."""
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """First 16 hex digits of the sha256 of the canonical JSON."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
