@@ -22,7 +22,7 @@ from __future__ import annotations
 import contextvars
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -163,20 +163,16 @@ def end(span: Span, error: BaseException | None = None) -> None:
         span.end()
 
 
-@contextmanager
-def batch(name: str, images: Iterable[contextvars.Context]) -> Iterator[None]:
+def batch(name: str, images: Iterable[contextvars.Context]) -> AbstractContextManager[object]:
     """One pass over several images, each given by the context in which it came: a span that links what was current
     there. Recorded when one of these is."""
     if not are_recorded():
-        yield
-        return
+        return nullcontext()
     came = [context.run(trace.get_current_span).get_span_context() for context in images]
     links = [Link(each) for each in came if each.trace_flags.sampled]
     if not links:
-        yield
-        return
-    with _tracer.start_as_current_span(name, Context(), links=links, attributes={"inspectbus.images": len(came)}):
-        yield
+        return nullcontext()
+    return _tracer.start_as_current_span(name, Context(), links=links, attributes={"inspectbus.images": len(came)})
 
 
 def on_log_line(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -19,10 +19,9 @@ from __future__ import annotations
 import math
 import threading
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextvars import Context, copy_context
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
@@ -59,22 +58,31 @@ class Scored:
     heatmap: Heatmap | None = field(default=None, compare=False)
 
 
-@dataclass(eq=False)
-class _Item:
-    """One image that waits. `deadline_s` is on the monotonic clock; nobody waits for an answer after it."""
+class _Item(Future[Scored]):
+    """One image that waits, and its answer to be. Whoever has the answer may cancel it."""
 
-    lane: Lane
-    deadline_s: float
-    arrived_s: float
-    context: Context = field(default_factory=copy_context)
-    """Whose image it is: log lines and the batch's span find it here."""
-    future: Future[Scored] = field(default_factory=Future)
-    queued_at_s: float = field(default_factory=time.time)
+    def __init__(self, lane: Lane, deadline_s: float, arrived_s: float, forget: Callable[[_Item], None]) -> None:
+        """`deadline_s` is on the monotonic clock; nobody waits for an answer after it. `forget` is told of its
+        cancellation."""
+        super().__init__()
+        self.lane = lane
+        self.deadline_s = deadline_s
+        self.arrived_s = arrived_s
+        self.queued_at_s = time.time()
+        self.context = copy_context()
+        """Whose image it is: log lines and the batch's span find it here."""
+        self._forget = forget
+
+    def cancel(self) -> bool:
+        cancelled = super().cancel()
+        if cancelled:
+            self._forget(self)
+        return cancelled
 
 
 class Batcher:
-    """One engine, one bounded queue, and a worker more than there may be runs at once: while one hands out answers,
-    another has its turn. Use as a context; leaving computes what waits.
+    """One engine, one bounded queue, and a worker for each run there may be at once, but one more than streams: while
+    it hands out answers, the others compute. Use as a context; leaving computes what waits.
 
     Its memory is that of its slots (`SlotQueue`): with n images that may wait at most, some n plus four batches for the
     lanes' ends and one for each stream. `queue_limit` bounds n for calls, the bus's prefetch what comes beside.
@@ -128,7 +136,7 @@ class Batcher:
         """A deadline came that is before all others."""
         self._threads = [
             threading.Thread(target=self._work, args=(worker,), name=f"inference-batcher-{worker}", daemon=True)
-            for worker in range(self._runs + 1)
+            for worker in range(max(self._runs, engine.streams + 1))
         ]
         self._timer = threading.Thread(target=self._keep_deadlines, name="inference-batcher-timer", daemon=True)
 
@@ -160,7 +168,7 @@ class Batcher:
             self._metrics.went(item.lane, 1)
         if first:
             self._metrics.slot_bytes.dec(self._queue.slots * self._slot_bytes)
-        left = [item for item in waiting if item.future.set_running_or_notify_cancel()]
+        left = [item for item in waiting if item.set_running_or_notify_cancel()]
         _fail(left, ModelNotReady("the service stopped before this image's turn"))
 
     def call(self, image: Image, deadline_s: float = math.inf) -> Future[Scored]:
@@ -198,7 +206,7 @@ class Batcher:
         for image in images:
             self._check(image)
         now = self._clock()
-        items = [_Item(lane, deadline_s, now) for _ in images]
+        items = [_Item(lane, deadline_s, now, self._forget) for _ in images]
         with self._lock:
             if self._closing:
                 raise ModelNotReady("the service is stopping")
@@ -218,10 +226,7 @@ class Batcher:
                 self._arrived.notify(len(items[chunk]))
                 if deadline_s < self._next_deadline_s:
                     self._sooner.notify()
-        # After the lock is left: a future that is cancelled at this very moment calls back from here.
-        for item in items:
-            self._watch(item)
-        return [item.future for item in items]
+        return [*items]
 
     def _check(self, image: Image) -> None:
         # What could not be copied must not take a place first.
@@ -247,7 +252,7 @@ class Batcher:
         # An idle stream costs nobody anything. It also measures again, so that one slow run refuses no call for ever.
         idle = not waiting and len(self._under_way) < self._runs
         # One that is late already is no matter of room: it is told so.
-        if idle or left_s <= 0 or not self._pace.known:
+        if idle or left_s <= 0 or left_s == math.inf or not self._pace.known:
             return
         needed_s = MARGIN * answered_in_s(
             self._pace, self._ahead(), count, size=self._max_batch_size, streams=self._runs
@@ -280,22 +285,15 @@ class Batcher:
                 raise
         return places
 
-    def _watch(self, item: _Item) -> None:
-        # Weakly: were each to hold the other, what was answered long ago would wait for the garbage collector.
-        waiting = weakref.ref(item)
-        item.future.add_done_callback(lambda future: self._forget(waiting()) if future.cancelled() else None)
-
-    def _forget(self, item: _Item | None) -> None:
-        """A cancelled call gives its place back at once, and not only when its turn comes. None: it has come."""
-        if item is None:
-            return
+    def _forget(self, item: _Item) -> None:
+        """A cancelled call gives its place back at once, and not only when its turn comes."""
         with self._lock:
             # Who takes an item out of its place tells its future, so none is told twice.
             mine = self._queue.leave(item)
         if mine:
             self._metrics.went(item.lane, 1)
             self._metrics.dropped("cancelled", item.lane)
-            item.future.set_running_or_notify_cancel()
+            item.set_running_or_notify_cancel()
 
     def _keep_deadlines(self) -> None:
         while True:
@@ -314,7 +312,7 @@ class Batcher:
         late: list[_Item] = []
         cancelled: list[_Item] = []
         for item in [item for item in self._queue.ready() if item.deadline_s <= now]:
-            (late if item.future.set_running_or_notify_cancel() else cancelled).append(item)
+            (late if item.set_running_or_notify_cancel() else cancelled).append(item)
             self._queue.leave(item)
         return late, cancelled
 
@@ -362,7 +360,7 @@ class Batcher:
         now = self._clock()
 
         def wanted(item: _Item) -> bool:
-            if not item.future.set_running_or_notify_cancel():
+            if not item.set_running_or_notify_cancel():
                 cancelled.append(item)
             elif item.deadline_s <= now:
                 late.append(item)
@@ -478,12 +476,12 @@ def _counted(make: Callable[[], Images], metrics: BatcherMetrics, size: int) -> 
 def _hand_out(items: list[_Item], answers: list[Scored | Internal]) -> None:
     for item, answer in zip(items, answers, strict=True):
         if isinstance(answer, Scored):
-            item.future.set_result(answer)
+            item.set_result(answer)
         else:
-            item.future.set_exception(answer)
+            item.set_exception(answer)
 
 
 def _fail(items: list[_Item], error: Exception) -> None:
     """Answers items that are in the engine's hands, and so can no longer be cancelled, with an error."""
     for item in items:
-        item.future.set_exception(error)
+        item.set_exception(error)

@@ -88,7 +88,7 @@ class OpenVinoEngine:
                 request.start_async()
             for request, _ in reversed(requests):  # so that this thread is woken once, by the last
                 request.wait()
-            output = Output(*(np.concatenate(of_each) for of_each in zip(*(of for _, of in requests), strict=True)))
+            output = Output(*map(np.concatenate, zip(*(of for _, of in requests), strict=True)))
         except Exception:
             for request, _ in requests:  # none may read the caller's memory any more
                 with suppress(Exception):

@@ -36,11 +36,11 @@ class InHand:
     def count(self) -> int:
         return self._count
 
-    def add(self) -> None:
+    def add(self, count: int = 1) -> None:
         with self._lock:
-            self._count += 1
+            self._count += count
 
-    def remove(self) -> None:
+    def remove(self, _answered: Future[Scored] | None = None) -> None:
         with self._lock:
             self._count -= 1
             idle = not self._count
@@ -97,10 +97,9 @@ class Serving:
         return future
 
     def _counted(self, futures: list[Future[Scored]]) -> list[Future[Scored]]:
-        in_hand = self.in_hand
+        self.in_hand.add(len(futures))
         for future in futures:
-            in_hand.add()
-            future.add_done_callback(lambda _: in_hand.remove())
+            future.add_done_callback(self.in_hand.remove)
         return futures
 
 

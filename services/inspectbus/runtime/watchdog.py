@@ -15,8 +15,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import structlog
 
@@ -57,17 +57,19 @@ class Watchdog:
         if self._on_hang is end_process:
             faulthandler.cancel_dump_traceback_later()
 
-    @contextmanager
-    def watching(self, what: str) -> Iterator[None]:
+    def watching(self, what: str) -> AbstractContextManager[None]:
         """For calls of one step that ends by itself within milliseconds, never for a wait."""
+        return _Watched(self, what)
+
+    def _began(self, what: str) -> int:
         number = next(self._numbers)
         with self._lock:
             self._calls[number] = (time.monotonic(), what)
-        try:
-            yield
-        finally:
-            with self._lock:
-                del self._calls[number]
+        return number
+
+    def _ended(self, number: int) -> None:
+        with self._lock:
+            del self._calls[number]
 
     def _watch(self) -> None:
         pause_s = self._limit_s / LOOKS
@@ -88,3 +90,17 @@ class Watchdog:
         """Always, also while nothing is watched: a call that holds the lock from its beginning lets us never look."""
         if self._on_hang is end_process:
             faulthandler.dump_traceback_later(self._limit_s * (1 + 1 / LOOKS), exit=True)
+
+
+class _Watched:
+    # Entered for every image, so it is no generator, which costs several times as much.
+    __slots__ = ("_number", "_watchdog", "_what")
+
+    def __init__(self, watchdog: Watchdog, what: str) -> None:
+        self._watchdog, self._what = watchdog, what
+
+    def __enter__(self) -> None:
+        self._number = self._watchdog._began(self._what)
+
+    def __exit__(self, *_: object) -> None:
+        self._watchdog._ended(self._number)
