@@ -59,6 +59,7 @@ import importlib.util
 import json
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -130,6 +131,8 @@ class Overload:
     client_cpu: float
     refused_p50_s: float
     refused_p99_s: float
+    resident_mb: float
+    """Of the service when it is over."""
 
     def over(self, capacity: Load) -> float:
         left, left_then = CORES - self.client_cpu, CORES - capacity.client_cpu
@@ -171,6 +174,11 @@ class End:
             start_new_session=True,
         )
         self.ready = self.answer()
+
+    @property
+    def resident_mb(self) -> float:
+        pages = int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1])
+        return pages * resource.getpagesize() / 1e6
 
     def tell(self, *numbers: float) -> None:
         assert self._process.stdin is not None
@@ -221,8 +229,8 @@ class InspectBus:
     def __init__(self, engine: Engine, form: str) -> None:
         self.form = form
         how = (engine.version, engine.name, engine.streams, engine.threads, engine.batch, RPC_THREADS[form])
-        self._end = End("serve", *how)
-        self.address: str = self._end.ready["address"]
+        self.end = End("serve", *how)
+        self.address: str = self.end.ready["address"]
 
     def wait_ready(self) -> None:
         until_s = time.monotonic() + LOAD_S
@@ -233,7 +241,7 @@ class InspectBus:
                 time.sleep(0.1)
 
     def close(self) -> None:
-        self._end.close()
+        self.end.close()
 
 
 class Mosec:
@@ -282,11 +290,12 @@ def measure(
 ) -> list[Turn]:
     with ExitStack() as house:
         servers = [InspectBus(engine, form) for form in (STREAMS, CALLS)]
+        flooded = servers[-1]
         clients = {server.form: callers_of(server, engine.side, house) for server in servers}
         if mosec is not None:
             clients[Mosec.form] = callers_of(Mosec(engine, mosec), engine.side, house)
         raw = opened(house, "raw", engine.version, engine.name, engine.streams, engine.threads)
-        source = opened(house, "flood", CALLS, servers[-1].address, engine.side)
+        source = opened(house, "flood", CALLS, flooded.address, engine.side)
         done = []
         for turn in range(turns):
             way = 1 if turn % 2 == 0 else -1
@@ -296,7 +305,8 @@ def measure(
             for count in callers[::way]:
                 for form in list(clients)[::way]:
                     loads[form][count] = load(clients[form], count, seconds)
-            overload = flood(source, OVERLOAD * loads[CALLS][CAPACITY_CALLERS].images_per_s, seconds)
+            rate = OVERLOAD * loads[CALLS][CAPACITY_CALLERS].images_per_s
+            overload = flood(source, rate, seconds, flooded.end)
             theirs = loads.get(Mosec.form, {})
             done.append(Turn(whole["images_per_s"], single["p50_s"], loads[STREAMS], loads[CALLS], theirs, overload))
     return done
@@ -359,7 +369,7 @@ def load(clients: Sequence[End], callers: int, seconds: float) -> Load:
     )
 
 
-def flood(source: End, rate: float, seconds: float) -> Overload:
+def flood(source: End, rate: float, seconds: float, service: End) -> Overload:
     told = asked(source, round(rate), OVERLOAD_PATIENCE_MS, seconds)
     counts = {outcome: len(told[outcome]) / told["wall_s"] for outcome in ("answers", "refused", "late", "beyond")}
     refused_s = told["refused"] or [0.0]  # a machine that got faster meanwhile refuses nobody
@@ -371,6 +381,7 @@ def flood(source: End, rate: float, seconds: float) -> Overload:
         told["cpu_s"] / told["wall_s"],
         float(np.percentile(refused_s, 50)),
         float(np.percentile(refused_s, 99)),
+        service.resident_mb,
     )
 
 
@@ -428,6 +439,8 @@ def summary(engine: Engine, turns: Sequence[Turn], mosec: MosecSettings | None) 
                 "client_cpu": round(median(turn.overload.client_cpu for turn in turns), 2),
                 "refused_p50_ms": round(1000 * median(turn.overload.refused_p50_s for turn in turns), 2),
                 "refused_p99_ms": round(1000 * median(turn.overload.refused_p99_s for turn in turns), 2),
+                # After each turn's, one after the other: what grows is not flat.
+                "resident_mb": [round(turn.overload.resident_mb) for turn in turns],
             },
         },
     }

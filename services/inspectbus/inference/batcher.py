@@ -321,7 +321,8 @@ class Batcher:
             for item in items:
                 self._metrics.went(item.lane, 1)
                 self._metrics.dropped(reason, item.lane)
-        _fail(late, TooLate("the call's deadline passed before its turn"))
+        if late:
+            _fail(late, TooLate("the call's deadline passed before its turn"))
 
     # --- who is computed
 
@@ -342,7 +343,7 @@ class Batcher:
     def _next(self, worker: int) -> Run[_Item] | None:
         """The next batch; None when it has gone, to another stream or unanswered, before it was this one's turn."""
         with self._lock:
-            batch, late, cancelled = self._taken() if any(self._queue.heads()) else (None, [], [])
+            batch, late, cancelled = self._taken() if self._queue.heads() else (None, [], [])
             if batch is not None:
                 self._under_way[worker] = (self._clock(), len(batch.items))
         self._drop(late, cancelled)

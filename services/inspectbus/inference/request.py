@@ -45,6 +45,8 @@ def read(data: bytes) -> Request:
     """Raises DecodeError when it is no such message."""
     if (found := _usual(data)) is not None:
         image, end = found
+        if end == len(data):
+            return Request(image, "", "")
         rest = InferRequest.FromString(data[end:])
         if not rest.HasField("pixels"):  # they would be merged with those before
             return Request(image, rest.preparation_hash, rest.model)

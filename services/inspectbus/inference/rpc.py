@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -186,10 +186,10 @@ class _Stream:
 
     def _answer(self, position: int, card: ModelCard, alias: str, scored: Future[Scored]) -> None:
         self._open.discard(scored)
-        if scored.cancelled():
-            return
         try:
             answer = InferStreamResponse(position=position, judgement=_judgement(card, alias, scored.result()))
+        except CancelledError:
+            return
         except InspectBusError as error:
             answer = InferStreamResponse(position=position, refusal=refusal(error))
         self._answers.put(answer)

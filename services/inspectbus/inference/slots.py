@@ -23,9 +23,6 @@ from inspectbus.inference.engine import Images
 
 T = TypeVar("T")
 
-LANES = tuple(Lane)
-"""To walk an Enum costs more than all else that is done for a batch here."""
-
 
 @dataclass(eq=False)
 class Slot(Generic[T]):
@@ -94,6 +91,8 @@ class SlotQueue(Generic[T]):
         self._make = made
         self._lanes: Lanes[Slot[T]] = Lanes()
         """Slots in which somebody waits whose image is there."""
+        # Looked up once: to walk an Enum costs more than all else that is done for a batch here.
+        self._waiting = [self._lanes[lane] for lane in Lane]
         self._roomy: dict[Lane, dict[Slot[T], None]] = {lane: {} for lane in Lane}
         """Slots that take more, in the order in which they do."""
         self._unused: list[Slot[T]] = [Slot(made()) for _ in range(ready)]
@@ -108,9 +107,9 @@ class SlotQueue(Generic[T]):
     def count(self, lane: Lane) -> int:
         return self._counts[lane]
 
-    def heads(self) -> Iterator[Slot[T]]:
+    def heads(self) -> list[Slot[T]]:
         """The slot of each lane whose turn is next, where one has images."""
-        return (waiting[0] for waiting in map(self._lanes.__getitem__, LANES) if waiting)
+        return [waiting[0] for waiting in self._waiting if waiting]
 
     def ready(self) -> Iterator[T]:
         """All whose image is in its place."""
