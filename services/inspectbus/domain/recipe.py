@@ -11,7 +11,9 @@ from inspectbus.domain.names import Name
 from inspectbus.domain.strict_yaml import read_mapping, written
 from inspectbus.errors import BadField
 
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+# Strict: YAML's `true` is no 1.
+Finite = Annotated[float, Field(allow_inf_nan=False, strict=True)]
+Score = Annotated[Finite, Field(ge=0, le=1)]
 Point = tuple[Finite, Finite]
 Row = tuple[Finite, Finite, Finite]
 
@@ -95,11 +97,9 @@ class Recipe(_Part):
     model_alias: Name = "production"
     geometry: Geometry = Geometry()
     quality: QualityLimits = QualityLimits()
-    threshold: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    threshold: Score | None = None
     """Wins over the model version's thresholds, and is recorded with each decision. Alone it leaves no band between."""
-    qualified_below: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = Field(
-        default=None, exclude_if=lambda score: score is None
-    )
+    qualified_below: Score | None = Field(default=None, exclude_if=lambda score: score is None)
     """The lower end of the band whose upper end is `threshold`: a score between them holds the part as uncertain.
     Written out only where it is given: a recipe without one keeps the hash it had before there were bands."""
 
