@@ -66,3 +66,10 @@ def test_an_unknown_database_url_is_refused_without_its_password(url: str) -> No
         open_database(url, "results")
     assert refused.value.field == "database_url"
     assert "secret" not in str(refused.value)
+
+
+def test_an_option_that_no_connection_has_is_refused_without_the_password() -> None:
+    with pytest.raises(BadField, match="sslmod") as refused:
+        open_database("postgresql://u:secret@127.0.0.1:1/plant?sslmod=require", "results", patience_s=0.0)
+    assert refused.value.field == "database_url"
+    assert "secret" not in refused.value.message

@@ -14,8 +14,11 @@ import time
 from collections.abc import Generator
 from typing import Any, TypeVar
 
-from psycopg import Connection, OperationalError
+from psycopg import Connection, OperationalError, ProgrammingError
+from psycopg.conninfo import make_conninfo
 from sqlalchemy import URL, Engine, create_engine, event
+
+from inspectbus.errors import BadField
 
 CONNECT_S = 5
 STATEMENT_S = 15.0
@@ -36,8 +39,12 @@ def postgresql_engine(url: URL, application: str, statement_s: float | None = No
     """Quiet: connects when it is first used. What the URL says of a connection wins over what is said here.
 
     `application` is the name the server's own views show. No statement takes longer than statement_s, STATEMENT_S
-    where it is not given.
+    where it is not given. Raises BadField for an option that no connection has.
     """
+    try:
+        make_conninfo("", **{name: str(value) for name, value in url.query.items()})
+    except ProgrammingError as error:
+        raise BadField(f"the database URL: {str(error).strip()}", field="database_url") from None
     statement_s = statement_s or STATEMENT_S
     limits = {"statement_timeout": statement_s, "idle_in_transaction_session_timeout": STATEMENT_S}
     options = " ".join(f"-c {name}={int(seconds * 1000)}" for name, seconds in limits.items())
