@@ -80,9 +80,11 @@ class OpenVinoEngine:
         return None  # none is saved here, but whoever asks has less to do for each
 
     def infer(self, images: Images) -> Output:
-        requests = [self._request() for _ in images]
+        requests: list[_Request] = []
         try:
-            for number, (request, _) in enumerate(requests):
+            for number in range(len(images)):
+                requests.append(self._request())
+                request = requests[-1].request
                 # Read where it lies: its own door for arrays would look at each anew, for what we know.
                 request.set_input_tensor(openvino.Tensor(images[number : number + 1], shared_memory=True))
                 request.start_async()
