@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 from inspectbus.errors import BadField
 from inspectbus.imaging import Image
 from inspectbus.stores.datasets import Item, Label, open_dataset
-from inspectbus.stores.datasets.check import Finding, Report, check_marks, survey
+from inspectbus.stores.datasets.check import Finding, Report, check_files, check_marks, survey
 from inspectbus.stores.datasets.masks import read_mask
 from tests.doubles.pictures import encoded, textured
 
@@ -358,3 +359,28 @@ def test_marks_that_name_one_side_alone_are_not_passed_over(tmp_path: Path, mark
             check_marks(dataset)
     else:
         assert check_marks(dataset) is dataset
+
+
+def test_a_pipe_among_the_images_is_told_and_waited_for_by_nobody(tmp_path: Path) -> None:
+    write_parts(tmp_path, "good", "defective", each=4)
+    os.mkfifo(tmp_path / "good" / "pipe.png")
+    dataset = open_dataset(str(tmp_path))
+
+    (finding,) = [finding for finding in survey(dataset).findings if finding.about == "unreadable"]
+
+    assert finding.files == ("good/pipe.png",)
+    with pytest.raises(BadField, match="no file") as refused:
+        check_files(dataset)
+    assert refused.value.field == "good/pipe.png"
+
+
+@pytest.mark.parametrize("make", [lambda path: path.symlink_to("nowhere"), os.mkfifo, Path.mkdir])
+def test_a_manifest_that_cannot_be_read_is_not_passed_over(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    write_parts(tmp_path, "good", "defective", each=4)
+    make(tmp_path / "manifest.csv")
+    dataset = open_dataset(str(tmp_path))
+
+    assert ("manifest", ("manifest.csv",)) in [(each.about, each.files) for each in survey(dataset).findings]
+    with pytest.raises(BadField, match="no file") as refused:
+        check_files(dataset)
+    assert refused.value.field == "manifest.csv"

@@ -66,7 +66,7 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, show_default="0", help="Of cuts, first weights and order.")] = None,
     input_size: Annotated[
-        int | None, typer.Option(min=1, show_default="224", help="Side of the input, pixels.")
+        int | None, typer.Option(min=32, max=2048, show_default="224", help="Side of the input, pixels.")
     ] = None,
     depth: Annotated[
         Depth | None,
@@ -77,7 +77,9 @@ def train(
     ] = None,
     precision: Annotated[Precision, typer.Option(help="auto measures which is quicker.")] = Precision.AUTO,
     views: Annotated[int, typer.Option(metavar="<1|2|4>", help="Flips of an image that judge it on the line.")] = 1,
-    dropout: Annotated[float, typer.Option(min=0, max=1, help="Share of features hidden while learning.")] = 0.5,
+    dropout: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of features hidden while learning; below 1.")
+    ] = 0.5,
     flips: Annotated[
         bool, typer.Option("--flips/--no-flips", help="Mirror images.", rich_help_panel=AUGMENTATION)
     ] = True,
@@ -88,14 +90,14 @@ def train(
         ),
     ] = True,
     light: Annotated[
-        float, typer.Option(help="Brightness, contrast: share, at most.", rich_help_panel=AUGMENTATION)
+        float, typer.Option(min=0, max=0.9, help="Brightness, contrast: share, at most.", rich_help_panel=AUGMENTATION)
     ] = 0.0,
-    blur: Annotated[float, typer.Option(help="Sigma in pixels, at most.", rich_help_panel=AUGMENTATION)] = 0.0,
+    blur: Annotated[float, typer.Option(min=0, help="Sigma in pixels, at most.", rich_help_panel=AUGMENTATION)] = 0.0,
     noise: Annotated[
-        float, typer.Option(help="Deviation in grey levels, at most.", rich_help_panel=AUGMENTATION)
+        float, typer.Option(min=0, max=100, help="Deviation in grey levels, at most.", rich_help_panel=AUGMENTATION)
     ] = 0.0,
     perspective: Annotated[
-        float, typer.Option(help="Corners move: share of the side.", rich_help_panel=AUGMENTATION)
+        float, typer.Option(min=0, max=0.25, help="Corners move: share of the side.", rich_help_panel=AUGMENTATION)
     ] = 0.0,
     state: State = DEFAULT_STATE,
     address: Annotated[
@@ -144,13 +146,13 @@ def evaluate(
     from inspectbus.domain.model_version import PRODUCTION
     from inspectbus.domain.names import name_from
     from inspectbus.stores.datasets import open_dataset, split
-    from inspectbus.stores.datasets.check import check_marks
+    from inspectbus.stores.datasets.check import check_files, check_marks
     from inspectbus.stores.models import ModelStore, default_url
     from inspectbus.training.evaluation import evaluate as evaluated
     from inspectbus.training.overlap import overlap
     from inspectbus.training.settings import TrainingSettings
 
-    parts = split(check_marks(open_dataset(data)))
+    parts = split(check_marks(check_files(open_dataset(data))))
     held_out = parts.held_out
     with training_door(state, data, takes_jobs=False) as client:
         name = model or name_from(held_out.name)

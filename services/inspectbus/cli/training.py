@@ -11,7 +11,7 @@ from rich.console import Console
 
 from inspectbus.cli.doors import access
 from inspectbus.cli.live import ended_by, stage_bar
-from inspectbus.errors import NotPossibleNow
+from inspectbus.errors import BadField, NotPossibleNow
 from inspectbus.line import open_records
 from inspectbus.stores.datasets import ELPV
 from inspectbus_client import Client, Job, JobState, Model
@@ -30,7 +30,8 @@ def watched(console: Console, client: Client, job: Job, stop: threading.Event) -
     scores = "  ".join(f"{name} {value:.3f}" for name, value in made.card["validation_scores"].items())
     console.print(f"model {made.name}/{made.version}, on validation: {scores}")
     if not job.not_promoted:
-        console.print(f"in production: `inspectbus models history {made.name}` tells what it followed", markup=False)
+        history = f"`inspectbus models history {made.name}` tells what it followed, where a training service runs"
+        console.print(f"in production: {history}", markup=False)
     else:
         console.print(f"not in production: {job.not_promoted}", style="yellow", markup=False)
         console.print(f"see `inspectbus models {made.name}` and `inspectbus models set-alias --help`", markup=False)
@@ -66,8 +67,17 @@ def _followed(console: Console, client: Client, job: Job, stop: threading.Event,
 
 def own_data(data: str) -> str:
     """DATA as a service of this command takes it: a whole path. The service joins a path to its data root, and a job
-    that is joined may have been asked for from another working folder."""
-    return data if data in ("", ELPV) else str(Path(data).expanduser().resolve())
+    that is joined may have been asked for from another working folder. Raises BadField for what is no folder, and for a
+    path that no message carries.
+    """
+    if data in ("", ELPV):
+        return data
+    if not Path(data).expanduser().is_dir():
+        raise BadField(f"{data!r} is neither a folder nor the data set {ELPV!r}", field="data")
+    path = str(Path(data).expanduser().resolve())
+    if (spelt := path.encode(errors="replace").decode()) != path:
+        raise BadField(f"{spelt} is no path in UTF-8, which names of data sets are told in: rename it", field="data")
+    return path
 
 
 @contextmanager

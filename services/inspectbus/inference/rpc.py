@@ -126,8 +126,9 @@ class _Stream:
         self._requests = requests
         self._context = context
         self._places = threading.Semaphore(window)
-        # Bounded by the places. Its last entry is how many answers there are, or why no more requests can be read.
-        self._answers: queue.SimpleQueue[InferStreamResponse | Exception | int] = queue.SimpleQueue()
+        # Bounded by the places. Its last entry is how many answers there are, why no more requests can be read, or None
+        # when the caller is gone.
+        self._answers: queue.SimpleQueue[InferStreamResponse | Exception | int | None] = queue.SimpleQueue()
         self._open: set[Future[Scored]] = set()
         self._over = False
 
@@ -143,6 +144,8 @@ class _Stream:
                     if not self._context.is_active():
                         return
                     continue
+                if answer is None:
+                    return
                 if isinstance(answer, Exception):
                     raise answer
                 if isinstance(answer, int):
@@ -167,7 +170,8 @@ class _Stream:
                 self._start(position, ask, request)
                 position += 1
         except grpc.RpcError:
-            return  # the caller is gone, and with it everybody who could want an answer
+            self._answers.put(None)  # the caller is gone, and its place is somebody else's at once
+            return
         except Exception as error:  # no request came, or a fault of ours: the call ends with its name, and hangs never
             self._answers.put(error)
             return

@@ -18,7 +18,7 @@ from inspectbus.domain.names import checked_name, name_from
 from inspectbus.errors import BadField
 from inspectbus.networks.classifier import build
 from inspectbus.stores.datasets import ELPV, Dataset, open_dataset
-from inspectbus.stores.datasets.check import check_marks
+from inspectbus.stores.datasets.check import check_files, check_marks
 from inspectbus.training.comparison.terms import Terms, compared_plan, known_models
 from inspectbus.training.plan import Plan
 from inspectbus.training.settings import TrainingSettings
@@ -77,7 +77,7 @@ def _dataset(data: str, settings: TrainingSettings) -> Dataset:
         dataset = open_dataset(data_source(data, settings.data_root))
         if not dataset.labelled:
             raise BadField(f"{data!r} holds images without labels, so there is nothing to learn")
-        check_marks(dataset)
+        check_marks(check_files(dataset))
     except BadField as error:
         # The fault may lie in a file of the data set; the message names it, and the caller's field is this one.
         raise BadField(error.message, field="plan.data") from None
@@ -106,6 +106,8 @@ def data_source(data: str, data_root: Path) -> str:
     except (ValueError, OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or "no path"
         raise BadField(f"{data[:200]!r} cannot be looked at: {reason}", field="data") from None
+    if (spelt := str(folder).encode(errors="replace").decode()) != str(folder):
+        raise BadField(f"{spelt} is no path in UTF-8, which names of data sets are told in: rename it", field="data")
     if not folder.is_relative_to(data_root.resolve()):
         raise BadField(
             f"{data[:200]!r} lies outside {data_root}, the folder this service reads training data from", field="data"

@@ -404,4 +404,6 @@ def _compared_figures(found: Mapping[str, Any]) -> dict[str, float]:
 
 def _in_words(error: Exception) -> str:
     """Our own errors are written for people; of a foreign one, the kind says as much as the text."""
-    return error.message if isinstance(error, InspectBusError) else f"{type(error).__name__}: {error}"
+    words = error.message if isinstance(error, InspectBusError) else f"{type(error).__name__}: {error}"
+    # They may name a file whose name is no UTF-8, which neither the database nor a message takes.
+    return words.encode(errors="backslashreplace").decode()

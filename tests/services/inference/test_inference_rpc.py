@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from queue import Queue
@@ -20,10 +21,12 @@ from inspectbus.bus.messages import prepared_message
 from inspectbus.domain.preparation import Preparation
 from inspectbus.errors import BadField, NotPossibleNow
 from inspectbus.imaging.pixels import to_pixels
+from inspectbus.inference import rpc
 from inspectbus.inference.admission import MARGIN
 from inspectbus.inference.service import open_service
 from inspectbus.inference.settings import InferenceSettings
 from inspectbus.inference.slots import SlotQueue
+from inspectbus.runtime.open_streams import places_of
 from inspectbus.stores.models import ModelStore, read_card
 from tests.doubles.inference_service import PATIENCE_S, Running, TouchyEngine, field_of
 from tests.doubles.model_owner import model_owner
@@ -268,6 +271,36 @@ def test_an_empty_stream_ends_and_one_that_is_left_gives_its_places_back(
     engine.gate.set()
     assert infer(line, 7).model == "tiny"
     assert engine.seen == [1, 7]
+
+
+def test_a_stream_that_is_cancelled_gives_its_place_back_at_once(
+    start: Open, version: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rpc, "LOOK_S", 10 * PATIENCE_S)
+    line = start(model_dir=version, rpc_threads=4)
+    line.wait_ready()
+    requests: list[Queue[InferStreamRequest]] = [Queue() for _ in range(places_of(4))]
+    streams = [line.stub.InferStream(iter(each.get, None)) for each in requests]
+    for each, stream in zip(requests, streams, strict=True):
+        each.put(InferStreamRequest(pixels=pixels(DARK)))
+        assert next(stream).HasField("judgement")
+
+    for stream in streams:
+        stream.cancel()
+
+    until_s = time.monotonic() + PATIENCE_S
+    while (refusal := refused(line)) is not None:  # the service has to hear of it
+        assert refusal is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert time.monotonic() < until_s, "a place was kept for nobody"
+
+
+def refused(line: Running) -> grpc.StatusCode | None:
+    try:
+        list(line.stub.InferStream(iter([]), timeout=PATIENCE_S))
+    except grpc.RpcError as error:
+        code: grpc.StatusCode = error.code()
+        return code
+    return None
 
 
 def test_a_fault_of_ours_ends_a_stream_by_its_name(start: Open, version: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -14,7 +15,7 @@ from structlog.testing import capture_logs
 
 from inspectbus.api.v1 import training_pb2 as pb
 from inspectbus.api.v1 import training_pb2_grpc
-from inspectbus.errors import CorruptModel, StorageAway
+from inspectbus.errors import BadField, CorruptModel, StorageAway
 from inspectbus.training.jobs import Job, Jobs
 from tests.doubles.scripted_training import ScriptedTraining
 from tests.doubles.tiny_model import tiny_version
@@ -223,6 +224,16 @@ def test_a_version_with_a_changed_byte_is_not_registered(
     assert failed.state == pb.JOB_STATE_FAILED
     assert "weights.safetensors" in failed.error
     assert service.list_models() == []
+
+
+def test_a_reason_that_names_a_file_in_latin_letters_is_told(service: Service, training: ScriptedTraining) -> None:
+    job = service.start()
+    latin = os.fsdecode(b"m\xfcller.png")
+
+    training.fail(BadField(f"{latin} cannot be read", field="data"))
+
+    failed = service.outcome(job.job_id)
+    assert (failed.state, failed.error) == (pb.JOB_STATE_FAILED, "m\\udcfcller.png cannot be read")
 
 
 def test_a_store_that_cannot_be_written_fails_the_job_and_leaves_no_row(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ def test_a_folder_inside_the_data_root_may_be_named_relative_or_absolute(
         ({"data": "parts/good/0.png"}, "plan.data"),
         ({"data": "parts\0x"}, "plan.data"),
         ({"data": "é" * 20_000}, "plan.data"),
+        ({"data": "link-to-latin"}, "plan.data"),
+        ({"data": "pipe"}, "plan.data"),
         ({"epochs": 1001}, "plan.epochs"),
         ({"input_size": 31}, "plan.input_size"),
         ({"input_size": 2049}, "plan.input_size"),
@@ -71,6 +74,12 @@ def test_a_wrong_plan_is_refused_by_its_field_and_leaves_no_job(
 ) -> None:
     unlabelled = folder / "data/unlabelled"
     unlabelled.mkdir()
+    latin = folder / "data" / os.fsdecode(b"m\xfcller")
+    _render_classes(folder / "data/later-latin")  # OpenCV writes to no such path
+    (folder / "data/later-latin").rename(latin)
+    (folder / "data/link-to-latin").symlink_to(latin)
+    _render_classes(folder / "data/pipe")
+    os.mkfifo(folder / "data/pipe/good/9.png")
     cv2.imwrite(str(unlabelled / "0.png"), np.zeros((32, 32, 3), np.uint8))
 
     refusal = _refusal(service, **fields)

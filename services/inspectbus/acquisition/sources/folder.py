@@ -77,6 +77,8 @@ def read_image(
     path: Path, item: str, max_image_bytes: int, truth: frame_pb2.Label.ValueType = frame_pb2.LABEL_UNSPECIFIED
 ) -> Capture | Unreadable:
     """The file as it is, if there is something in it and not too much."""
+    if path.exists() and not path.is_file():
+        return Unreadable(item, "it is no file")  # a pipe would be waited for, for ever
     try:
         with path.open("rb") as file:
             image = file.read(max_image_bytes + 1)

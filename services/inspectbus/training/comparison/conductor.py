@@ -26,7 +26,7 @@ from inspectbus.imaging.decoding import decode
 from inspectbus.imaging.preparation import prepare
 from inspectbus.networks.pretrained import load_pretrained
 from inspectbus.stores.datasets import Dataset, Item, Split, cut, fingerprint, split
-from inspectbus.stores.datasets.check import check_marks
+from inspectbus.stores.datasets.check import check_files, check_marks
 from inspectbus.training.calibration import Floats, Labels
 from inspectbus.training.comparison.bootstrap import Answers, Draws, draw
 from inspectbus.training.comparison.contenders import ALL_DEFECTIVE, BASELINES, LIGHT, Contender
@@ -164,7 +164,7 @@ def compare(
     """
     began = time.perf_counter()
     terms = terms.model_copy(update={"models": known_models(terms.models)})
-    parts = _fewer(split(check_marks(data)), terms.images)
+    parts = _fewer(split(check_marks(check_files(data))), terms.images)
     way = _Way(on_progress, cancel)
     cache = FeatureCache(cache_dir)
     lessons = learn(terms, parts.train, way, cache, Trainings(trainings_dir), weights)

@@ -5,11 +5,14 @@ Dataset ─> survey ─┬─ every file read once: size, sha256, sketch (sketch
                    ├─ split ─> on which side each stands
                    └─ marks: what people say of that
         ─> Report ─> findings, in words
+
+Whoever is about to read a set, or to cut it, asks `check_files` and `check_marks` first.
 """
 
+from inspectbus.stores.datasets.check.files import check_files
 from inspectbus.stores.datasets.check.likeness import Pair, alike, near_across
 from inspectbus.stores.datasets.check.marks import check_marks
 from inspectbus.stores.datasets.check.sketches import sketch
 from inspectbus.stores.datasets.check.survey import Finding, Report, survey
 
-__all__ = ["Finding", "Pair", "Report", "alike", "check_marks", "near_across", "sketch", "survey"]
+__all__ = ["Finding", "Pair", "Report", "alike", "check_files", "check_marks", "near_across", "sketch", "survey"]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from inspectbus.errors import BadField
 from inspectbus.imaging.decoding import decode
+from inspectbus.stores.datasets.check.files import NO_FILE, is_odd
 from inspectbus.stores.datasets.check.sketches import Sketch, sketch
 from inspectbus.stores.datasets.items import Item, Label
 from inspectbus.stores.datasets.masks import read_mask
@@ -52,6 +53,8 @@ def look_at_all(items: Sequence[Item], on_progress: Callable[[int, int], None]) 
 
 def _look(item: Item) -> Look:
     content = ""
+    if is_odd(item.path):
+        return Look(item, trouble=f"{item.path} {NO_FILE}")
     try:
         data = item.read()
         content = hashlib.sha256(data).hexdigest()
@@ -65,6 +68,8 @@ def _look(item: Item) -> Look:
 def _mask_trouble(item: Item, width: int, height: int) -> str:
     if item.mask is None:
         return ""
+    if is_odd(item.mask):
+        return f"mask {item.mask} {NO_FILE}"
     try:
         marked = read_mask(item, width, height).any()
     except BadField as error:

@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import PurePosixPath
 
 from inspectbus.errors import BadField, NotPossibleNow
+from inspectbus.stores.datasets.check.files import NO_FILE, odd_manifest
 from inspectbus.stores.datasets.check.likeness import MAX_PAIRS, MIN_PICTURES, alike
 from inspectbus.stores.datasets.check.marks import half_marked
 from inspectbus.stores.datasets.check.reading import Look, look_at_all
@@ -38,7 +39,7 @@ class Finding:
     """Something to be mended."""
 
     about: str
-    """One word: unreadable, groups, split, labels, copies, likeness, masks, folders, sizes."""
+    """One word: unreadable, manifest, groups, split, labels, copies, likeness, masks, folders, sizes."""
     says: str
     files: tuple[str, ...] = ()
 
@@ -189,6 +190,8 @@ def _findings(dataset: Dataset, looks: Sequence[Look], report: Report, trouble: 
     if trouble:
         astride = _astride(dataset)
         yield Finding("groups" if astride else "split", trouble, astride)
+    if manifest := odd_manifest(dataset):
+        yield Finding("manifest", f"{dataset.root / manifest} {NO_FILE}", (manifest,))
     if marks := half_marked(dataset):
         yield Finding("split", marks, tuple(item.name for item in dataset.items if item.half))
     yield from _of_copies(report)
