@@ -20,10 +20,11 @@ def draw(found: AdvisedThreshold, file: Path) -> None:
     axes = figure.add_subplot()
     for share, word, colour in (("overkill", "rejected (overkill)", "C3"), ("held", "held", "C1")):
         seen, at_most = ([100 * getattr(getattr(each, share), end) for each in curve] for end in ("seen", "at_most"))
-        if not any(seen):
+        if share == "held" and not any(each.qualified_below < each.threshold for each in curve):
             continue
         axes.plot(limits, seen, color=colour, marker=".", label=f"good parts {word}, seen")
-        axes.plot(limits, at_most, color=colour, linestyle="--", label=f"good parts {word}, at most (95 %)")
+        label = f"good parts {word}, at most (95 %)"
+        axes.plot(limits, at_most, color=colour, marker="_", linestyle="--", label=label)
     at = advice.escape.at_most * 1e6
     axes.axvline(at, color="C0", label=f"advice: threshold {advice.threshold:.6f}")
     if advice.qualified_below < advice.threshold:

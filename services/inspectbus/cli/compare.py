@@ -81,7 +81,8 @@ def compare(
     _show(record)
     print_line(f"{out / 'report.html'}: {record['split']['words']}; {record['took_s']:.0f} s")
     if record["terms"]["shortened"]:
-        print_line("A quick comparison shows that everything works; the CNN has hardly begun to learn.")
+        begun = "the CNN has hardly begun to learn, and " if "cnn" in record["models"] else ""
+        print_line(f"A quick comparison shows that everything works; {begun}who is first says nothing.")
 
 
 def _compared_elsewhere(address: str, out: Path, asked: dict[str, Any]) -> dict[str, Any]:

@@ -52,6 +52,9 @@ def test_the_figures_as_json_are_those_of_the_report(inspectbus: Inspectbus, par
     record = json.loads(result.stdout)
     assert record == json.loads((tmp_path / "report/report.json").read_text())
     assert set(record["models"]) == {"knn", "floor"}
+    page = (tmp_path / "report/report.html").read_text()
+    assert "Who is first here says nothing" in page
+    assert "hardly begun to learn" not in page
 
 
 @pytest.mark.parametrize(
