@@ -11,6 +11,7 @@ from rich.console import Console
 
 from inspectbus.cli.doors import access
 from inspectbus.cli.live import ended_by, stage_bar
+from inspectbus.domain.model_version import PRODUCTION
 from inspectbus.errors import BadField, NotPossibleNow
 from inspectbus.line import open_records
 from inspectbus.stores.datasets import ELPV
@@ -32,6 +33,9 @@ def watched(console: Console, client: Client, job: Job, stop: threading.Event) -
     if not job.not_promoted:
         history = f"`inspectbus models history {made.name}` tells what it followed, where a training service runs"
         console.print(f"in production: {history}", markup=False)
+        newest = next(iter(client.alias_history(made.name, PRODUCTION, page_size=1)), None)
+        if newest is not None and newest.previous and newest.version == made.version:
+            console.print(f"  {newest.reason}", markup=False)
     else:
         console.print(f"not in production: {job.not_promoted}", style="yellow", markup=False)
         console.print(f"see `inspectbus models {made.name}` and `inspectbus models set-alias --help`", markup=False)

@@ -24,7 +24,7 @@ from inspectbus.stores.models import ModelStore
 from inspectbus.training.registry import upserting
 from inspectbus.training.tables import MAX_REASON_CHARS, model_aliases, model_versions, now_us
 from inspectbus.training.tables import model_alias_history as history
-from inspectbus.training.validation import MAX_FILE_BYTES, VALIDATION_FILE, compare, read_validation
+from inspectbus.training.validation import MAX_FILE_BYTES, VALIDATION_FILE, Comparison, compare, read_validation
 
 log = structlog.get_logger(__name__)
 
@@ -55,6 +55,8 @@ class Standing:
     """The version in production; empty when there is none."""
     objection: InspectBusError | None
     """Why it may not take that one's place unless forced."""
+    words: str = ""
+    """Both scores and how sure their difference is, or that too few images tell; empty where there is none yet."""
 
 
 class Moved(Exception):
@@ -147,7 +149,8 @@ class Aliases:
         if standing.objection is not None:
             return None
         name, version = standing.card.name, standing.card.version
-        return self._point(connection, name, PRODUCTION, version, by, reason, standing.against)
+        reason = f"{reason}: {standing.words}" if standing.words else reason
+        return self._point(connection, name, PRODUCTION, version, by, reason[:MAX_REASON_CHARS], standing.against)
 
     def tell(self, change: AliasChange | None) -> AliasChange | None:
         """Tells of a change that has been committed."""
@@ -197,27 +200,27 @@ class Aliases:
             return Standing(card, against, None)
         present = self._card(card.name, against)
         try:
-            return Standing(card, against, self._objection(card, present))
+            found, on = self._compared(card, present)
         except (InspectBusError, OSError) as error:
             why = f"{card.version} cannot be compared with {against} in production: {error}"
             return Standing(card, against, NotPossibleNow(f"{why}; {_FORCE}", field="version"))
+        scores = "; ".join(map(str, found.differences)) or "too few validation images to compare the two"
+        if not found.worse:
+            return Standing(card, against, None, f"{scores}; {on}")
+        worse = f"{card.version} is worse than {against}, which is in production: {'; '.join(map(str, found.worse))}"
+        return Standing(card, against, WorseModel(f"{worse}; {on}; {_FORCE}", field="version"), f"{scores}; {on}")
 
-    def _objection(self, new: ModelCard, old: ModelCard) -> WorseModel | None:
+    def _compared(self, new: ModelCard, old: ModelCard) -> tuple[Comparison, str]:
+        """And on which images, in words."""
         ours, theirs = (read_validation(self._store.read(card, VALIDATION_FILE, MAX_FILE_BYTES)) for card in (new, old))
         found = compare(ours, new.threshold, theirs, old.threshold)
-        if not found.worse:
-            return None
         on = f"both judged the same {len(ours.images)} validation images"
         if not found.paired:
             on = (
                 f"on different validation images, {len(ours.images)} of {_data(new)} against {len(theirs.images)} of "
                 f"{_data(old)}"
             )
-        return WorseModel(
-            f"{new.version} is worse than {old.version}, which is in production: "
-            f"{'; '.join(str(each) for each in found.worse)}; {on}; {_FORCE}",
-            field="version",
-        )
+        return found, on
 
     @staticmethod
     def _point(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -181,6 +182,23 @@ def test_a_training_says_why_its_version_is_not_in_production(inspectbus: Inspec
     assert (plain.exit_code, told.exit_code) == (0, 0)
     assert "not in production" not in plain.stdout
     assert "not in production: 1b2c is worse than [0f3a], which is in production" in told.stdout
+
+
+def test_a_training_tells_how_its_version_compares_with_the_one_it_followed(
+    inspectbus: Inspectbus, plant: Plant
+) -> None:
+    door = ("--address", plant.addresses["training"])
+    alone = inspectbus("train", "elpv", *door)
+    made = re.search(r"model elpv/(\w+)", alone.stdout)
+    assert made is not None
+    inspectbus("models", "set-alias", "elpv", "production", "0f3a0f3a0f3a0f3a", *door)
+    scores = "training 7: f1 0.667 against 0.909"
+    inspectbus("models", "set-alias", "elpv", "production", made[1], "--reason", scores, *door)
+
+    told = inspectbus("train", "parts", *door)
+
+    assert "against" not in alone.stdout
+    assert scores in told.stdout
 
 
 def test_a_refused_alias_is_one_line_and_exit_code_2(inspectbus: Inspectbus, plant: Plant) -> None:

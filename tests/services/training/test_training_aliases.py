@@ -144,7 +144,9 @@ def test_an_alias_is_set_and_its_history_says_who_when_and_why(service: Service,
     assert sorted(service.model("parts", version=newer.model_version).aliases) == ["production"]
     told = service.alias_history()
     assert [each.alias for each in told] == ["canary", "canary", "production", "production"]
-    assert told[2].reason == f"training {newer.job_id}"
+    assert told[2].reason.startswith(f"training {newer.job_id}: average precision ")
+    assert "both judged the same 40 validation images" in told[2].reason
+    assert told[3].reason == f"training {older.job_id}"
 
 
 def test_setting_what_is_set_already_writes_nothing(service: Service, train: Train) -> None:
