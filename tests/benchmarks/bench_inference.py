@@ -47,13 +47,15 @@ What was learnt since, each by variants that took turns:
 - A stream's message costs a third of a call's: 0.33 CPU-ms of 0.74, all of the service's threads together.
 - 128 handler threads at three times the capacity: every call too late, for they take Python's lock from each other and
   from the engine. 32 threads, and 48 calls that wait unread: nine of ten of the capacity in time, refusals in 2 ms.
-- What takes 1 us alone takes five where the network has emptied the caches, so timing the parts finds nothing. Sampling
-  the whole under load did: each image hashed its version's card twice and its preparation once, for their names.
-  Worked out once: 0.27 CPU-ms less of 3.28 an image at 8 callers, and 0.28 of 3.08 at 32.
+- What takes microseconds alone takes several times as long beside the engine, so timing the parts finds nothing.
+  Sampling the whole under load did: each image hashed its version's card and its preparation again, for their names.
+  Worked out once, by turns with the code before: 0.08 CPU-ms less of 2.68 an image at 8 callers, and of 2.57 at 32;
+  4 and 3 in a hundred images/s more.
 - Pixels read where gRPC received them, not by protobuf, which copies them three times: a twenty-fifth more images/s.
-- Half of what a message costs are switches of threads: each request wakes gRPC's own two, the stream's reader and
-  writer, a worker and the engine's. On grpc.aio, before the same batcher, 0.05 to 0.12 ms less at 8 callers (0.82 over
-  raw where threads had 0.80) and 0.08 at 32 (0.89, 0.86), without what a door of ours checks; one caller waits longer.
+- By sampling, a quarter or more of what the door takes is the kernel's, to switch threads: each request wakes gRPC's
+  own two, the stream's reader and writer, a worker and the engine's. On grpc.aio, before the same batcher, 0.05 to
+  0.12 ms less at 8 callers (0.82 over raw where threads had 0.80) and 0.08 at 32 (0.89, 0.86), without what a door of
+  ours checks; one caller waits longer.
 - Door and workers on one core: 0.08 ms less at 8 callers. Not taken: services of one machine would choose the same one.
 - Tried without gain: threads of the doors that do not preempt those that compute (SCHED_BATCH), threads of the engine
   that do not, or that give way (nice 3, 10); one arena for all threads' memory; two and four runs ahead; a tenth or a

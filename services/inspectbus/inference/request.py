@@ -1,7 +1,7 @@
 """A request for a judgement, whose pixels are read where they lie in what was received.
 
 bytes ─┬─> as every library writes them: sizes first, then the pixels ─> an image over these bytes
-       └─> any other way ─> protobuf, which copies them twice ─> the same image, or what is wrong with it
+       └─> any other way ─> protobuf, which copies them thrice ─> the same image, or what is wrong with it
 
 The copies would pass through the caches that the network lives in. Only the usual way is known here; whatever else a
 message may say, and everything that is wrong, is protobuf's to find.
