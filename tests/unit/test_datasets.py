@@ -197,6 +197,13 @@ def test_an_image_that_is_gone_or_too_large_names_its_file(tmp_path: Path, monke
         defective.read()
 
 
+def test_nobody_waits_for_a_pipe_that_lies_where_an_image_should(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+
+    with pytest.raises(BadField, match=r"a\.png is no file, nor a link to one"):
+        Item("a.png", tmp_path / "a.png", None).read()
+
+
 # --- MVTec AD's layout
 
 
@@ -446,7 +453,7 @@ def test_a_data_set_of_one_part_cannot_be_cut() -> None:
 def test_too_few_images_to_cut_are_refused(tmp_path: Path) -> None:
     touch(tmp_path, "good/a.png", "good/b.png", "good/c.png", "defective/d.png")
 
-    with pytest.raises(BadField, match="too few"):
+    with pytest.raises(BadField, match="3 good and 1 defective images are too few to set 25% apart"):
         split(open_dataset(str(tmp_path)))
 
 

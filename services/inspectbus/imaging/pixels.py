@@ -23,10 +23,10 @@ def from_pixels(pixels: Pixels, field: str = "pixels") -> Image:
         if side == 0:
             raise BadField(f"{field}.{name} is 0", field=f"{field}.{name}")
     expected = pixels.height * pixels.width * pixels.channels
-    if len(pixels.data) != expected:
+    data = pixels.data  # copied by protobuf each time it is asked for
+    if len(data) != expected:
         raise BadField(
-            f"{field}.data has {len(pixels.data)} bytes; "
-            f"{pixels.height}x{pixels.width}x{pixels.channels} takes {expected}",
+            f"{field}.data has {len(data)} bytes; {pixels.height}x{pixels.width}x{pixels.channels} takes {expected}",
             field=f"{field}.data",
         )
-    return np.frombuffer(pixels.data, np.uint8).reshape(pixels.height, pixels.width, pixels.channels)
+    return np.frombuffer(data, np.uint8).reshape(pixels.height, pixels.width, pixels.channels)

@@ -195,6 +195,7 @@ def _readable(data: Dataset, way: _Way) -> _Readable:
     readable: list[tuple[Item, str]] = []
     sketches: list[Sketch] = []
     lost: list[Item] = []
+    why = ""
     for item in data.items:
         try:
             encoded = item.read()
@@ -202,6 +203,7 @@ def _readable(data: Dataset, way: _Way) -> _Readable:
         except BadField as error:
             log.warning("an image is left out of the training", file=str(item.path), error=error.message)
             lost.append(item)
+            why = why or error.message
         else:
             readable.append((item, hashlib.sha256(encoded).hexdigest()))
             if len(data.items) <= COMPARED:
@@ -209,7 +211,8 @@ def _readable(data: Dataset, way: _Way) -> _Readable:
         way.step(1, unreadable=len(lost))
     if len(lost) > UNREADABLE_SHARE * len(data.items):
         names = ", ".join(item.name for item in lost[:3]) + (", ..." if len(lost) > 3 else "")
-        raise BadField(f"{len(lost)} of {len(data.items)} images cannot be read: {names}", field="data")
+        count = f"{len(lost)} of {len(data.items)}"
+        raise BadField(f"{count} images cannot be read: {names}. The first: {why}", field="data")
     return _Readable(readable, sketches, lost)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -49,11 +50,15 @@ class Item:
     """An image of the same size that is white where the defect is, where somebody has drawn one."""
 
     def read(self) -> bytes:
-        """The encoded image. Raises BadField naming the file when it cannot be read."""
+        """The encoded image. Raises BadField naming the file when it cannot be read, or is a pipe or a device."""
         try:
-            size = self.path.stat().st_size
-            if size > MAX_FILE_BYTES:
-                raise BadField(f"{self.path} has {size} bytes, at most {MAX_FILE_BYTES} are read", field=self.name)
+            found = self.path.stat()
+            if not stat.S_ISREG(found.st_mode):
+                raise BadField(f"{self.path} is no file, nor a link to one", field=self.name)
+            if found.st_size > MAX_FILE_BYTES:
+                raise BadField(
+                    f"{self.path} has {found.st_size} bytes, at most {MAX_FILE_BYTES} are read", field=self.name
+                )
             return self.path.read_bytes()
         except OSError as error:
             raise BadField(f"{self.path} cannot be read: {error.strerror}", field=self.name) from None

@@ -72,8 +72,11 @@ def cut(items: Sequence[Item], share: float, seed: int) -> tuple[list[Item], lis
         return _cut_by_group(items, units, share, seed)
     try:
         sides = train_test_split(range(len(items)), test_size=share, random_state=seed, stratify=_strata(items))
-    except ValueError as error:
-        raise BadField(f"{len(items)} images are too few to set {share:.0%} apart: {error}", field="data") from None
+    except ValueError:
+        counts = " and ".join(f"{sum(item.label is label for item in items)} {label}" for label in Label)
+        raise BadField(
+            f"{counts} images are too few to set {share:.0%} apart with both classes on both sides", field="data"
+        ) from None
     rest, part = ([items[i] for i in side] for side in sides)
     for side in (rest, part):
         both_classes(side, f"{len(side)} of {len(items)} images, cut {1 - share:.0%} to {share:.0%}")

@@ -55,6 +55,7 @@ def read_images(items: Sequence[Item], tell: Callable[[int], None]) -> Images:
     kept: list[tuple[Item, str]] = []
     lost: list[Item] = []
     pixels, light = [], []
+    why = ""
     for item in items:
         try:
             data = item.read()
@@ -62,6 +63,7 @@ def read_images(items: Sequence[Item], tell: Callable[[int], None]) -> Images:
         except BadField as error:
             log.warning("an image is left out of the comparison", file=str(item.path), error=error.message)
             lost.append(item)
+            why = why or error.message
         else:
             kept.append((item, hashlib.sha256(data).hexdigest()))
             pixels.append(raw_pixels(picture))
@@ -69,7 +71,7 @@ def read_images(items: Sequence[Item], tell: Callable[[int], None]) -> Images:
         tell(1)
     if len(lost) > UNREADABLE_SHARE * len(items):
         names = ", ".join(item.name for item in lost[:3]) + (", ..." if len(lost) > 3 else "")
-        raise BadField(f"{len(lost)} of {len(items)} images cannot be read: {names}", field="data")
+        raise BadField(f"{len(lost)} of {len(items)} images cannot be read: {names}. The first: {why}", field="data")
     return Images(
         items=tuple(item for item, _ in kept),
         contents=tuple(content for _, content in kept),
