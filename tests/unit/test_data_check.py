@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,9 +16,11 @@ import pytest
 
 from inspectbus.errors import BadField
 from inspectbus.imaging import Image
-from inspectbus.stores.datasets import Item, Label, open_dataset
-from inspectbus.stores.datasets.check import Finding, Report, check_files, check_marks, survey
+from inspectbus.stores.datasets import Dataset, Item, Label, cut, open_dataset, split
+from inspectbus.stores.datasets.check import Finding, Report, check_files, check_marks, cuts, survey
 from inspectbus.stores.datasets.masks import read_mask
+from inspectbus.training import trainer
+from inspectbus.training.settings import TrainingSettings
 from tests.doubles.pictures import encoded, textured
 
 
@@ -195,24 +198,125 @@ def test_a_group_on_both_sides_names_all_its_files(tmp_path: Path) -> None:
 
 
 def test_a_lot_in_both_halves_is_noted(tmp_path: Path) -> None:
-    write_parts(tmp_path, *HALVES, each=3)
+    write_parts(tmp_path, *HALVES, each=6)
     names = [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*.png"))]
-    write_rows(tmp_path, [{"file": name, "lot": name[-5] if "good" in name else name} for name in names])
+    write_rows(tmp_path, [{"file": name, "lot": f"L{int(name[-5]) % 3}" if "good" in name else name} for name in names])
 
     report = checked(tmp_path)
 
     assert report.findings == []
-    assert any(note.startswith("3 lots are in both of the set's own halves, such as '0'") for note in report.notes)
+    assert any(note.startswith("3 lots are in both of the set's own halves, such as 'L0'") for note in report.notes)
 
 
-def test_a_set_too_small_to_cut_says_so(tmp_path: Path) -> None:
-    write_parts(tmp_path, "good", each=4)
-    write(tmp_path, "defective/a.png", picture(900))
+@pytest.mark.parametrize(
+    ("counts", "says"),
+    [
+        (
+            {"good": 4, "defective": 1},
+            "4 good and 1 defective images cannot be cut into images to learn from and images to hold out: .*too few.* "
+            "Add defective images: a set with 4 of each class can be cut",
+        ),
+        (
+            {"good": 3, "defective": 3},
+            "2 good and 2 defective images are left to learn from, too few for a training to validate with: .*too few"
+            ".* Add good and defective images: a set with 4",
+        ),
+        (
+            {"train/good": 12, "train/defective": 2, "test/good": 3, "test/defective": 3},
+            "12 good and 2 defective images are left to learn from, .*no defective images among "
+            ".* Add defective images",
+        ),
+    ],
+)
+def test_a_set_that_a_training_cannot_cut_is_told_with_its_counts_and_what_to_add(
+    tmp_path: Path, counts: dict[str, int], says: str
+) -> None:
+    for place, (folder, count) in enumerate(counts.items()):
+        for number in range(count):
+            write(tmp_path, f"{folder}/{number:03d}.png", picture(1000 * place + number))
 
     finding = only_finding(tmp_path)
 
     assert finding.about == "split"
-    assert "too few" in finding.says
+    assert re.match(says, finding.says), finding.says
+    with pytest.raises(BadField):
+        learn_from(tmp_path)
+
+
+def test_a_half_without_a_class_is_told_with_both_ways_out(tmp_path: Path) -> None:
+    write_parts(tmp_path, "good", "defective", each=6)
+    rows = [{"file": f"{label}/{n:03d}.png", "split": "train"} for label in ("good", "defective") for n in range(6)]
+    for row in rows[:2]:
+        row["split"] = "test"
+    write_rows(tmp_path, rows)
+
+    finding = only_finding(tmp_path)
+
+    assert finding.about == "split"
+    assert finding.says.startswith("6 good and 6 defective images cannot be cut into images to learn from and")
+    assert "no defective images among 2" in finding.says
+    assert finding.says.endswith(
+        "Have images of both classes in each half, or leave the halves out to have the set cut anew"
+    )
+
+
+def learn_from(root: Path) -> None:
+    """As far as a training goes before it knows whether it can."""
+    cut(
+        split(open_dataset(str(root))).train.items,
+        trainer.VALIDATION_SHARE,
+        TrainingSettings.model_fields["seed"].default,
+    )
+
+
+def test_four_images_of_each_class_are_enough_and_what_is_found_is_what_a_training_meets(tmp_path: Path) -> None:
+    assert trainer.VALIDATION_SHARE == cuts.VALIDATION_SHARE
+    assert TrainingSettings.model_fields["seed"].default == cuts.SEED
+    for good in (4, 5, 6, 7, 9, 30, 100):
+        items = [Item(f"{n}.png", tmp_path, Label.GOOD if n < good else Label.DEFECTIVE) for n in range(good + 4)]
+        dataset = Dataset("parts", tuple(items), tmp_path)
+
+        assert cuts.no_validation(split(dataset).train, ()) == ""
+
+
+def test_images_that_cannot_be_read_are_none_to_learn_from(tmp_path: Path) -> None:
+    write_parts(tmp_path, "good", "defective", each=4)
+    for file in (tmp_path / "good").iterdir():
+        file.write_bytes(b"\x89PNG\r\n\x1a\n" + file.name.encode())
+
+    unreadable, too_few = checked(tmp_path).findings
+
+    assert unreadable.about == "unreadable"
+    assert too_few.says.startswith("0 good and 3 defective images are left to learn from")
+
+
+def test_too_few_parts_for_the_cuts_say_that_other_parts_are_needed(tmp_path: Path) -> None:
+    write_parts(tmp_path, "good", "defective", each=9)
+    names = [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*.png"))]
+    write_rows(tmp_path, [{"file": name, "group": f"{name[0]}{int(name[-5]) % 3}"} for name in names])
+
+    finding = only_finding(tmp_path)
+
+    assert finding.about == "split"
+    assert finding.says.startswith("6 good and 6 defective images are left to learn from, too few")
+    assert finding.says.endswith("Add images of both classes from other parts or lots: those of one stay together")
+
+
+def test_labels_that_their_probability_speaks_against_are_named_and_those_it_bears_out_are_not(tmp_path: Path) -> None:
+    write_parts(tmp_path, "good", "defective", each=8)
+    odd = {"good/000.png": "0.5", "good/003.png": "1", "defective/001.png": "0.49", "defective/005.png": "0"}
+    names = [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*.png"))]
+    borne_out = {"good/001.png": "0.49", "defective/000.png": "0.5"}
+    write_rows(tmp_path, [{"file": name, "probability": (odd | borne_out).get(name, "")} for name in names])
+
+    finding = only_finding(tmp_path)
+
+    assert (finding.about, set(finding.files)) == ("labels", set(odd))
+    assert finding.says.startswith(
+        "4 images are labelled against the probability of a defect, such as defective/001.png (defective at 0.49), "
+        "defective/005.png (defective at 0), good/000.png (good at 0.5): correct one of the two"
+    )
+    learn_from(tmp_path)
 
 
 def test_classes_that_differ_in_size_are_told(tmp_path: Path) -> None:

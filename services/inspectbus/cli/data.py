@@ -43,7 +43,8 @@ def check(
     data: Annotated[str, typer.Argument(metavar="DATA", help="'elpv', or a folder of images.")],
     as_json: AsJson = False,
 ) -> None:
-    """Counts, sizes, class balance; unreadable files, duplicates, leakage across the split, labels that disagree.
+    """Counts, sizes, class balance; unreadable files, duplicates, leakage across the split, labels that disagree, and
+    whether there are enough images for a training to cut.
 
     Every image is read, and every one is compared with every other in all eight orientations.
     """

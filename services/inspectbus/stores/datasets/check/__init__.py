@@ -2,7 +2,7 @@
 
 Dataset ─> survey ─┬─ every file read once: size, sha256, sketch (sketches.py), mask
                    ├─ sketches ─> likeness ─> pictures of the same thing
-                   ├─ split ─> on which side each stands
+                   ├─ split ─> on which side each stands; can a training cut it? (cuts.py)
                    └─ marks: what people say of that
         ─> Report ─> findings, in words
 

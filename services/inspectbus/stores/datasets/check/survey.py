@@ -6,19 +6,20 @@ Dataset ─> looks at every file ─> copies, likenesses ─> the split that tra
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import PurePosixPath
 
 from inspectbus.errors import BadField, NotPossibleNow
+from inspectbus.stores.datasets.check.cuts import no_held_out, no_validation
 from inspectbus.stores.datasets.check.files import NO_FILE, odd_manifest
 from inspectbus.stores.datasets.check.likeness import MAX_PAIRS, MIN_PICTURES, alike
 from inspectbus.stores.datasets.check.marks import half_marked
 from inspectbus.stores.datasets.check.reading import Look, look_at_all
 from inspectbus.stores.datasets.class_names import BESIDE, CLASS_NAMES, closest, plain
 from inspectbus.stores.datasets.items import MAX_IMAGES, Dataset, Item, Label, images_in
-from inspectbus.stores.datasets.manifests import manifest_of
+from inspectbus.stores.datasets.manifests import SURE, manifest_of
 from inspectbus.stores.datasets.splits import split
 
 FEW = 30
@@ -28,6 +29,8 @@ UNBALANCED = 10
 
 _SURE = 0.85
 """Likeness of a word to a class name from which it is told as that name misspelt: 'defectiv', but not 'defect-free'."""
+_NAMED = 3
+"""Items of a kind of trouble that its sentence names, where one does not show it; all are in the finding's files."""
 _USUAL = 3
 """Images from which a size is one that a camera makes, and not one that somebody cut out by hand."""
 
@@ -99,7 +102,7 @@ class Report:
 def survey(dataset: Dataset, on_progress: OnProgress = lambda stage, done, total: None) -> Report:
     """Reads every image, and compares all with all. Files that cannot be read are findings, never an error."""
     looks = list(look_at_all(dataset.items, lambda done, total: on_progress("reading", done, total)))
-    sides, words, trouble = _sides(dataset)
+    sides, words, trouble = _sides(dataset, {look.item.name for look in looks if look.trouble})
     report = Report(
         data=dataset.name,
         root=str(dataset.root),
@@ -122,19 +125,20 @@ def survey(dataset: Dataset, on_progress: OnProgress = lambda stage, done, total
     return report
 
 
-def _sides(dataset: Dataset) -> tuple[dict[str, str], str, str]:
-    """On which side of the split each item stands, by name; how it was split; why it cannot be."""
+def _sides(dataset: Dataset, unreadable: Collection[str]) -> tuple[dict[str, str], str, str]:
+    """On which side of the split each item stands, by name; how it was split; why a training cannot cut the set."""
     if not any(item.label for item in dataset.items):
         return {}, "", ""
     try:
         parts = split(dataset)
+        trouble = no_validation(parts.train, unreadable)
     except BadField as error:
-        return _own_halves(dataset), "", error.message
+        return _own_halves(dataset), "", error.message if _astride(dataset) else no_held_out(dataset, error)
     except NotPossibleNow as error:  # no scikit-learn: copies are found all the same
         return _own_halves(dataset), f"not known: {error.message}", ""
     sides = {item.name: "train" for item in parts.train.items}
     sides |= {item.name: "held out" for item in parts.held_out.items}
-    return sides, parts.held_out.words.partition(" of ")[2], ""
+    return sides, parts.held_out.words.partition(" of ")[2], trouble
 
 
 def _own_halves(dataset: Dataset) -> dict[str, str]:
@@ -194,6 +198,7 @@ def _findings(dataset: Dataset, looks: Sequence[Look], report: Report, trouble: 
         yield Finding("manifest", f"{dataset.root / manifest} {NO_FILE}", (manifest,))
     if marks := half_marked(dataset):
         yield Finding("split", marks, tuple(item.name for item in dataset.items if item.half))
+    yield from _of_doubts(dataset)
     yield from _of_copies(report)
     yield from _of_likeness(report)
     yield from _of_masks(looks)
@@ -213,6 +218,22 @@ def _astride(dataset: Dataset) -> tuple[str, ...]:
 def _lots_astride(dataset: Dataset) -> list[str]:
     train, test = ({item.lot for item in dataset.items if item.lot and item.half == half} for half in ("train", "test"))
     return sorted(train & test)
+
+
+def _of_doubts(dataset: Dataset) -> Iterator[Finding]:
+    """Labels that the item's own probability speaks against: a slip, or people who overruled others."""
+    told = ((item, item.probability) for item in dataset.items if item.label)
+    odd = [
+        (item, said) for item, said in told if said is not None and (said >= SURE) != (item.label is Label.DEFECTIVE)
+    ]
+    if odd:
+        first = ", ".join(f"{item.name} ({item.label} at {said:g})" for item, said in odd[:_NAMED])
+        yield Finding(
+            "labels",
+            f"{_times(len(odd), 'image')} labelled against the probability of a defect, such as {first}: correct one "
+            "of the two, or keep both where people overruled others; a training aims between them",
+            tuple(item.name for item, _ in odd),
+        )
 
 
 def _of_copies(report: Report) -> Iterator[Finding]:
