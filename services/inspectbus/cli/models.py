@@ -83,7 +83,7 @@ def show_model(
     as_json: AsJson = False,
     address: ModelsAddress = None,
 ) -> None:
-    """Show one version: scores, data, threshold, what it was made of."""
+    """Show one version: scores, data, threshold, network, how its images are prepared, input size."""
     from inspectbus.errors import NotFound
 
     with client_of("training", address) as client:
@@ -103,9 +103,11 @@ def show_model(
         *((score, card.get("validation_scores", {}).get(score)) for score in SCORES),
         ("threshold", card.get("threshold")),
     ]
+    entries += [("qualified_below", card["qualified_below"])] if "qualified_below" in card else []
     entries += [(f"data {field}", value) for field, value in card.get("data", {}).items()]
     entries += [(field, card[field]) for field in ("seed", "code_revision", "created_at") if field in card]
-    entries += [("backbone", card["architecture"]["backbone"])] if "architecture" in card else []
+    entries += [(field, value) for field, value in card.get("architecture", {}).items()]
+    entries += [(f"preparation {field}", value) for field, value in card.get("preparation", {}).items()]
     sheet(entries)
 
 

@@ -137,6 +137,38 @@ def test_values_stand_beside_their_names_however_long_one_of_them_is(inspectbus:
     assert shown.splitlines()[0].startswith("version"), "there are no columns to be named"
 
 
+def test_a_model_shows_what_its_card_holds_of_network_and_input_and_nothing_else(
+    inspectbus: Inspectbus, plant: Plant
+) -> None:
+    card = {
+        "threshold": 0.41,
+        "qualified_below": 0.25,
+        "architecture": {"backbone": "tf_efficientnet_lite0", "dropout": 0.3, "views": 4},
+        "preparation": {"illumination": "clahe", "width": 300, "height": 260},
+        "seed": 7,
+    }
+    plant.models[0].card_json = json.dumps(card)
+
+    shown = inspectbus("models", "show", "elpv", "--address", plant.addresses["training"]).stdout
+    older = inspectbus(
+        "models", "show", "elpv", "--version", "0f3a0f3a0f3a0f3a", "--address", plant.addresses["training"]
+    ).stdout
+
+    told = dict(line.rsplit(maxsplit=1) for line in shown.splitlines())
+    assert {name.strip(): value for name, value in told.items()}.items() >= {
+        "qualified_below": "0.250",
+        "backbone": "tf_efficientnet_lite0",
+        "dropout": "0.300",
+        "views": "4",
+        "preparation illumination": "clahe",
+        "preparation width": "300",
+        "preparation height": "260",
+        "seed": "7",
+    }.items()
+    for absent in ("backbone", "views", "preparation", "qualified_below", "seed"):
+        assert absent not in older
+
+
 @pytest.mark.parametrize("command", [("models",), ("models", "--json"), ("models", "show")])
 def test_a_model_there_is_not_is_told_with_those_there_are(
     inspectbus: Inspectbus, plant: Plant, command: tuple[str, ...]
