@@ -21,7 +21,7 @@ from inspectbus.domain.model_version import PRODUCTION, ModelCard
 from inspectbus.errors import BadField, InspectBusError, NotFound, NotPossibleNow, WorseModel
 from inspectbus.stores.database import reading, take_turn, writing
 from inspectbus.stores.models import ModelStore
-from inspectbus.training.registry import upserting
+from inspectbus.training.registry import told_of, upserting
 from inspectbus.training.tables import MAX_REASON_CHARS, model_aliases, model_versions, now_us
 from inspectbus.training.tables import model_alias_history as history
 from inspectbus.training.validation import MAX_FILE_BYTES, VALIDATION_FILE, Comparison, compare, read_validation
@@ -84,7 +84,8 @@ class Aliases:
         """
         _check_reason(reason, needed=force)
         card = self._card(name, version)
-        self._store.verify(name, version)
+        with told_of(version, "version"):
+            self._store.verify(name, version)
         while True:
             against = self.current(name, alias)
             if alias == PRODUCTION and not force and (objection := self._standing(card, against).objection):
@@ -117,7 +118,8 @@ class Aliases:
                     f"{alias} of model {name} named no version before {present.version}, so nothing to go back to",
                     field="alias",
                 )
-            self._store.verify(name, before.version)
+            with told_of(before.version, "alias"):
+                self._store.verify(name, before.version)
             try:
                 with writing(self._engine) as connection:
                     change = self._point(

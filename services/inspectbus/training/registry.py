@@ -7,7 +7,8 @@ The row comes last, so a version that can be asked for has all its bytes. Bytes 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from sqlalchemy import Connection, Engine, Row, Table, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from inspectbus.domain.model_version import ModelCard
-from inspectbus.errors import NotFound, NotPossibleNow
+from inspectbus.errors import InspectBusError, NotFound, NotPossibleNow
 from inspectbus.stores.database import reading
 from inspectbus.stores.models import ModelStore
 from inspectbus.training.tables import model_aliases, model_versions, now_us
@@ -89,7 +90,8 @@ class Registry:
                 f"model version {found.version} was made before validation scores were kept; train it again",
                 field="version",
             )
-        return read_validation(self._store.read(card, VALIDATION_FILE, MAX_FILE_BYTES))
+        with told_of(found.version, "version"):
+            return read_validation(self._store.read(card, VALIDATION_FILE, MAX_FILE_BYTES))
 
     @staticmethod
     def _get(connection: Connection, name: str, version: str) -> RegisteredModel:
@@ -100,6 +102,16 @@ class Registry:
             select(model_aliases).filter_by(name=name, version=version).order_by(model_aliases.c.alias)
         ).all()
         return _model(row, pointing)
+
+
+@contextmanager
+def told_of(version: str, field: str) -> Iterator[None]:
+    """What the store raises within, told of the version and of the caller's own field, which no file is; the file at
+    fault stands in the message."""
+    try:
+        yield
+    except InspectBusError as error:
+        raise type(error)(f"version {version}: {error.message}", field=field, retry_s=error.retry_s) from error
 
 
 def upserting(connection: Connection, table: Table) -> sqlite.Insert | postgresql.Insert:

@@ -125,4 +125,5 @@ def test_a_version_whose_scores_were_changed_in_the_store_is_not_believed(
         service.models.AdviseThreshold(request, timeout=PATIENCE_S)
 
     assert refused.value.code() == grpc.StatusCode.FAILED_PRECONDITION
-    assert named_fields(refused.value) == ["validation.csv"]
+    assert named_fields(refused.value) == ["version"]
+    assert f"version {version}: model file validation.csv" in (refused.value.details() or "")

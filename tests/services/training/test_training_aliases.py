@@ -215,7 +215,10 @@ def test_an_alias_to_a_version_that_the_store_has_not_whole_is_refused_by_its_fi
 
     # then
     assert refusal.code() == grpc.StatusCode.FAILED_PRECONDITION
-    assert named_fields(refusal) == ["model.json" if damage == "card" else "pinned/1.png"]
+    assert named_fields(refusal) == ["version"]
+    said = refusal.details() or ""
+    assert said.startswith(f"version {version}: ")
+    assert ("model.json" if damage == "card" else "pinned/1.png") in said
     assert [each.alias for each in service.alias_history()] == ["canary", "production"]
 
 
@@ -301,7 +304,10 @@ def test_a_rollback_to_a_version_that_is_damaged_is_refused(service: Service, tr
 
     refusal = _refusal(service.rollback)
 
-    assert named_fields(refusal) == ["pinned/0.png"]
+    assert named_fields(refusal) == ["alias"]
+    said = refusal.details() or ""
+    assert said.startswith(f"version {first}: ")
+    assert "pinned/0.png" in said
     assert service.model("parts", alias="production").version == second
 
 
