@@ -14,12 +14,14 @@ import cv2
 import numpy as np
 import pytest
 
+from inspectbus.cli.training import own_data
 from inspectbus.errors import BadField
 from inspectbus.imaging import Image
 from inspectbus.stores.datasets import Dataset, Item, Label, cut, open_dataset, split
 from inspectbus.stores.datasets.check import Finding, Report, check_files, check_marks, cuts, survey
 from inspectbus.stores.datasets.masks import read_mask
 from inspectbus.training import trainer
+from inspectbus.training.request import data_source
 from inspectbus.training.settings import TrainingSettings
 from tests.doubles.pictures import encoded, textured
 
@@ -488,3 +490,17 @@ def test_a_manifest_that_cannot_be_read_is_not_passed_over(tmp_path: Path, make:
     with pytest.raises(BadField, match="no file") as refused:
         check_files(dataset)
     assert refused.value.field == "manifest.csv"
+
+
+@pytest.mark.parametrize("asked", [own_data, lambda folder: data_source(".", Path(folder))])
+def test_a_folder_whose_name_is_not_in_utf_8_is_refused_in_letters_that_can_be_sent(
+    tmp_path: Path, asked: Callable[[str], str]
+) -> None:
+    folder = tmp_path / os.fsdecode(b"parts-\xff")
+    folder.mkdir()
+
+    with pytest.raises(BadField, match=r"parts-\? is no path in UTF-8") as refused:
+        asked(str(folder))
+
+    assert refused.value.field == "data"
+    assert refused.value.message.isascii()

@@ -78,10 +78,10 @@ def own_data(data: str) -> str:
         return data
     if not Path(data).expanduser().is_dir():
         raise BadField(f"{data!r} is neither a folder nor the data set {ELPV!r}", field="data")
-    path = str(Path(data).expanduser().resolve())
-    if (spelt := path.encode(errors="replace").decode()) != path:
-        raise BadField(f"{spelt} is no path in UTF-8, which names of data sets are told in: rename it", field="data")
-    return path
+    # Here, because it loads OpenCV, which asking a service elsewhere does not need.
+    from inspectbus.stores.datasets.check import check_spelling
+
+    return check_spelling(Path(data).expanduser().resolve())
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from inspectbus.domain.names import checked_name, name_from
 from inspectbus.errors import BadField
 from inspectbus.networks.classifier import build
 from inspectbus.stores.datasets import ELPV, Dataset, open_dataset
-from inspectbus.stores.datasets.check import check_files, check_marks
+from inspectbus.stores.datasets.check import check_files, check_marks, check_spelling
 from inspectbus.training.comparison.terms import Terms, compared_plan, known_models
 from inspectbus.training.plan import Plan
 from inspectbus.training.settings import TrainingSettings
@@ -106,8 +106,7 @@ def data_source(data: str, data_root: Path) -> str:
     except (ValueError, OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or "no path"
         raise BadField(f"{data[:200]!r} cannot be looked at: {reason}", field="data") from None
-    if (spelt := str(folder).encode(errors="replace").decode()) != str(folder):
-        raise BadField(f"{spelt} is no path in UTF-8, which names of data sets are told in: rename it", field="data")
+    check_spelling(folder)
     if not folder.is_relative_to(data_root.resolve()):
         raise BadField(
             f"{data[:200]!r} lies outside {data_root}, the folder this service reads training data from", field="data"

@@ -16,6 +16,13 @@ from inspectbus.stores.datasets.manifests import JSON_LINES, MANIFEST
 NO_FILE = "is no file, nor a link to one: mend it or take it away"
 
 
+def check_spelling(path: Path) -> str:
+    """The path in the letters that messages carry. Raises BadField for one that is not in UTF-8."""
+    if (spelt := str(path).encode(errors="replace").decode()) != str(path):
+        raise BadField(f"{spelt} is no path in UTF-8, which names of data sets are told in: rename it", field="data")
+    return spelt
+
+
 def is_odd(path: Path) -> bool:
     """It is there, and neither a file nor a link to one. What is missing is told by whoever reads it."""
     return path.exists() and not path.is_file()
