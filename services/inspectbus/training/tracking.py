@@ -8,21 +8,24 @@ happens on a thread of its own, where a failure is logged and counted, and no tr
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import IO, TYPE_CHECKING, Literal
 
 import structlog
 from prometheus_client import Counter
 from sqlalchemy import create_engine, make_url
 from sqlalchemy.pool import NullPool
 
-from inspectbus.stores.database import migrating
+from inspectbus.errors import StorageAway
+from inspectbus.stores.database import migrating, take_turn
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -31,6 +34,9 @@ log = structlog.get_logger(__name__)
 
 MAX_WAITING = 1000
 """Entries that may wait for a slow store: some hundred epochs. More are dropped and counted."""
+
+TABLES_S = 120.0
+"""How long another process may take to make MLflow's tables: dozens of migrations, seconds on a machine at rest."""
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -79,7 +85,6 @@ class Tracker:
     def client(self) -> MlflowClient:
         """MLflow's client; the first call imports the library and makes the tables. Tracker's thread only."""
         if self._client is None:
-            self._check_reachable()
             # MLflow would report its use to its makers, and tell on standard error of the tables it makes.
             os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
             os.environ.setdefault("DO_NOT_TRACK", "true")
@@ -88,30 +93,48 @@ class Tracker:
             from mlflow import MlflowClient
 
             logging.getLogger("mlflow").setLevel(logging.ERROR)
-            client = MlflowClient(tracking_uri=self._url)
             # Its tables are made by Alembic too.
-            with migrating:
+            with self._alone(), migrating:
+                client = MlflowClient(tracking_uri=self._url)
                 client.search_experiments(max_results=1)
             self._client = client
         return self._client
 
     def experiment_id(self, name: str) -> str:
         """The experiment of that name, made where there is none. Tracker's thread only."""
-        found = self.client().get_experiment_by_name(name)
-        if found is not None:
-            return str(found.experiment_id)
-        return str(self.client().create_experiment(name, artifact_location=(self._artifacts / name).as_uri()))
+        client = self.client()
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            from mlflow.exceptions import MlflowException
 
-    def _check_reachable(self) -> None:
-        # MLflow asks a database that does not open for minutes, and we would hold the lock of all migrations meanwhile.
+            try:
+                return str(client.create_experiment(name, artifact_location=(self._artifacts / name).as_uri()))
+            except MlflowException as error:
+                # Unless another process was quicker.
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            found = client.get_experiment_by_name(name)
+            assert found is not None, "it exists, as MLflow has said"
+        return str(found.experiment_id)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """The database answers, and no other process of ours makes MLflow's tables in it: MLflow does so wherever it
+        misses one, and of two that do it at once one fails. A tracking server has made its own."""
         if self._url.startswith(("http://", "https://")):
+            yield
             return
         url = make_url(self._url)
-        if url.get_backend_name() == "sqlite" and url.database:
-            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = create_engine(url, poolclass=NullPool)
-        with engine.connect():
-            pass
+        with ExitStack() as turn:
+            if url.get_backend_name() == "sqlite" and url.database:
+                file = Path(url.database)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                _take(turn.enter_context(file.with_name(f"{file.name}.lock").open("a")))
+            # MLflow asks a database that does not open for minutes, and we would hold the lock of all migrations
+            # meanwhile.
+            connection = turn.enter_context(create_engine(url, poolclass=NullPool).begin())
+            take_turn(connection, "the tables of MLflow")
+            yield
 
     def _write(self) -> None:
         while (write := self._waiting.get()) is not None:
@@ -121,6 +144,19 @@ class Tracker:
                 # Broad, because MLflow's own errors, SQLAlchemy's and the disk's all mean the same here: not taken.
                 self._failures.inc()
                 log.warning("MLflow took no entry", error=f"{type(error).__name__}: {error}"[:500])
+
+
+def _take(lock: IO[str]) -> None:
+    """Until no other process has the file locked; ours as long as it is open. Raises StorageAway after TABLES_S."""
+    deadline = time.monotonic() + TABLES_S
+    pause = threading.Event()
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise StorageAway(f"another process has locked {lock.name} for {TABLES_S:g} s") from None
+        pause.wait(0.1)
 
 
 class Run:

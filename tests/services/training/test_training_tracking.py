@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from prometheus_client import Counter
 from inspectbus.api.v1 import training_pb2 as pb
 from inspectbus.training.augmentation import Augmentation
 from inspectbus.training.tracking import Tracker, default_url
-from tests.doubles.mlflow_runs import run_of
+from tests.doubles.mlflow_runs import run_of, runs_of
 from tests.doubles.scripted_training import ScriptedTraining
 from tests.doubles.training_service import Service, open_training_service
 
@@ -33,6 +34,24 @@ with Tracker(default_url(folder), folder / "mlruns", failures, patience_s=100) a
 assert failures._value.get() == 0
 from mlflow.telemetry import get_telemetry_client
 assert get_telemetry_client() is None
+"""
+
+TRACK_WHEN_TOLD = """
+import os, sys
+from pathlib import Path
+from prometheus_client import Counter
+from inspectbus.training.tracking import Tracker
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = os.environ["DO_NOT_TRACK"] = "true"
+import mlflow.store.tracking.sqlalchemy_store
+url, folder, name = sys.argv[1:]
+failures = Counter("failures", "", registry=None)
+print("ready", flush=True)
+sys.stdin.read(1)
+with Tracker(url, Path(folder), failures, patience_s=100) as tracker:
+    run = tracker.begin("parts", name, {"epochs": 1}, {})
+    run.log({"loss": 1.0}, step=1)
+    run.end("FINISHED")
+print(int(failures._value.get()))
 """
 
 
@@ -110,6 +129,43 @@ def test_the_tracker_writes_nothing_to_the_terminal_and_reports_to_nobody(tmp_pa
 
     assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
     assert (tmp_path / "mlflow.db").stat().st_size > 0
+
+
+def test_two_first_trainings_at_once_both_have_their_runs(database_url: str, tmp_path: Path) -> None:
+    # given two processes that have MLflow in memory, and a database where nobody has made its tables
+    url = database_url.replace("postgresql://", "postgresql+psycopg://")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with ExitStack() as both:
+        processes = [
+            both.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", TRACK_WHEN_TOLD, url, str(tmp_path), name],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    env=environment,
+                )
+            )
+            for name in ("one", "other")
+        ]
+        for process in processes:
+            both.callback(process.kill)
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+
+        # when
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("\n")
+            process.stdin.flush()
+        failures = [process.communicate(timeout=120)[0] for process in processes]
+
+    # then
+    assert failures == ["0\n", "0\n"]
+    assert {run.info.run_name: run.info.status for run in runs_of(url, "parts")} == {
+        "one": "FINISHED",
+        "other": "FINISHED",
+    }
 
 
 def test_what_mlflow_imports_of_sqlalchemy_is_there_before_any_service_works() -> None:
