@@ -62,12 +62,17 @@ def settings_class(service: str) -> type[ServiceSettings]:
 
 @contextmanager
 def open_line(
-    services: Sequence[str], sections: Mapping[str, Mapping[str, Any]] | None = None, **forced: Any
+    services: Sequence[str],
+    sections: Mapping[str, Mapping[str, Any]] | None = None,
+    stop: threading.Event | None = None,
+    /,
+    **forced: Any,
 ) -> Iterator[dict[str, Door]]:
     """Opens the services and yields their doors by name.
 
     `sections` are the services' parts of plant.yaml; `forced` wins over everything, for all services that know the
-    setting. Raises BadField for an unknown service or a wrong setting.
+    setting. Raises BadField for an unknown service or a wrong setting, StorageAway for a database that is away, and was
+    waited for until `stop` was set or patience was over.
     """
     unknown = sorted(set(services) - set(SERVICES))
     if unknown:
@@ -83,7 +88,7 @@ def open_line(
                 settings = _settings(service, sections.get(service, {}), forced, doors)
                 start_child = partial(_start_alone, service, sections.get(service, {}))
                 bus = house.enter_context(connect(settings.bus_url, f"inspectbus-{service}", start_child))
-                doors[service] = house.enter_context(_open_service(service, settings, bus))
+                doors[service] = house.enter_context(_open_service(service, settings, bus, stop))
         yield doors
 
 
@@ -112,7 +117,9 @@ def _settings(
     return kind.load(section, **known)
 
 
-def _open_service(service: str, settings: ServiceSettings, bus: Bus) -> AbstractContextManager[Door]:
+def _open_service(
+    service: str, settings: ServiceSettings, bus: Bus, stop: threading.Event | None
+) -> AbstractContextManager[Door]:
     try:
         module = import_module(f"inspectbus.{service}.service")
     except ModuleNotFoundError as error:
@@ -121,7 +128,9 @@ def _open_service(service: str, settings: ServiceSettings, bus: Bus) -> Abstract
         raise NotPossibleNow(
             f"{service} needs the library {error.name}: install inspectbus[{service}]", field="service"
         ) from error
-    return cast(AbstractContextManager[Door], module.open_service(settings, bus))
+    # Nothing else that a start waits for is waited for as long as a database.
+    waiting = {"stop": stop} if "database_url" in type(settings).model_fields else {}
+    return cast(AbstractContextManager[Door], module.open_service(settings, bus, **waiting))
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,12 +41,20 @@ def serve(
 ) -> None:
     """Run services in this process until it is told to stop."""
     from inspectbus import line
+    from inspectbus.errors import StorageAway
     from inspectbus.runtime.signals import stop_on_signals
     from inspectbus.runtime.tracing import exported
 
     console = Console(stderr=True)
     sections = line.read_plant(config) if config else {}
-    with stop_on_signals() as stop, exported(services, os.environ), line.open_line(services, sections) as doors:
+    with stop_on_signals() as stop, exported(services, os.environ), ExitStack() as house:
+        try:
+            doors = house.enter_context(line.open_line(services, sections, stop))
+        except StorageAway:
+            if not stop.is_set():
+                raise
+            log.info("told to stop before the database was there")
+            return
         # The log has said it of each already, to whoever reads that.
         if console.is_terminal:
             console.print(_shown(doors.values()))

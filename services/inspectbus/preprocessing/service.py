@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -26,8 +27,9 @@ from inspectbus.stores.model_directory import ModelDirectory
 
 
 @contextmanager
-def open_service(settings: PreprocessingSettings, bus: Bus) -> Iterator[Door]:
-    """Serves until left; leaving takes no new calls and frames, and finishes those in hand."""
+def open_service(settings: PreprocessingSettings, bus: Bus, *, stop: threading.Event | None = None) -> Iterator[Door]:
+    """Serves until left; leaving takes no new calls and frames, and finishes those in hand. A database that is away is
+    waited for until `stop` is set."""
     # Each worker is one thread already; OpenCV's own would only take turns with them.
     cv2.setNumThreads(settings.opencv_threads)
     registry = CollectorRegistry()
@@ -38,7 +40,7 @@ def open_service(settings: PreprocessingSettings, bus: Bus) -> Iterator[Door]:
         settings.frame_store_url or default_frames_url(settings.state_dir), fsync=settings.frame_store_fsync
     )
     with ExitStack() as house:
-        database = open_database(settings.database_url or default_url(settings.state_dir), "preprocessing")
+        database = open_database(settings.database_url or default_url(settings.state_dir), "preprocessing", stop=stop)
         house.callback(database.dispose)
         recipes = Recipes(database, settings.recipe_fresh_s)
         models = house.enter_context(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -27,12 +28,13 @@ _CONTRACT = results_pb2.DESCRIPTOR.services_by_name["ResultsService"].full_name
 
 
 @contextmanager
-def open_service(settings: ResultsSettings, bus: Bus) -> Iterator[Door]:
-    """Runs results until left. The bus is the caller's, who closes it afterwards."""
+def open_service(settings: ResultsSettings, bus: Bus, *, stop: threading.Event | None = None) -> Iterator[Door]:
+    """Runs results until left. The bus is the caller's, who closes it afterwards. A database that is away is waited for
+    until `stop` is set."""
     registry = CollectorRegistry()
     bus.report_to(registry)
     with ExitStack() as house:
-        engine = open_database(settings.database_url or default_url(settings.state_dir), "results")
+        engine = open_database(settings.database_url or default_url(settings.state_dir), "results", stop=stop)
         house.callback(engine.dispose)
         ledger, metrics = Ledger(engine), LedgerMetrics(registry)
         watch = Watch(ledger, max_watchers=settings.max_watchers, poll_s=settings.watch_poll_s)

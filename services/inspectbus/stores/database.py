@@ -43,19 +43,21 @@ def default_url(state_dir: Path) -> str:
     return f"sqlite:///{(state_dir / 'inspectbus.db').absolute()}"
 
 
-def open_database(url: str, owner: str, patience_s: float = START_PATIENCE_S) -> Engine:
+def open_database(
+    url: str, owner: str, patience_s: float = START_PATIENCE_S, *, stop: threading.Event | None = None
+) -> Engine:
     """An engine on the database, with the owner's tables brought up to date.
 
     `owner` is a service's package: its `migrations` folder holds env.py and versions/, its tables are versioned in
     `alembic_<owner>`. Several services and processes may open the same database at once. A PostgreSQL that does not
-    answer is waited for, `patience_s` at most.
+    answer is waited for, `patience_s` at most and only until `stop` is set.
 
     Raises BadField when the URL names no SQLite or PostgreSQL, NotPossibleNow without the driver, StorageFull or
     StorageAway when the database fails.
     """
     parsed = _parsed(url)
     deadline = time.monotonic() + patience_s
-    pause = threading.Event()
+    stop = stop or threading.Event()
     told = ""
     while True:
         try:
@@ -67,7 +69,8 @@ def open_database(url: str, owner: str, patience_s: float = START_PATIENCE_S) ->
             if error.message != told:
                 log.warning("waiting for the database", host=parsed.host, owner=owner, error=error.message)
             told = error.message
-        pause.wait(0.5)
+            if stop.wait(0.5):
+                raise
 
 
 def _parsed(url: str) -> URL:

@@ -42,10 +42,15 @@ from inspectbus.training.worker import Compare, OnProgress, Train, Worker
 
 @contextmanager
 def open_service(
-    settings: TrainingSettings, bus: Bus, *, train: Train | None = None, compare: Compare | None = None
+    settings: TrainingSettings,
+    bus: Bus,
+    *,
+    train: Train | None = None,
+    compare: Compare | None = None,
+    stop: threading.Event | None = None,
 ) -> Iterator[Door]:
     """Opens the door and the worker, or the one of them that is this process's role; `train` and `compare` take the
-    place of the real ones where given.
+    place of the real ones where given. A database that is away is waited for until `stop` is set.
 
     Raises OSError when a port is taken, StorageFull or StorageAway when the database fails.
     """
@@ -53,7 +58,7 @@ def open_service(
     registry = CollectorRegistry()
     bus.report_to(registry)
     with ExitStack() as house:
-        engine = database.open_database(settings.database_url or database.default_url(state_dir), "training")
+        engine = database.open_database(settings.database_url or database.default_url(state_dir), "training", stop=stop)
         house.callback(engine.dispose)
         events = Events(bus)
         jobs = Jobs(
