@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
+from stat import S_ISREG
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -189,6 +190,8 @@ def image_bytes(image: Image, max_bytes: int) -> bytes:
     else:
         name = _name(str(image))
         try:
+            if not S_ISREG(Path(image).stat().st_mode):  # a pipe would be waited for, for ever
+                raise UnreadableImage(f"{name}: is no file, nor a link to one", field=name)
             with Path(image).open("rb") as file:
                 data = file.read(max_bytes + 1)
         except FileNotFoundError:

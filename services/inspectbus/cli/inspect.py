@@ -132,7 +132,8 @@ def find_images(paths: list[Path]) -> Found:
             continue
         before = len(found.files)
         for each in sorted(path.rglob("*")):
-            if each.suffix.lower() not in SUFFIXES or not each.is_file():
+            # A broken link or a pipe is told as what it is, not passed over.
+            if each.suffix.lower() not in SUFFIXES or each.is_dir():
                 continue
             if (folder := _kept_beside(path, each)) is not None:
                 found.masks[folder] += 1

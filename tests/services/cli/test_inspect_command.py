@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -103,6 +104,25 @@ def test_each_file_that_is_no_image_gets_one_line_that_names_it(judge: Inspectbu
         ]
     )
     assert f"{tmp_path}/odd name.png" in result.stdout
+    assert result.exit_code == 2
+
+
+def test_what_lies_in_a_folder_like_an_image_and_is_no_file_is_told_and_neither_waited_for_nor_passed_over(
+    judge: Inspectbus, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "broken.png").symlink_to(tmp_path / "gone.png")
+    (tmp_path / "endless.png").symlink_to("/dev/zero")
+    (tmp_path / "good.png").write_bytes(PNG)
+
+    result = judge(tmp_path)
+
+    assert sorted(result.stderr.splitlines()) == [
+        f"error: {tmp_path}/broken.png: there is no such file",
+        f"error: {tmp_path}/endless.png: is no file, nor a link to one",
+        f"error: {tmp_path}/pipe.png: is no file, nor a link to one",
+    ]
+    assert f"{tmp_path}/good.png" in result.stdout
     assert result.exit_code == 2
 
 
