@@ -61,7 +61,7 @@ What was learnt since, each by variants that took turns:
   for 3.12. What is left there is gRPC itself, and an engine whose images take a fourteenth longer beside it.
 - gRPC's older way to read connections, on the thread that waits (GRPC_EXPERIMENTS=-event_engine_listener): a wake-up
   and 0.03 CPU-ms of a message less, 2 in a hundred images/s more at 8 callers and none at 64, but one caller's p99 a
-  tenth longer. Not taken.
+  tenth to a sixth longer. Not taken.
 - Door and workers on one core: 0.08 ms less at 8 callers. Not taken: services of one machine would choose the same one.
 - Tried without gain: threads of the doors that do not preempt those that compute (SCHED_BATCH), threads of the engine
   that do not, or that give way (nice 3, 10); one arena for all threads' memory; two and four runs ahead; a tenth or a
