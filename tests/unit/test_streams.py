@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,8 +11,6 @@ import pytest
 from inspectbus.inference.streams import Flow, Streams, Turn
 
 PATIENCE_S = 10.0
-WORKERS = 3
-"""That ask for one flow."""
 
 
 class Clock:
@@ -67,31 +64,25 @@ def test_one_flow_alone_has_every_stream_and_no_more(pool: ThreadPoolExecutor) -
 
 
 def test_flows_share_the_time_and_not_the_turns(pool: ThreadPoolExecutor, clock: Clock) -> None:
-    # given two flows that always have images, whose runs last 9 s and 1 s
+    # given two flows that always have somebody who asks, whose runs last 9 s and 1 s
     streams = Streams(1, clock)
-    costs = {"slow": 9.0, "fast": 1.0}
-    given = dict.fromkeys(costs, 0.0)
-    runs: list[str] = []
-    both = threading.Barrier(len(costs) * WORKERS)
-
-    flows = {name: streams.flow() for name in costs}
-
-    def work(name: str) -> None:
-        both.wait(PATIENCE_S)
-        while len(runs) < 400:
-            turn = begun(flows[name])
-            if streams.crowd == 2:  # what the first had before the second came is nobody's share
-                runs.append(name)
-                given[name] += costs[name]
-            clock.now_s += costs[name]  # the stream is ours: nobody else moves it
-            turn.end()
-
-    # each with somebody who asks while another has the turn
-    for future in [pool.submit(work, name) for name in costs for _ in range(WORKERS)]:
-        future.result(PATIENCE_S)
+    slow, fast = streams.flow(), streams.flow()
+    costs_s = {slow: 9.0, fast: 1.0}
+    runs: list[Flow] = []
+    turn = begun(slow)
+    coming = {flow: waits(pool, flow) for flow in costs_s}
+    while len(runs) < 100:
+        runs.append(turn.flow)
+        clock.now_s += costs_s[turn.flow]
+        turn.end()
+        turn = next_done(list(coming.values()))
+        coming[turn.flow] = waits(pool, turn.flow)
     # then neither is ahead of the other by more than two runs of the slow one
-    assert abs(given["slow"] - given["fast"]) <= 2 * costs["slow"]
-    assert runs.count("fast") > 5 * runs.count("slow")
+    assert abs(runs.count(slow) * 9 - runs.count(fast)) <= 2 * 9
+    # the one whose turn it is leaves, and so do those who wait
+    turn.end()
+    for flow in costs_s:
+        flow.close()
 
 
 def test_who_was_idle_has_saved_nothing_up(pool: ThreadPoolExecutor, clock: Clock) -> None:
