@@ -1,7 +1,7 @@
 """Every error a caller can meet, on one page.
 
 Each kind carries what the wire needs: the gRPC status, whether trying again may help, and which field is at fault.
-`runtime/rpc_server.py` turns any of them into a rich status; `inspectbus_client` turns the status back by kind name.
+`runtime/refusals.py` turns any of them into a rich status; `inspectbus_client` turns the status back by kind name.
 
     InspectBusError
     ├── BadField             the request, file or setting is wrong

@@ -1,40 +1,28 @@
-"""The gRPC door of a service: server, health, reflection, and one interceptor for identity, errors, metrics and logs.
+"""The gRPC door of a service: server, health, reflection, limits, and the guard before every call.
 
-call ─> Guard: who is it, may it, not too often? ─> the service's rpc.py ─> answer
-            ├── an InspectBusError becomes a rich status; anything else becomes INTERNAL with an incident number
-            └── whoever was refused for who it is, is told in the log: `call denied`
+call ─> one of its threads ─> Guard (guard.py): who is it, may it, not too often? ─> the service's rpc.py ─> answer
+                                └── refused: the error's rich status (refusals.py)
 """
 
 from __future__ import annotations
 
 import threading
-import time
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
-from typing import Any, NoReturn
+from functools import partial
+from typing import Any
 
 import grpc
 import structlog
-from google.protobuf import any_pb2, duration_pb2
-from google.protobuf.message import DecodeError
-from google.protobuf.message import Message as ProtoMessage
-from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from grpc_status import rpc_status
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry
 
-from inspectbus.errors import BadField, InspectBusError, Internal, NotAllowed, NotIdentified, TooFast
+from inspectbus.runtime.guard import Guard, GuardedCall, Received
 from inspectbus.runtime.health import Health, health_server
-from inspectbus.runtime.identity import ANONYMOUS, LOCAL_ADMIN, Doorkeeper, Identity, caller, host_of
 from inspectbus.runtime.metrics import metrics_server
-from inspectbus.runtime.open_streams import OpenStreams
-from inspectbus.runtime.quotas import Quotas
-from inspectbus.runtime.roles import Role, needed_for
 from inspectbus.runtime.settings import ServiceSettings
 from inspectbus.runtime.tls import server_credentials
 from inspectbus.runtime.tracing import call_spans
@@ -45,8 +33,6 @@ log = structlog.get_logger(__name__)
 _RESPONSE_UNARY = {False: grpc.unary_unary_rpc_method_handler, True: grpc.stream_unary_rpc_method_handler}
 _RESPONSE_STREAM = {False: grpc.unary_stream_rpc_method_handler, True: grpc.stream_stream_rpc_method_handler}
 
-MAX_MESSAGE_BYTES = 1000
-"""Of an error. Its text travels several times in the trailers, and gRPC drops trailers beyond 8 KiB, status and all."""
 SPARE_STREAMS = 1024
 """Of one connection, beside the calls in hand: calls that are being refused, and answers that nobody has read. A call's
 thread is free when its answer is made, so for a client that never reads answers would pile up for ever. Wide enough for
@@ -58,10 +44,6 @@ keeps a plant's network busy (1 GB/s at a round trip of 1 ms); a larger message 
 KEEPALIVE_S, KEEPALIVE_PATIENCE_S = 60.0, 20.0
 """How long a connection with calls on it may be silent before its other side is asked whether it is there, and how long
 that may take to answer. Else the streams of a hall that lost its power would have their places for hours."""
-DENIALS_TOLD_PER_S = 5.0
-"""Of one address, by the log. All are counted; were all told, whoever is denied could fill the disk of the log."""
-RETRY_HINT_S = 0.2
-"""Told to callers of retryable errors that know no better: long enough for a batch to pass, short enough for a line."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +75,7 @@ def rpc_server(
     credentials = server_credentials(settings)
     server = grpc.server(
         ThreadPoolExecutor(settings.rpc_threads, thread_name_prefix=f"{service}-rpc"),
-        interceptors=[*call_spans(), Guard(registry, settings)],
+        interceptors=[*call_spans(), ThreadsGuard(Guard(registry, settings))],
         maximum_concurrent_rpcs=settings.rpc_threads + settings.rpc_waiting,
         options=[
             ("grpc.max_receive_message_length", settings.max_message_bytes),
@@ -144,31 +126,11 @@ def rpc_server(
             log.info("stopped", service=service)
 
 
-class Guard(grpc.ServerInterceptor):
+class ThreadsGuard(grpc.ServerInterceptor):
     """Wraps every method of a server."""
 
-    def __init__(self, registry: CollectorRegistry, settings: ServiceSettings) -> None:
-        self._doorkeeper = Doorkeeper(settings.tokens)
-        self._quotas = Quotas(settings.identity_calls_per_s, settings.identity_bytes_per_s)
-        self._streams = OpenStreams(settings.rpc_threads)
-        self._told = Quotas(DENIALS_TOLD_PER_S, 0.0)
-        self._denied = Counter(
-            "inspectbus_rpc_denied",
-            "Calls refused for who made them, by method and kind of error.",
-            ["method", "reason"],
-            registry=registry,
-        )
-        # A series is looked up once, for that costs more than counting on it. There are as many as methods and codes.
-        self._calls = cache(
-            Counter(
-                "inspectbus_rpc_calls", "gRPC calls by method and status.", ["method", "code"], registry=registry
-            ).labels
-        )
-        self._seconds = cache(
-            Histogram(
-                "inspectbus_rpc_seconds", "Time from a call's start to its end.", ["method"], registry=registry
-            ).labels
-        )
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
 
     def intercept_service(
         self,
@@ -184,112 +146,44 @@ class Guard(grpc.ServerInterceptor):
             make = _RESPONSE_STREAM[bool(handler.request_streaming)]
 
             def answer(request: Any, context: grpc.ServicerContext) -> Any:
-                with self._watched(method, context) as identity, self._place(identity, context):
-                    yield from behaviour(self._opened(request, method, identity, context), context)
+                with self._guard.call(method, context) as call:
+                    call.admitted()
+                    with call.place():
+                        yield from behaviour(_opened(request, call, context), context)
+                _end(call, context)
 
         else:
             behaviour = handler.stream_unary or handler.unary_unary
             make = _RESPONSE_UNARY[bool(handler.request_streaming)]
 
             def answer(request: Any, context: grpc.ServicerContext) -> Any:
-                with self._watched(method, context) as identity:
-                    return behaviour(self._opened(request, method, identity, context), context)
+                with self._guard.call(method, context) as call:
+                    call.admitted()
+                    return behaviour(_opened(request, call, context), context)
+                return _end(call, context)
 
-        return make(answer, partial(_Received, handler.request_deserializer), handler.response_serializer)
-
-    def _place(self, identity: Identity, context: Any) -> AbstractContextManager[None]:
-        """As `OpenStreams.place`: like the quotas, what one caller may have binds everybody but the local admin."""
-        if identity is ANONYMOUS:
-            return self._streams.place_of_stranger()
-        return self._streams.place(_account(identity, context), shared=identity is not LOCAL_ADMIN)
-
-    def _opened(self, request: Any, method: str, identity: Identity, context: Any) -> Any:
-        """What the service is given: the request, or the stream of them. Raises BadField and TooFast."""
-        counted = identity is not LOCAL_ADMIN and needed_for(method) is not Role.ANYBODY
-        name = _account(identity, context)
-
-        def take(size: int) -> float:
-            return self._quotas.take(name, size) if counted else 0.0
-
-        if not isinstance(request, _Received):
-            return _Requests(request, take, context)
-        wait_s = take(len(request.data))
-        if wait_s:
-            raise TooFast(
-                f"{identity.name} sends more than one caller may: try again in {wait_s:.2g} s", retry_s=wait_s
-            )
-        return request.open()
-
-    @contextmanager
-    def _watched(self, method: str, context: Any) -> Iterator[Identity]:
-        begun = time.monotonic()
-        identity = ANONYMOUS
-        token = caller.set(identity)
-        code = grpc.StatusCode.OK
-        try:
-            identity = self._doorkeeper.identify(context)
-            caller.set(identity)
-            self._doorkeeper.admit(identity, method)
-            yield identity
-        except InspectBusError as error:
-            if isinstance(error, (NotIdentified, NotAllowed)):
-                error = self._denial(error, method, identity, context)
-            code = error.code
-            abort(context, error)
-        except Exception:
-            if context.code() is not None:  # the method itself called abort, which raises a bare Exception
-                code = context.code()
-                raise
-            code = grpc.StatusCode.INTERNAL
-            incident = uuid.uuid4().hex[:12]
-            log.exception("call failed", method=method, incident=incident)
-            abort(context, Internal(f"a fault in the service; its log has the details under incident {incident}"))
-        finally:
-            # A stream's generator may be closed on another thread than it began on, where the token is unknown.
-            with suppress(ValueError):
-                caller.reset(token)
-            self._calls(method, code.name).inc()
-            self._seconds(method).observe(time.monotonic() - begun)
-
-    def _denial(self, error: InspectBusError, method: str, identity: Identity, context: Any) -> InspectBusError:
-        """Counts it and tells it in the log; gives the error to answer with, which for one more than an address may
-        make is another."""
-        reason, peer = type(error).__name__, host_of(context.peer())
-        self._denied.labels(method, reason).inc()
-        if not self._told.take(peer, 0):
-            log.warning(
-                "call denied", method=method, caller=identity.name, peer=peer, reason=reason, error=error.message
-            )
-        wait_s = self._quotas.take(f"{ANONYMOUS.name} {peer}", 0)
-        if wait_s:
-            return TooFast(f"too many calls of {peer} are denied: try again in {wait_s:.2g} s", retry_s=wait_s)
-        return error
+        return make(answer, partial(Received, handler.request_deserializer), handler.response_serializer)
 
 
-def _account(identity: Identity, context: Any) -> str:
-    """Whose count a call is: of those who said no name, each machine has its own."""
-    return f"{identity.name} {host_of(context.peer())}" if identity is ANONYMOUS else identity.name
+def _opened(request: Any, call: GuardedCall, context: grpc.ServicerContext) -> Any:
+    """What the service is given: the request, or the stream of them. Raises BadField and TooFast."""
+    if not isinstance(request, Received):
+        return _Requests(request, call.take, context)
+    call.check_pace(len(request.data))
+    return request.open()
 
 
-@dataclass(frozen=True, slots=True)
-class _Received:
-    """One message as it came: nobody's bytes are parsed before it is known who sent them."""
-
-    parse: Callable[[bytes], Any]
-    data: bytes
-
-    def open(self) -> Any:
-        """Raises BadField where gRPC itself would answer INTERNAL, as if the fault were ours."""
-        try:
-            return self.parse(self.data)
-        except DecodeError:
-            raise BadField(f"the {len(self.data)} bytes received are no message of this call") from None
+def _end(call: GuardedCall, context: grpc.ServicerContext) -> None:
+    if call.refusal is not None:
+        context.abort_with_status(call.refusal)
 
 
 class _Requests:
     """The requests of a stream, read no faster than its sender may send."""
 
-    def __init__(self, received: Iterator[_Received], take: Callable[[int], float], context: Any) -> None:
+    def __init__(
+        self, received: Iterator[Received], take: Callable[[int], float], context: grpc.ServicerContext
+    ) -> None:
         self._received = received
         self._take = take
         self._context = context
@@ -308,29 +202,3 @@ class _Requests:
             if self._ended.wait(wait_s):
                 raise StopIteration
         return received.open()
-
-
-def abort(context: grpc.ServicerContext, error: InspectBusError) -> NoReturn:
-    """Ends the call with the error's code and its details."""
-    context.abort_with_status(rpc_status.to_status(to_status(error)))
-    raise AssertionError("abort_with_status returns never")
-
-
-def to_status(error: InspectBusError) -> status_pb2.Status:
-    """The rich status: ErrorInfo names the kind, BadRequest the field, RetryInfo says when to try again."""
-    # What a caller sent may stand in the text, at any length and with halves of characters.
-    text = error.message.encode(errors="replace")[:MAX_MESSAGE_BYTES].decode(errors="ignore")
-    details: list[ProtoMessage] = [error_details_pb2.ErrorInfo(reason=type(error).__name__, domain="inspectbus")]
-    if error.field:
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=text)
-        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
-    if error.retryable:
-        delay = duration_pb2.Duration()
-        delay.FromNanoseconds(int((RETRY_HINT_S if error.retry_s is None else error.retry_s) * 1e9))
-        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
-    packed = []
-    for detail in details:
-        any_detail = any_pb2.Any()
-        any_detail.Pack(detail)
-        packed.append(any_detail)
-    return status_pb2.Status(code=error.code.value[0], message=text, details=packed)

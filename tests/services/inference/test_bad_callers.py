@@ -27,7 +27,7 @@ from inspectbus.api.v1.inference_pb2 import InferRequest, InferStreamRequest
 from inspectbus.api.v1.inference_pb2_grpc import InferenceServiceStub
 from inspectbus.imaging.pixels import to_pixels
 from inspectbus.runtime.open_streams import places_of
-from inspectbus.runtime.rpc_server import RETRY_HINT_S
+from inspectbus.runtime.refusals import RETRY_HINT_S
 from tests.doubles.children import lasting_port
 from tests.doubles.marked_parts import DARK
 from tests.doubles.service_process import ServiceProcess

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from queue import Queue
 from typing import Any, cast
 
 import grpc
@@ -24,7 +26,8 @@ from inspectbus.api.v1 import acquisition_pb2 as pb
 from inspectbus.api.v1 import acquisition_pb2_grpc
 from inspectbus.errors import BadField, ModelNotReady, NotPossibleNow, QueueFull
 from inspectbus.runtime.identity import LOCAL_ADMIN, Identity, caller
-from inspectbus.runtime.rpc_server import RETRY_HINT_S, Door, rpc_server
+from inspectbus.runtime.refusals import RETRY_HINT_S
+from inspectbus.runtime.rpc_server import Door, rpc_server
 from inspectbus.runtime.settings import ServiceSettings
 from tests.doubles.children import lasting_port
 from tests.doubles.silent_client import SilentClient
@@ -238,6 +241,30 @@ def test_the_service_goes_on_after_errors_and_counts_every_call(
     assert calls("GetStation", "OK") == 1
     with urllib.request.urlopen(f"http://{door.metrics_address}/metrics", timeout=PATIENCE_S) as page:
         assert b"inspectbus_rpc_seconds" in page.read()
+
+
+def test_a_stream_whose_caller_hangs_up_is_counted_as_cancelled_and_is_no_fault(
+    stub: Stub, registry: CollectorRegistry
+) -> None:
+    requests: Queue[pb.PublishFramesRequest | None] = Queue()
+    requests.put(pb.PublishFramesRequest())
+    with capture_logs() as logs:
+        answers = stub.PublishFrames(iter(requests.get, None), timeout=PATIENCE_S)
+        assert next(answers).position == 0
+        answers.cancel()
+        requests.put(None)
+
+        labels = {"method": f"/{SERVICE}/PublishFrames", "code": "CANCELLED"}
+        assert comes_true(lambda: registry.get_sample_value("inspectbus_rpc_calls_total", labels) == 1)
+    assert logs == []
+
+
+def comes_true(ask: Callable[[], bool]) -> bool:
+    """Asks again and again: when a server hears that a caller has gone, it tells nobody."""
+    until_s, pause = time.monotonic() + PATIENCE_S, threading.Event()
+    while not (true := ask()) and time.monotonic() < until_s:
+        pause.wait(0.01)
+    return true
 
 
 def test_whoever_calls_from_this_machine_is_the_local_admin_in_calls_and_streams(
