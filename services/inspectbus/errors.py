@@ -16,6 +16,7 @@ Each kind carries what the wire needs: the gRPC status, whether trying again may
     ├── NotAllowed           the caller may not do this
     ├── TooFast              more calls or bytes than one caller may send; the same call may succeed soon
     ├── QueueFull            at a limit; the same call may succeed later
+    ├── TooLarge             a message has more bytes than one may have
     ├── StorageFull          database, disk or bucket takes no more
     ├── StorageAway          database is locked, lost or restarting; the frame store does not answer
     ├── ModelNotReady        no model has been warmed up yet
@@ -101,6 +102,10 @@ class QueueFull(InspectBusError):
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
     retryable = True
     outage = True
+
+
+class TooLarge(InspectBusError):
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 class StorageFull(InspectBusError):

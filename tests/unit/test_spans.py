@@ -25,10 +25,10 @@ from inspectbus.bus import Delivery, Message
 from inspectbus.bus.handling import followed, in_hand, words
 from inspectbus.bus.topics import FRAMES, TRAINING
 from inspectbus.errors import BadField, NotPossibleNow
-from inspectbus.runtime.rpc_server import rpc_server
 from inspectbus.runtime.settings import ServiceSettings
 from inspectbus.runtime.trace_provider import by_frame
 from inspectbus.runtime.tracing import carried, exported
+from tests.doubles.server_forms import FORMS, Form, serve
 from tests.doubles.taken_spans import spans_taken
 
 FRAME = "4711aaaa-bbbb-5ccc-8ddd-eeeeeeeeeeee"
@@ -184,9 +184,13 @@ def test_a_batch_is_recorded_when_one_of_its_frames_is() -> None:
     assert batch.attributes == {"inspectbus.images": 2}
 
 
-def test_a_call_between_services_carries_the_trace_of_whoever_calls() -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_a_call_between_services_carries_the_trace_of_whoever_calls(form: Form) -> None:
+    found: list[int] = []
+
     class Door(results_pb2_grpc.ResultsServiceServicer):
         def GetDecision(self, request: object, context: grpc.ServicerContext) -> results_pb2.GetDecisionResponse:
+            found.append(trace.get_current_span().get_span_context().span_id)
             return results_pb2.GetDecisionResponse()
 
     name = "inspectbus.api.v1.ResultsService"
@@ -196,7 +200,7 @@ def test_a_call_between_services_carries_the_trace_of_whoever_calls() -> None:
 
     with (
         spans_taken() as taken,
-        rpc_server("results", ServiceSettings(drain_s=1), CollectorRegistry(), {name: add}) as door,
+        serve(form, ServiceSettings(drain_s=1), CollectorRegistry(), {name: add}) as door,
         grpc.insecure_channel(door.address) as channel,
     ):
         ledger = results_pb2_grpc.ResultsServiceStub(carried(channel))
@@ -208,6 +212,30 @@ def test_a_call_between_services_carries_the_trace_of_whoever_calls() -> None:
     assert call.parent is not None
     assert call.parent.span_id == step.get_span_context().span_id
     assert call.attributes == {"rpc.grpc.status_code": 0}
+    assert call.context is not None
+    assert found == [call.context.span_id]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_step_of_a_call_that_is_refused_has_its_status(form: Form) -> None:
+    class Door(results_pb2_grpc.ResultsServiceServicer):
+        def GetDecision(self, request: object, context: grpc.ServicerContext) -> results_pb2.GetDecisionResponse:
+            raise BadField("no frame is named so", field="frame_id")
+
+    name = "inspectbus.api.v1.ResultsService"
+
+    def add(server: grpc.Server) -> None:
+        results_pb2_grpc.add_ResultsServiceServicer_to_server(Door(), server)  # type: ignore[abstract]
+
+    with (
+        spans_taken() as taken,
+        serve(form, ServiceSettings(drain_s=1), CollectorRegistry(), {name: add}) as door,
+        grpc.insecure_channel(door.address) as channel,
+    ):
+        with pytest.raises(grpc.RpcError):
+            results_pb2_grpc.ResultsServiceStub(channel).GetDecision(results_pb2.GetDecisionRequest(), timeout=10)
+        (call,) = taken.wait_for(lambda spans: len(spans) == 1)
+    assert call.attributes == {"rpc.grpc.status_code": BadField.code.value[0]}
 
 
 @pytest.mark.parametrize(

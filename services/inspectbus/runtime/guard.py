@@ -73,8 +73,8 @@ class Guard:
 class Received:
     """One message as it came: nobody's bytes are parsed before it is known who sent them."""
 
-    parse: Callable[[bytes], Any]
-    data: bytes
+    parse: Callable[[Any], Any]
+    data: bytes | memoryview
 
     def open(self) -> Any:
         """Raises BadField where gRPC itself would answer INTERNAL, as if the fault were ours."""
@@ -184,6 +184,6 @@ def _is_hang_up(error: BaseException) -> bool:
     """Whether this is what a method meets whose caller has gone.
 
     It is ended: a generator by GeneratorExit, a coroutine by CancelledError, neither of which is an Exception. Or gRPC
-    tells it, on threads by a bare RpcError, whose kinds are for calls that we make, on a loop by its InternalError.
+    tells it on threads, by a bare RpcError, whose kinds are for calls that we make.
     """
-    return not isinstance(error, Exception) or type(error) is grpc.RpcError or isinstance(error, grpc.aio.InternalError)
+    return not isinstance(error, Exception) or type(error) is grpc.RpcError

@@ -14,7 +14,9 @@ would be ended for being busy. So health has, where it is asked for, a port of i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -34,6 +36,8 @@ class Health(health.HealthServicer):
 
     def __init__(self, contracts: Iterable[str], ready: Callable[[], bool]) -> None:
         super().__init__()
+        self._lock_of_told = threading.Lock()
+        self._told: frozenset[Callable[[], object]] = frozenset()
         self._contracts = tuple(contracts)
         self._ready = ready
         self._was_ready = False
@@ -44,20 +48,79 @@ class Health(health.HealthServicer):
         self.set("", SERVING)
         for name in self._contracts:
             self.set(name, NOT_SERVING)
-        self._look()
+        self.look()
+
+    def set(self, service: str, status: int) -> None:
+        super().set(service, status)
+        for told in self._told:
+            told()
 
     def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> health_pb2.HealthCheckResponse:  # noqa: N802
-        self._look()
+        self.look()
         answer: health_pb2.HealthCheckResponse = super().Check(request, context)
         return answer
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Whether the service is ready now, when it never was before."""
         if self._was_ready or not self._ready():
             return
         # After a shutdown began nothing changes any more: the base class sees to that.
         for name in self._contracts:
             self.set(name, SERVING)
         self._was_ready = True
+
+    @property
+    def was_ready(self) -> bool:
+        return self._was_ready
+
+    def status_of(self, service: str) -> int | None:
+        """Without a lock; None for what is not served here."""
+        # Its stub file does not know what the base class keeps.
+        status: int | None = self._server_status.get(service)  # type: ignore[attr-defined]
+        return status
+
+    @contextmanager
+    def telling(self, told: Callable[[], object]) -> Iterator[None]:
+        """Calls `told`, on any thread, whenever a status may have changed, until left."""
+        with self._lock_of_told:
+            self._told |= {told}
+        try:
+            yield
+        finally:
+            with self._lock_of_told:
+                self._told -= {told}
+
+
+class LoopHealth(health_pb2_grpc.HealthServicer):
+    """Tells the same on an event loop. The base class of `Health` sends under its lock, and whoever does not read can
+    keep it locked: so a loop asks for it on a thread beside, and only until the service is ready."""
+
+    def __init__(self, health: Health) -> None:
+        self._health = health
+
+    async def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> health_pb2.HealthCheckResponse:  # noqa: N802
+        if not self._health.was_ready:
+            await asyncio.to_thread(self._health.look)
+        status = self._health.status_of(request.service)
+        if status is None:
+            context.set_code(grpc.StatusCode.NOT_FOUND)
+        return health_pb2.HealthCheckResponse(status=status)
+
+    async def Watch(  # noqa: N802
+        self, request: health_pb2.HealthCheckRequest, context: Any
+    ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+        told = None
+        with self._health.telling(lambda: loop.call_soon_threadsafe(changed.set)):
+            while True:  # until the call is cancelled
+                changed.clear()
+                status = self._health.status_of(request.service)
+                if status is None:
+                    status = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+                if status != told:
+                    yield health_pb2.HealthCheckResponse(status=status)
+                    told = status
+                await changed.wait()
 
 
 @contextmanager

@@ -7,17 +7,17 @@ call ─> one of its threads ─> Guard (guard.py): who is it, may it, not too o
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from prometheus_client import CollectorRegistry
 
 from inspectbus.runtime.guard import Guard, GuardedCall, Received
@@ -44,6 +44,10 @@ keeps a plant's network busy (1 GB/s at a round trip of 1 ms); a larger message 
 KEEPALIVE_S, KEEPALIVE_PATIENCE_S = 60.0, 20.0
 """How long a connection with calls on it may be silent before its other side is asked whether it is there, and how long
 that may take to answer. Else the streams of a hall that lost its power would have their places for hours."""
+LEAVE_S = 5.0
+"""What calls have to end in once they are cancelled, because `drain_s` is over."""
+
+Server = TypeVar("Server")
 
 
 @dataclass(frozen=True)
@@ -57,73 +61,141 @@ class Door:
     """host:port for Prometheus."""
 
 
-@contextmanager
-def rpc_server(
-    service: str,
-    settings: ServiceSettings,
-    registry: CollectorRegistry,
-    contracts: dict[str, Callable[[grpc.Server], None]],
-    ready: Callable[[], bool] = lambda: True,
-) -> Iterator[Door]:
-    """Serves the contracts (full service name -> function that adds its servicer) until left.
+@dataclass(frozen=True)
+class Behind(Generic[Server]):
+    """What is behind a door, whichever form of server it has."""
 
-    They are healthy as soon as `ready` says so. Leaving says NOT_SERVING first, then lets calls in hand finish for
-    `drain_s`. Raises OSError when the port is taken, BadField for tokens or certificates that cannot be used.
-    """
-    # Others open their channels later, on threads of their own, where nobody would be told.
-    settings.access.check()
-    credentials = server_credentials(settings)
-    server = grpc.server(
-        ThreadPoolExecutor(settings.rpc_threads, thread_name_prefix=f"{service}-rpc"),
-        interceptors=[*call_spans(), ThreadsGuard(Guard(registry, settings))],
-        maximum_concurrent_rpcs=settings.rpc_threads + settings.rpc_waiting,
-        options=[
+    service: str
+    settings: ServiceSettings
+    contracts: Mapping[str, Callable[[Server], None]]
+    guard: Guard
+    health: Health
+
+    @property
+    def host(self) -> str:
+        """As an address has it: one of IPv6 in brackets."""
+        return f"[{self.settings.host.strip('[]')}]" if ":" in self.settings.host else self.settings.host
+
+    @property
+    def most_streams(self) -> int:
+        """Of one connection at once."""
+        return self.settings.rpc_threads + self.settings.rpc_waiting + SPARE_STREAMS
+
+    @property
+    def options(self) -> list[tuple[str, int]]:
+        """The channel arguments of gRPC's own server."""
+        settings = self.settings
+        return [
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.max_send_message_length", settings.max_message_bytes),
-            ("grpc.max_concurrent_streams", settings.rpc_threads + settings.rpc_waiting + SPARE_STREAMS),
+            ("grpc.max_concurrent_streams", self.most_streams),
             ("grpc.keepalive_time_ms", int(1000 * KEEPALIVE_S)),
             ("grpc.keepalive_timeout_ms", int(1000 * KEEPALIVE_PATIENCE_S)),
             ("grpc.http2.bdp_probe", 0),
             ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
             # Without this a second process takes the same port silently and half of the calls.
             ("grpc.so_reuseport", 0),
-        ],
-    )
-    for add in contracts.values():
-        add(server)
-    status = Health(contracts, ready)
-    health_pb2_grpc.add_HealthServicer_to_server(status, server)
-    if settings.reflection:
-        reflection.enable_server_reflection((*contracts, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    host = f"[{settings.host.strip('[]')}]" if ":" in settings.host else settings.host
+        ]
+
+    def furnish(
+        self,
+        server: Any,
+        health_servicer: health_pb2_grpc.HealthServicer,
+        reflecting: Callable[[Sequence[str]], reflection_pb2_grpc.ServerReflectionServicer],
+    ) -> None:
+        """Adds all that it serves to the server."""
+        for add in self.contracts.values():
+            add(server)
+        health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+        if self.settings.reflection:
+            names = (*self.contracts, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            add_reflection: Any = reflection_pb2_grpc.add_ServerReflectionServicer_to_server
+            add_reflection(reflecting(names), server)
+
+    def taken(self, address: str) -> OSError:
+        return OSError(f"{self.service}: cannot listen on {address}; is the port taken?")
+
+
+def rpc_server(
+    service: str,
+    settings: ServiceSettings,
+    registry: CollectorRegistry,
+    contracts: Mapping[str, Callable[[grpc.Server], None]],
+    ready: Callable[[], bool] = lambda: True,
+) -> AbstractContextManager[Door]:
+    """Serves the contracts (full service name -> function that adds its servicer) until left, each call on a thread.
+
+    They are healthy as soon as `ready` says so. Leaving says NOT_SERVING first, then lets calls in hand finish for
+    `drain_s`. Raises OSError when the port is taken, BadField for tokens or certificates that cannot be used.
+    """
+    return open_door(service, settings, registry, contracts, ready, _on_threads)
+
+
+@contextmanager
+def open_door(
+    service: str,
+    settings: ServiceSettings,
+    registry: CollectorRegistry,
+    contracts: Mapping[str, Callable[[Server], None]],
+    ready: Callable[[], bool],
+    serve: Callable[[Behind[Server]], AbstractContextManager[int]],
+) -> Iterator[Door]:
+    """As `rpc_server`, by the form of server that `serve` opens: it gives the port it got, and leaving it lets calls in
+    hand finish."""
+    # Others open their channels later, on threads of their own, where nobody would be told.
+    settings.access.check()
+    behind = Behind(service, settings, contracts, Guard(registry, settings), Health(contracts, ready))
+    host = behind.host
     # Metrics first: a gRPC port once bound is given back only by a server that was started.
     with (
         metrics_server(registry, settings.host, settings.metrics_port) as metrics_port,
-        health_server(status, host, settings.health_port),
+        health_server(behind.health, host, settings.health_port),
+        ExitStack() as serving,
     ):
-        try:
-            address = f"{host}:{settings.port}"
-            port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
-        except RuntimeError:
-            raise OSError(f"{service}: cannot listen on {host}:{settings.port}; is the port taken?") from None
-        server.start()
-        status.opened()
+        port = serving.enter_context(serve(behind))
+        behind.health.opened()
         door = Door(service, f"{host}:{port}", f"{host}:{metrics_port}")
         log.info(
             "serving",
             service=service,
             grpc=door.address,
             metrics=door.metrics_address,
-            tls=credentials is not None,
+            tls=settings.tls_certificate is not None,
             client_certificates=settings.tls_client_ca is not None,
             roles=settings.tokens is not None,
         )
         try:
             yield door
         finally:
-            status.enter_graceful_shutdown()
-            server.stop(settings.drain_s).wait(settings.drain_s + 5)
+            behind.health.enter_graceful_shutdown()
+            serving.close()
             log.info("stopped", service=service)
+
+
+@contextmanager
+def _on_threads(behind: Behind[grpc.Server]) -> Iterator[int]:
+    settings = behind.settings
+    server = grpc.server(
+        ThreadPoolExecutor(settings.rpc_threads, thread_name_prefix=f"{behind.service}-rpc"),
+        interceptors=[*call_spans(), ThreadsGuard(behind.guard)],
+        maximum_concurrent_rpcs=settings.rpc_threads + settings.rpc_waiting,
+        options=behind.options,
+    )
+    behind.furnish(server, behind.health, reflection.ReflectionServicer)
+    credentials = server_credentials(settings)
+    address = f"{behind.host}:{settings.port}"
+    try:
+        if credentials is not None:
+            port = server.add_secure_port(address, credentials)
+        else:
+            port = server.add_insecure_port(address)
+    except RuntimeError:
+        raise behind.taken(address) from None
+    server.start()
+    try:
+        yield port
+    finally:
+        server.stop(settings.drain_s).wait(settings.drain_s + LEAVE_S)
 
 
 class ThreadsGuard(grpc.ServerInterceptor):

@@ -88,11 +88,11 @@ class ServiceSettings(BaseSettings):
     max_message_bytes: PositiveInt = Field(default=32 * 1024 * 1024, le=512 * 1024 * 1024)
     """Largest gRPC message taken or sent."""
     rpc_threads: PositiveInt = Field(default=32, le=1024)
-    """Calls served at once. With `rpc_waiting` more in hand, the next is told RESOURCE_EXHAUSTED. An open stream counts
-    as a call; streams have three quarters of the places at most, and all but the local administrator at most half of
-    those for each caller."""
+    """Calls served at once: each has a thread, or at inference, which serves all on one, its turn. With `rpc_waiting`
+    more in hand, the next is told RESOURCE_EXHAUSTED. An open stream counts as a call; streams have three quarters of
+    the places at most, and all but the local administrator at most half of those for each caller."""
     rpc_waiting: NonNegativeInt = Field(default=0, le=4096)
-    """Calls that may wait for one of those threads."""
+    """Calls that may wait, unread, for one of those places."""
     call_limit_s: float = Field(default=60.0, gt=0, le=3600, allow_inf_nan=False)
     """How long one step of work on one frame (preparing it, a pass of the network) may take. One that takes longer
     hangs, and the watchdog ends the process."""

@@ -46,6 +46,22 @@ def server_credentials(settings: ServiceSettings) -> grpc.ServerCredentials | No
     )
 
 
+def server_context(settings: ServiceSettings) -> ssl.SSLContext | None:
+    """The same for a server that is not gRPC's own, and speaks HTTP/2."""
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return None
+    files = _Files(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
+    files.read()
+
+    def choose(handshake: ssl.SSLObject, name: str | None, asked: ssl.SSLContext) -> None:
+        files.changed()
+        handshake.context = files.context
+
+    first = files.context
+    first.sni_callback = choose  # asked at each handshake, whether the client names the server or not
+    return first
+
+
 class Expiry(Collector):
     """When the certificates end that the doors of this process show, each by the name of its file."""
 
@@ -66,6 +82,8 @@ class _Files:
         self._certificate, self._key, self._client_ca = certificate, key, client_ca
         self._seen: object = None
         self._ends_s = 0.0
+        self.context: ssl.SSLContext
+        """Of what was read last."""
         _in_use.add(self)
 
     @property
@@ -85,20 +103,20 @@ class _Files:
     def read(self) -> grpc.ServerCertificateConfiguration:
         """Raises BadField."""
         before = self._seen = self._stamps()
-        certificate, key, ca = self._load()
+        certificate, key, ca, context = self._load()
         if self._stamps() != before:
             self._seen = None
             raise BadField(f"{self._certificate} was changed while it was read", field="tls_certificate")
-        self._ends_s = _ends_s(certificate)
+        self._ends_s, self.context = _ends_s(certificate), context
         return grpc.ssl_server_certificate_configuration([(key, certificate)], root_certificates=ca)
 
-    def _load(self) -> tuple[bytes, bytes, bytes | None]:
-        """Certificate, key and the clients' authority (PEM). Raises BadField."""
+    def _load(self) -> tuple[bytes, bytes, bytes | None, ssl.SSLContext]:
+        """Certificate, key and the clients' authority (PEM), and what serves with them. Raises BadField."""
         try:
             certificate, key = self._certificate.read_bytes(), self._key.read_bytes()
             ca = self._client_ca.read_bytes() if self._client_ca is not None else None
-            check = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=self._client_ca)
-            check.load_cert_chain(self._certificate, self._key, password=_no_password)
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=self._client_ca)
+            context.load_cert_chain(self._certificate, self._key, password=_no_password)
         except ValueError as error:
             raise BadField(f"tls_key {self._key} {error}", field="tls_key") from None
         except ssl.SSLError as error:
@@ -109,7 +127,10 @@ class _Files:
             ) from None
         except OSError as error:
             raise BadField(f"TLS: cannot read {error.filename}: {error.strerror}", field="tls_certificate") from None
-        return certificate, key, ca
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.verify_mode = ssl.CERT_NONE if ca is None else ssl.CERT_REQUIRED
+        context.set_alpn_protocols(["h2"])
+        return certificate, key, ca, context
 
     def changed(self) -> grpc.ServerCertificateConfiguration | None:
         """Asked by gRPC at every handshake; None keeps the one in use."""

@@ -1,7 +1,7 @@
 """Traces: who takes a process's steps, and how calls carry theirs on.
 
     steps (spans.py) ─> provider ─ sampled by the frame's id ─> batches ─> OTLP, to OTEL_EXPORTER_OTLP_ENDPOINT
-    call in  ─> CallSpans: a step, child of the caller's ─> the service
+    call in  ─> call_step: a step, child of the caller's ─> the service
     call out ─> carried(channel): the step's context as metadata
 
 Off unless OTEL_TRACES_EXPORTER says otherwise, and then nothing of OpenTelemetry but its API is loaded. The variables
@@ -11,13 +11,13 @@ are the standard's (https://opentelemetry.io/docs/specs/otel/configuration/sdk-e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import structlog
 from opentelemetry.context import Context
-from opentelemetry.trace import Span, SpanKind, use_span
+from opentelemetry.trace import SpanKind, use_span
 
 from inspectbus import spans
 from inspectbus.carrying import carrying
@@ -85,37 +85,28 @@ def _exporter(name: str, environ: Mapping[str, str]) -> SpanExporter:
 
 
 def call_spans() -> list[grpc.ServerInterceptor]:
-    """For a server that is made now: nothing while nobody takes steps."""
+    """For a server on threads that is made now: nothing while nobody takes steps."""
     return [CallSpans()] if spans.are_recorded() else []
 
 
 class CallSpans(grpc.ServerInterceptor):
-    """A step for each call, child of the caller's. Current while the service works on a call with one answer."""
+    """A step for each call."""
 
     def intercept_service(
         self, continuation: Callable[[grpc.HandlerCallDetails], Any], details: grpc.HandlerCallDetails
     ) -> Any:
         handler = continuation(details)
-        method = str(details.method)
-        if handler is None or method.startswith(OF_GRPC_ITSELF):
-            return handler
-        theirs = spans.W3C.extract(_first_of_each(details.invocation_metadata), Context())
+        if handler is None:
+            return None
 
         def answers(request: Any, context: grpc.ServicerContext) -> Any:
             # Not current: gRPC asks a stream for its next answer on whichever thread it likes.
-            span = spans.tracer().start_span(method.lstrip("/"), theirs, SpanKind.SERVER)
-            try:
+            with call_step(details, context, current=False):
                 yield from (handler.stream_stream or handler.unary_stream)(request, context)
-            finally:
-                _ended(span, context)
 
         def answer(request: Any, context: grpc.ServicerContext) -> Any:
-            span = spans.tracer().start_span(method.lstrip("/"), theirs, SpanKind.SERVER)
-            with use_span(span, end_on_exit=False, record_exception=False, set_status_on_exception=False):
-                try:
-                    return (handler.stream_unary or handler.unary_unary)(request, context)
-                finally:
-                    _ended(span, context)
+            with call_step(details, context, current=True):
+                return (handler.stream_unary or handler.unary_unary)(request, context)
 
         return _WRAPPED[handler.request_streaming, handler.response_streaming](
             answers if handler.response_streaming else answer,
@@ -124,18 +115,34 @@ class CallSpans(grpc.ServerInterceptor):
         )
 
 
+def call_step(details: grpc.HandlerCallDetails, context: Any, *, current: bool) -> AbstractContextManager[object]:
+    """The step of a call that a service answers, child of the caller's; nothing while nobody takes steps. Entered while
+    the service works on it, with gRPC's context of either form, and `current` for what it does meanwhile."""
+    if not spans.are_recorded() or str(details.method).startswith(OF_GRPC_ITSELF):
+        return nullcontext()
+    return _recorded(details, context, current=current)
+
+
+@contextmanager
+def _recorded(details: grpc.HandlerCallDetails, context: Any, *, current: bool) -> Iterator[None]:
+    theirs = spans.W3C.extract(_first_of_each(details.invocation_metadata), Context())
+    span = spans.tracer().start_span(str(details.method).lstrip("/"), theirs, SpanKind.SERVER)
+    on = {"end_on_exit": False, "record_exception": False, "set_status_on_exception": False}
+    try:
+        with use_span(span, **on) if current else nullcontext():
+            yield
+    finally:
+        code = context.code() or grpc.StatusCode.OK
+        span.set_attribute("rpc.grpc.status_code", code.value[0])
+        span.end()
+
+
 _WRAPPED = {
     (False, False): grpc.unary_unary_rpc_method_handler,
     (False, True): grpc.unary_stream_rpc_method_handler,
     (True, False): grpc.stream_unary_rpc_method_handler,
     (True, True): grpc.stream_stream_rpc_method_handler,
 }
-
-
-def _ended(span: Span, context: Any) -> None:
-    code = context.code() or grpc.StatusCode.OK
-    span.set_attribute("rpc.grpc.status_code", code.value[0])
-    span.end()
 
 
 def _first_of_each(metadata: Any) -> dict[str, str]:

@@ -7,7 +7,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,12 @@ from inspectbus.errors import BadField, NotAllowed, NotIdentified, TooFast, Unre
 from inspectbus.runtime import quotas
 from inspectbus.runtime.identity import Identity, caller
 from inspectbus.runtime.roles import Role
-from inspectbus.runtime.rpc_server import Door, rpc_server
+from inspectbus.runtime.rpc_server import Door
 from inspectbus.runtime.settings import ServiceSettings
 from inspectbus.runtime.tokens import Tokens, hash_of, new_token
 from inspectbus_client import Client, Shot
 from tests.doubles.certificates import Authority, Papers
+from tests.doubles.server_forms import Form, serve
 
 SERVICE = "inspectbus.api.v1.AcquisitionService"
 PATIENCE_S = 10.0
@@ -63,15 +64,21 @@ class Noting(acquisition_pb2_grpc.AcquisitionServiceServicer):
     ListStations = StopStation = Inspect = GetStation  # type: ignore[assignment] # never called
 
 
-@contextmanager
-def open_door(registry: CollectorRegistry | None = None, **told: Any) -> Iterator[tuple[Door, Noting]]:
-    service = Noting()
-    contracts: dict[str, Callable[[grpc.Server], None]] = {
-        SERVICE: lambda server: acquisition_pb2_grpc.add_AcquisitionServiceServicer_to_server(service, server)
-    }
-    settings = ServiceSettings(drain_s=5, **told)
-    with rpc_server("acquisition", settings, registry or CollectorRegistry(), contracts) as door:
-        yield door, service
+Open = Callable[..., AbstractContextManager[tuple[Door, Noting]]]
+
+
+@pytest.fixture
+def open_door(form: Form) -> Open:
+    @contextmanager
+    def open_door(registry: CollectorRegistry | None = None, **told: Any) -> Iterator[tuple[Door, Noting]]:
+        service = Noting()
+        contracts: dict[str, Callable[[grpc.Server], None]] = {
+            SERVICE: lambda server: acquisition_pb2_grpc.add_AcquisitionServiceServicer_to_server(service, server)
+        }
+        with serve(form, ServiceSettings(drain_s=5, **told), registry or CollectorRegistry(), contracts) as door:
+            yield door, service
+
+    return open_door
 
 
 def ask(address: str, access: Access, line: str = "line-1") -> str:
@@ -142,7 +149,12 @@ KEPT_OUT: dict[str, tuple[Callable[[Path, Papers], Access], str]] = {
     ids=["a call", "a watch", "a conversation"],
 )
 def test_whom_tls_keeps_out_the_client_tells_why_and_not_that_nobody_is_there(
-    authority: Authority, stranger: Authority, papers: Papers, way: str, call: Callable[[Client], object]
+    open_door: Open,
+    authority: Authority,
+    stranger: Authority,
+    papers: Papers,
+    way: str,
+    call: Callable[[Client], object],
 ) -> None:
     make, words = KEPT_OUT[way]
     access = make(authority.file, stranger.issue("camera"))
@@ -155,12 +167,14 @@ def test_whom_tls_keeps_out_the_client_tells_why_and_not_that_nobody_is_there(
     assert caught.value.message.startswith(f"the acquisition service does not let us in: {door.address} {words}")
 
 
-def test_a_client_that_trusts_the_authority_is_answered(authority: Authority, papers: Papers) -> None:
+def test_a_client_that_trusts_the_authority_is_answered(open_door: Open, authority: Authority, papers: Papers) -> None:
     with open_door(**tls(papers)) as (door, _):
         assert ask(door.address, Access(ca=authority.file)) == "line-1"
 
 
-def test_a_server_of_another_authority_is_refused_by_the_client(stranger: Authority, papers: Papers) -> None:
+def test_a_server_of_another_authority_is_refused_by_the_client(
+    open_door: Open, stranger: Authority, papers: Papers
+) -> None:
     with open_door(**tls(papers)) as (door, _):
         code, words = refusal_of(door.address, Access(ca=stranger.file))
         assert code is grpc.StatusCode.UNAVAILABLE
@@ -172,14 +186,14 @@ def test_a_server_of_another_authority_is_refused_by_the_client(stranger: Author
             client.station("line-1", "top")
 
 
-def test_a_servers_expired_certificate_is_refused_by_the_client(authority: Authority) -> None:
+def test_a_servers_expired_certificate_is_refused_by_the_client(open_door: Open, authority: Authority) -> None:
     with open_door(**tls(authority.issue("acquisition", expired=True))) as (door, _):
         code, words = refusal_of(door.address, Access(ca=authority.file))
         assert code is grpc.StatusCode.UNAVAILABLE
         assert "expired" in words
 
 
-def test_a_client_without_tls_is_not_answered(papers: Papers) -> None:
+def test_a_client_without_tls_is_not_answered(open_door: Open, papers: Papers) -> None:
     with open_door(**tls(papers)) as (door, service):
         assert refusal_of(door.address, Access())[0] is grpc.StatusCode.UNAVAILABLE
         assert service.callers == []
@@ -187,7 +201,7 @@ def test_a_client_without_tls_is_not_answered(papers: Papers) -> None:
 
 @pytest.mark.parametrize("kind", ["none", "of a stranger", "expired"])
 def test_a_client_is_refused_whose_certificate_is(
-    kind: str, authority: Authority, stranger: Authority, papers: Papers
+    open_door: Open, kind: str, authority: Authority, stranger: Authority, papers: Papers
 ) -> None:
     shown = {
         "none": None,
@@ -200,7 +214,9 @@ def test_a_client_is_refused_whose_certificate_is(
         assert service.callers == []
 
 
-def test_a_client_with_a_certificate_of_the_authority_is_answered(authority: Authority, papers: Papers) -> None:
+def test_a_client_with_a_certificate_of_the_authority_is_answered(
+    open_door: Open, authority: Authority, papers: Papers
+) -> None:
     own = authority.issue("results")
     with open_door(**tls(papers, authority.file)) as (door, _):
         access = Access(ca=authority.file, certificate=own.certificate, key=own.key)
@@ -209,7 +225,9 @@ def test_a_client_with_a_certificate_of_the_authority_is_answered(authority: Aut
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion")
 @pytest.mark.parametrize(("version", "answered"), [("TLSv1_1", False), ("TLSv1_2", True), ("TLSv1_3", True)])
-def test_tls_older_than_1_2_is_refused(version: str, answered: bool, authority: Authority, papers: Papers) -> None:
+def test_tls_older_than_1_2_is_refused(
+    open_door: Open, version: str, answered: bool, authority: Authority, papers: Papers
+) -> None:
     context = ssl.create_default_context(cafile=authority.file)
     # Otherwise our own library would refuse to try the old version.
     context.set_ciphers("DEFAULT@SECLEVEL=0")
@@ -227,7 +245,7 @@ def test_tls_older_than_1_2_is_refused(version: str, answered: bool, authority: 
 
 
 def test_a_renewed_certificate_is_served_without_a_restart_and_a_broken_one_is_not(
-    authority: Authority, stranger: Authority, tmp_path: Path
+    open_door: Open, authority: Authority, stranger: Authority, tmp_path: Path
 ) -> None:
     files = Papers(tmp_path / "tls.crt", tmp_path / "tls.key")
     renewed = stranger.issue("acquisition")
@@ -250,6 +268,7 @@ def astuple(papers: Papers) -> tuple[Path, Path]:
 
 
 def test_a_callers_renewed_certificate_and_token_are_used_without_a_restart(
+    open_door: Open,
     authority: Authority,
     stranger: Authority,
     papers: Papers,
@@ -281,7 +300,9 @@ def test_a_callers_renewed_certificate_and_token_are_used_without_a_restart(
         assert [each.name for each in service.callers] == ["viewer", "admin"]
 
 
-def test_certificates_that_cannot_be_used_stop_the_start_and_say_why(authority: Authority, papers: Papers) -> None:
+def test_certificates_that_cannot_be_used_stop_the_start_and_say_why(
+    open_door: Open, authority: Authority, papers: Papers
+) -> None:
     other = authority.issue("results")
     with (
         pytest.raises(BadField, match="do not fit each other"),
@@ -305,7 +326,7 @@ def test_certificates_that_cannot_be_used_stop_the_start_and_say_why(authority: 
     [("viewer", False), ("station", False), ("reviewer", False), ("engineer", True), ("admin", True)],
 )
 def test_a_role_opens_what_it_includes_and_nothing_more(
-    role: str, may: bool, tokens: Path, identities: dict[str, str]
+    open_door: Open, role: str, may: bool, tokens: Path, identities: dict[str, str]
 ) -> None:
     registry = CollectorRegistry()
     with (
@@ -333,7 +354,9 @@ def test_a_role_opens_what_it_includes_and_nothing_more(
 @pytest.mark.parametrize(
     "token", ["", "ibt_" + "A" * 43, "hunter2", "ümlaut"], ids=["none", "unknown", "a password", "text"]
 )
-def test_who_has_no_token_that_is_known_is_told_so(token: str, tokens: Path, identities: dict[str, str]) -> None:
+def test_who_has_no_token_that_is_known_is_told_so(
+    open_door: Open, token: str, tokens: Path, identities: dict[str, str]
+) -> None:
     with tokens.open("a") as file:
         file.write(f"careless: {{role: admin, sha256: {hash_of('hunter2')}}}\n")
     with open_door(tokens=tokens) as (door, service), grpc.insecure_channel(door.address) as channel:
@@ -349,7 +372,7 @@ def test_who_has_no_token_that_is_known_is_told_so(token: str, tokens: Path, ide
             client.station("line-1", "top")
 
 
-def test_a_probe_needs_no_token_and_reflection_does_or_is_not_there(tokens: Path) -> None:
+def test_a_probe_needs_no_token_and_reflection_does_or_is_not_there(open_door: Open, tokens: Path) -> None:
     from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
     def listed(address: str) -> grpc.StatusCode:
@@ -371,7 +394,7 @@ def test_a_probe_needs_no_token_and_reflection_does_or_is_not_there(tokens: Path
 
 
 def test_a_token_that_is_withdrawn_or_given_holds_from_the_next_call_and_a_broken_file_changes_nothing(
-    tokens: Path, identities: dict[str, str]
+    open_door: Open, tokens: Path, identities: dict[str, str]
 ) -> None:
     access, registry = Access(token=identities["viewer"]), CollectorRegistry()
 
@@ -414,7 +437,9 @@ def test_a_token_that_is_withdrawn_or_given_holds_from_the_next_call_and_a_broke
         ("a: secret", "a: "),
     ],
 )
-def test_a_tokens_file_that_is_wrong_stops_the_start_and_says_where(tmp_path: Path, text: str, words: str) -> None:
+def test_a_tokens_file_that_is_wrong_stops_the_start_and_says_where(
+    open_door: Open, tmp_path: Path, text: str, words: str
+) -> None:
     file = tmp_path / "tokens.yaml"
     file.write_text(text.replace("X", hash_of("x")))
     with pytest.raises(BadField) as caught, open_door(tokens=file):
@@ -423,14 +448,14 @@ def test_a_tokens_file_that_is_wrong_stops_the_start_and_says_where(tmp_path: Pa
     assert "secret" not in caught.value.message
 
 
-def test_a_tokens_file_that_everybody_may_change_is_refused(tokens: Path) -> None:
+def test_a_tokens_file_that_everybody_may_change_is_refused(open_door: Open, tokens: Path) -> None:
     tokens.chmod(0o666)
     with pytest.raises(BadField, match="chmod o-w"), open_door(tokens=tokens):
         pass
 
 
 def test_a_client_certificate_names_an_identity_and_a_token_wins_over_it(
-    authority: Authority, papers: Papers, tokens: Path, identities: dict[str, str]
+    open_door: Open, authority: Authority, papers: Papers, tokens: Path, identities: dict[str, str]
 ) -> None:
     with tokens.open("a") as file:
         file.write("results: {role: viewer, certificate: results.plant.svc}\n")
@@ -454,7 +479,7 @@ def test_a_token_never_goes_to_another_machine_in_the_clear() -> None:
 
 
 def test_a_caller_that_sends_too_fast_is_told_when_to_come_again_and_others_are_served(
-    tokens: Path, identities: dict[str, str]
+    open_door: Open, tokens: Path, identities: dict[str, str]
 ) -> None:
     told: dict[str, Any] = {"tokens": tokens, "identity_calls_per_s": 0.5}
     with (
@@ -469,7 +494,7 @@ def test_a_caller_that_sends_too_fast_is_told_when_to_come_again_and_others_are_
 
 
 def test_a_stream_that_sends_too_much_is_read_no_faster_and_loses_nothing(
-    tokens: Path, identities: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    open_door: Open, tokens: Path, identities: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
     asked = iter([0.0, 0.01, 0.01, 0.0, 0.0])
@@ -490,7 +515,7 @@ def test_a_stream_that_sends_too_much_is_read_no_faster_and_loses_nothing(
 
 
 def test_one_caller_has_half_of_the_streams_at_most_and_others_find_a_place(
-    tokens: Path, identities: dict[str, str]
+    open_door: Open, tokens: Path, identities: dict[str, str]
 ) -> None:
     over = threading.Event()
 
@@ -515,7 +540,9 @@ def test_one_caller_has_half_of_the_streams_at_most_and_others_find_a_place(
         next(stream("admin"))
 
 
-def test_callers_without_a_name_leave_streams_to_those_who_have_one(tokens: Path, identities: dict[str, str]) -> None:
+def test_callers_without_a_name_leave_streams_to_those_who_have_one(
+    open_door: Open, tokens: Path, identities: dict[str, str]
+) -> None:
     with ExitStack() as house:
         door, _ = house.enter_context(open_door(tokens=tokens, rpc_threads=32))  # 24 places for streams, 3 for them
         watch = "/grpc.health.v1.Health/Watch"
@@ -536,7 +563,7 @@ def test_callers_without_a_name_leave_streams_to_those_who_have_one(tokens: Path
             each.cancel()
 
 
-def test_calls_that_are_denied_meet_a_limit_too_and_do_not_fill_the_log(tokens: Path) -> None:
+def test_calls_that_are_denied_meet_a_limit_too_and_do_not_fill_the_log(open_door: Open, tokens: Path) -> None:
     registry = CollectorRegistry()
     with capture_logs() as entries, open_door(registry, tokens=tokens, identity_calls_per_s=10.0) as (door, _):
         codes = {refusal_of(door.address, Access())[0] for _ in range(60)}
@@ -559,7 +586,7 @@ def test_rights_that_are_mended_let_the_file_be_read_though_it_is_the_same(
 
 
 def test_a_message_that_is_none_is_the_callers_fault_in_calls_and_streams(
-    tokens: Path, identities: dict[str, str]
+    open_door: Open, tokens: Path, identities: dict[str, str]
 ) -> None:
     broken = b"\xff\xff\xff\xff"
     shown = (("authorization", f"Bearer {identities['admin']}"),)

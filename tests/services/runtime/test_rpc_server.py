@@ -8,7 +8,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from queue import Queue
 from typing import Any, cast
 
@@ -27,9 +27,10 @@ from inspectbus.api.v1 import acquisition_pb2_grpc
 from inspectbus.errors import BadField, ModelNotReady, NotPossibleNow, QueueFull
 from inspectbus.runtime.identity import LOCAL_ADMIN, Identity, caller
 from inspectbus.runtime.refusals import RETRY_HINT_S
-from inspectbus.runtime.rpc_server import Door, rpc_server
+from inspectbus.runtime.rpc_server import Door
 from inspectbus.runtime.settings import ServiceSettings
 from tests.doubles.children import lasting_port
+from tests.doubles.server_forms import Form, serve
 from tests.doubles.silent_client import SilentClient
 
 SERVICE = "inspectbus.api.v1.AcquisitionService"
@@ -75,20 +76,27 @@ def scripted() -> Scripted:
     return Scripted()
 
 
-@contextmanager
-def open_door(
-    scripted: Scripted, registry: CollectorRegistry | None = None, settings: ServiceSettings | None = None
-) -> Iterator[Door]:
-    contracts: dict[str, Callable[[grpc.Server], None]] = {
-        SERVICE: lambda server: acquisition_pb2_grpc.add_AcquisitionServiceServicer_to_server(scripted, server)
-    }
-    settings = settings or ServiceSettings(drain_s=5)
-    with rpc_server("acquisition", settings, registry or CollectorRegistry(), contracts) as door:
-        yield door
+Open = Callable[..., AbstractContextManager[Door]]
 
 
 @pytest.fixture
-def door(scripted: Scripted, registry: CollectorRegistry) -> Iterator[Door]:
+def open_door(form: Form) -> Open:
+    def open_door(
+        scripted: Scripted,
+        registry: CollectorRegistry | None = None,
+        settings: ServiceSettings | None = None,
+        **how: Any,
+    ) -> AbstractContextManager[Door]:
+        contracts: dict[str, Callable[[grpc.Server], None]] = {
+            SERVICE: lambda server: acquisition_pb2_grpc.add_AcquisitionServiceServicer_to_server(scripted, server)
+        }
+        return serve(form, settings or ServiceSettings(drain_s=5), registry or CollectorRegistry(), contracts, **how)
+
+    return open_door
+
+
+@pytest.fixture
+def door(open_door: Open, scripted: Scripted, registry: CollectorRegistry) -> Iterator[Door]:
     with open_door(scripted, registry) as door:
         yield door
 
@@ -286,7 +294,7 @@ def test_reflection_lists_the_services(channel: grpc.Channel) -> None:
     assert {SERVICE, "grpc.health.v1.Health"} <= listed
 
 
-def test_health_falls_first_and_a_call_in_hand_is_finished(scripted: Scripted) -> None:
+def test_health_falls_first_and_a_call_in_hand_is_finished(open_door: Open, scripted: Scripted) -> None:
     entered, finish = threading.Event(), threading.Event()
 
     def slowly(*_: object) -> None:
@@ -316,15 +324,11 @@ def test_health_falls_first_and_a_call_in_hand_is_finished(scripted: Scripted) -
         drained.result(PATIENCE_S)
 
 
-def test_a_service_that_cannot_work_yet_lives_and_is_not_ready(scripted: Scripted) -> None:
+def test_a_service_that_cannot_work_yet_lives_and_is_not_ready(open_door: Open, scripted: Scripted) -> None:
     ready = threading.Event()
 
-    def add(server: grpc.Server) -> None:
-        acquisition_pb2_grpc.add_AcquisitionServiceServicer_to_server(scripted, server)
-
-    settings = ServiceSettings(drain_s=1)
     with (
-        rpc_server("test", settings, CollectorRegistry(), {SERVICE: add}, ready=ready.is_set) as door,
+        open_door(scripted, settings=ServiceSettings(drain_s=1), ready=ready.is_set) as door,
         grpc.insecure_channel(door.address) as channel,
     ):
         health: Any = health_pb2_grpc.HealthStub(channel)
@@ -346,7 +350,9 @@ def test_a_service_that_cannot_work_yet_lives_and_is_not_ready(scripted: Scripte
     assert watched == [not_serving, serving]
 
 
-def test_health_has_a_port_of_its_own_that_answers_while_the_door_is_full_and_falls_first(scripted: Scripted) -> None:
+def test_health_has_a_port_of_its_own_that_answers_while_the_door_is_full_and_falls_first(
+    open_door: Open, scripted: Scripted
+) -> None:
     entered, finish = threading.Event(), threading.Event()
 
     def slowly(*_: object) -> None:
@@ -387,7 +393,7 @@ def test_health_has_a_port_of_its_own_that_answers_while_the_door_is_full_and_fa
         drained.result(PATIENCE_S)
 
 
-def test_a_taken_health_port_is_an_error_that_names_it(scripted: Scripted) -> None:
+def test_a_taken_health_port_is_an_error_that_names_it(open_door: Open, scripted: Scripted) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with (
@@ -397,7 +403,7 @@ def test_a_taken_health_port_is_an_error_that_names_it(scripted: Scripted) -> No
             pass
 
 
-def test_a_message_beyond_the_limit_is_refused_and_the_next_is_served(scripted: Scripted) -> None:
+def test_a_message_beyond_the_limit_is_refused_and_the_next_is_served(open_door: Open, scripted: Scripted) -> None:
     settings = ServiceSettings(drain_s=5, max_message_bytes=10_000)
     with open_door(scripted, settings=settings) as door, grpc.insecure_channel(door.address) as channel:
         with pytest.raises(grpc.RpcError) as caught:
@@ -406,7 +412,7 @@ def test_a_message_beyond_the_limit_is_refused_and_the_next_is_served(scripted: 
         assert ask(Stub(channel)).line == "line-1"
 
 
-def test_one_call_more_than_there_are_threads_is_told_so_and_not_queued(scripted: Scripted) -> None:
+def test_one_call_more_than_there_are_threads_is_told_so_and_not_queued(open_door: Open, scripted: Scripted) -> None:
     entered, finish = threading.Event(), threading.Event()
 
     def slowly(*_: object) -> None:
@@ -427,8 +433,45 @@ def test_one_call_more_than_there_are_threads_is_told_so_and_not_queued(scripted
         assert first.result().station.line == "first"
 
 
+def test_a_call_that_may_wait_is_served_in_its_turn_and_the_next_is_refused(
+    open_door: Open, scripted: Scripted
+) -> None:
+    entered, finish = threading.Semaphore(0), threading.Event()
+
+    def slowly(*_: object) -> None:
+        entered.release()
+        assert finish.wait(PATIENCE_S)
+
+    scripted.on_call = slowly
+    with (
+        open_door(scripted, settings=ServiceSettings(drain_s=5, rpc_threads=1, rpc_waiting=1)) as door,
+        grpc.insecure_channel(door.address) as channel,
+    ):
+        ended: Queue[Any] = Queue()
+        calls = [
+            Stub(channel).GetStation.future(pb.GetStationRequest(line=str(each)), timeout=PATIENCE_S)
+            for each in range(3)
+        ]
+        for call in calls:
+            call.add_done_callback(ended.put)
+        assert entered.acquire(timeout=PATIENCE_S)
+        assert ended.get(timeout=PATIENCE_S).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert not entered.acquire(blocking=False)
+        finish.set()
+        assert {ended.get(timeout=PATIENCE_S).code() for _ in range(2)} == {grpc.StatusCode.OK}
+
+
+def test_a_call_without_a_request_is_told_so(scripted: Scripted, channel: grpc.Channel) -> None:
+    call: Any = channel.stream_unary(f"/{SERVICE}/GetStation")
+    with pytest.raises(grpc.RpcError) as caught:
+        call(iter([]), timeout=PATIENCE_S)
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert "requires exactly one request message" in str(caught.value.details())
+    assert scripted.callers == []
+
+
 def test_a_client_that_never_reads_is_refused_when_its_answers_have_piled_up_and_others_are_served(
-    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+    open_door: Open, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("inspectbus.runtime.rpc_server.SPARE_STREAMS", 12)
     settings = ServiceSettings(drain_s=5, rpc_threads=4)
@@ -442,7 +485,7 @@ def test_a_client_that_never_reads_is_refused_when_its_answers_have_piled_up_and
             assert ask(Stub(channel)).line == "line-1"
 
 
-def test_a_taken_port_is_an_error_that_names_it(door: Door) -> None:
+def test_a_taken_port_is_an_error_that_names_it(open_door: Open, door: Door) -> None:
     port = int(door.address.rpartition(":")[2])
     with (
         pytest.raises(OSError, match=f"127.0.0.1:{port}; is the port taken"),
@@ -451,7 +494,9 @@ def test_a_taken_port_is_an_error_that_names_it(door: Door) -> None:
         pass
 
 
-def test_a_taken_metrics_port_is_an_error_that_names_it_and_leaves_no_door_open(scripted: Scripted) -> None:
+def test_a_taken_metrics_port_is_an_error_that_names_it_and_leaves_no_door_open(
+    open_door: Open, scripted: Scripted
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, socket.create_server(("127.0.0.1", 0)) as free:
         metrics_port, port = taken.getsockname()[1], free.getsockname()[1]
         free.close()
@@ -466,7 +511,7 @@ def test_a_taken_metrics_port_is_an_error_that_names_it_and_leaves_no_door_open(
 
 
 @pytest.mark.skipif(not socket.has_ipv6, reason="this machine has no IPv6")
-def test_a_door_on_ipv6_is_served_and_metered(scripted: Scripted) -> None:
+def test_a_door_on_ipv6_is_served_and_metered(open_door: Open, scripted: Scripted) -> None:
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError:
@@ -481,7 +526,7 @@ def test_a_door_on_ipv6_is_served_and_metered(scripted: Scripted) -> None:
             assert page.status == 200
 
 
-def test_logs_are_not_touched_by_a_server() -> None:
+def test_logs_are_not_touched_by_a_server(open_door: Open) -> None:
     """Only the command line configures logging; a server in somebody's process must leave it as it is."""
     before = structlog.get_config()
     with open_door(Scripted()):

@@ -1,0 +1,113 @@
+"""What the form of the door on an event loop promises beside what all forms do: nothing blocks it, and it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import pytest
+from prometheus_client import CollectorRegistry
+
+from inspectbus.runtime.http2.server import Server
+from inspectbus.runtime.loop_server import LARGE_BYTES, loop_server
+from inspectbus.runtime.rpc_server import Door
+from inspectbus.runtime.settings import ServiceSettings
+
+SERVICE = "test.Service"
+PATIENCE_S = 10.0
+
+
+class Scripted:
+    """Parses as the test says, and answers with the same bytes, or never."""
+
+    def __init__(self) -> None:
+        self.parsing = threading.Event()
+        self.may_parse = threading.Event()
+        self.waiting = threading.Event()
+        self.cancelled = threading.Event()
+
+    def parse(self, data: bytes) -> bytes:
+        if len(data) > LARGE_BYTES:
+            self.parsing.set()
+            assert self.may_parse.wait(PATIENCE_S)
+        return data
+
+    async def echo(self, request: bytes, context: Any) -> bytes:
+        return request[:5]
+
+    async def wait(self, request: bytes, context: Any) -> bytes:
+        self.waiting.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+        raise AssertionError("nobody sets it")
+
+    def add_to(self, server: Server) -> None:
+        handlers: dict[str, Any] = {
+            "Echo": grpc.unary_unary_rpc_method_handler(self.echo, self.parse, bytes),
+            "Wait": grpc.unary_unary_rpc_method_handler(self.wait, self.parse, bytes),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+
+
+@pytest.fixture
+def scripted() -> Scripted:
+    return Scripted()
+
+
+@pytest.fixture
+def door(scripted: Scripted) -> Iterator[Door]:
+    settings = ServiceSettings(drain_s=0.1)
+    with loop_server("test", settings, CollectorRegistry(), {SERVICE: scripted.add_to}) as door:
+        yield door
+        scripted.may_parse.set()
+
+
+@pytest.fixture
+def channel(door: Door) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(door.address) as channel:
+        yield channel
+
+
+def method(channel: grpc.Channel, name: str) -> grpc.UnaryUnaryMultiCallable[bytes, bytes]:
+    return channel.unary_unary(f"/{SERVICE}/{name}", None, None)
+
+
+def test_a_large_message_is_parsed_while_others_are_answered(scripted: Scripted, channel: grpc.Channel) -> None:
+    large = method(channel, "Echo").future(bytes(LARGE_BYTES + 1), timeout=PATIENCE_S)
+    assert scripted.parsing.wait(PATIENCE_S)
+
+    assert method(channel, "Echo")(b"small", timeout=PATIENCE_S) == b"small"
+
+    assert not large.done()
+    scripted.may_parse.set()
+    assert large.result(PATIENCE_S) == bytes(5)
+
+
+def test_a_call_is_cancelled_when_its_caller_hangs_up(scripted: Scripted, channel: grpc.Channel) -> None:
+    call = method(channel, "Wait").future(b"", timeout=PATIENCE_S)
+    assert scripted.waiting.wait(PATIENCE_S)
+
+    call.cancel()
+
+    assert scripted.cancelled.wait(PATIENCE_S)
+
+
+def test_leaving_cancels_what_does_not_end_in_time_and_leaves_no_thread(scripted: Scripted) -> None:
+    settings = ServiceSettings(drain_s=0.1)
+    with (
+        loop_server("leaving", settings, CollectorRegistry(), {SERVICE: scripted.add_to}) as door,
+        grpc.insecure_channel(door.address) as channel,
+    ):
+        call = method(channel, "Wait").future(bytes(LARGE_BYTES), timeout=PATIENCE_S)
+        assert scripted.waiting.wait(PATIENCE_S)
+        assert any(each.name == "leaving-loop" for each in threading.enumerate())
+
+    assert scripted.cancelled.is_set()
+    assert call.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+    assert not [each.name for each in threading.enumerate() if each.name.startswith("leaving")]
