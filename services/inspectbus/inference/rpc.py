@@ -1,14 +1,16 @@
-"""The gRPC door: prepared pixels in, a judgement out, through the same batcher as the bus. Makes no record."""
+"""The gRPC door: prepared pixels in, a judgement out, through the same batcher as the bus. Makes no record.
+
+On the loop's one thread all is done that a call asks for; its answers come from the batcher's threads.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import math
-import queue
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import grpc
@@ -23,18 +25,21 @@ from inspectbus.api.v1.inference_pb2 import (
 from inspectbus.domain.model_version import ModelCard
 from inspectbus.errors import InspectBusError, ModelNotReady
 from inspectbus.inference.batcher import Scored
-from inspectbus.inference.calls import answers, patience_of
+from inspectbus.inference.calls import answers, let_go, patience_of
 from inspectbus.inference.choice import Candidate, Choice
 from inspectbus.inference.loader import Loader
 from inspectbus.inference.models import Member, Models
 from inspectbus.inference.request import Request, read
 from inspectbus.inference.settings import InferenceSettings
 from inspectbus.inference.verdict import verdict_of
+from inspectbus.runtime.handover import Handover
+from inspectbus.runtime.http2.server import Server
+from inspectbus.runtime.loop_server import Requests
 from inspectbus.runtime.refusals import refusal
 
 CONTRACT = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
-LOOK_S = 0.5
-"""How often a stream that has nothing to do looks whether its caller is still there."""
+LEAVE_S = 1.0
+"""Until the reader of a stream that is over has ended by itself."""
 
 
 class _Asked(NamedTuple):
@@ -48,9 +53,9 @@ class InferenceRpc:
         self._models = models
         self._settings = settings
 
-    def add_to(self, server: grpc.Server) -> None:
+    def add_to(self, server: Server) -> None:
         """As the function that is generated for it would, but requests with pixels are read where they lie."""
-        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+        handlers: dict[str, Any] = {
             "Infer": grpc.unary_unary_rpc_method_handler(
                 self.Infer, read, inference_pb2.InferResponse.SerializeToString
             ),
@@ -65,20 +70,18 @@ class InferenceRpc:
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(CONTRACT, handlers),))
 
-    def Infer(self, request: Request, context: grpc.ServicerContext) -> inference_pb2.InferResponse:
+    async def Infer(self, request: Request, context: Any) -> inference_pb2.InferResponse:
         patience_s = patience_of(context, self._settings.call_patience_s)
         asked = self._ask(request, time.monotonic() + patience_s)
-        (scored,) = answers([asked.scored], context, patience_s)
+        (scored,) = await answers([asked.scored], self._handover, patience_s)
         return inference_pb2.InferResponse(judgement=_judgement(asked.card, asked.alias, scored))
 
-    def InferStream(self, requests: Iterator[Request], context: grpc.ServicerContext) -> Iterator[InferStreamResponse]:
+    async def InferStream(self, requests: Requests[Request], context: Any) -> None:
         deadline_s = time.monotonic() + patience_of(context, math.inf)
-        stream = _Stream(requests, context, window=2 * self._settings.max_batch_size)
-        return stream.answers(lambda request: self._ask(request, deadline_s))
+        stream = _Stream(requests, context, self._handover, window=2 * self._settings.max_batch_size)
+        await stream.answer(lambda request: self._ask(request, deadline_s))
 
-    def GetEngine(
-        self, request: inference_pb2.GetEngineRequest, context: grpc.ServicerContext
-    ) -> inference_pb2.GetEngineResponse:
+    async def GetEngine(self, request: inference_pb2.GetEngineRequest, context: Any) -> inference_pb2.GetEngineResponse:
         loader = self._models.named(request.model, "model")[0]
         answer = inference_pb2.GetEngineResponse(
             detail=loader.detail,
@@ -105,6 +108,10 @@ class InferenceRpc:
                 answer.measured_at.FromNanoseconds(int(serving.choice.measured_at_s * 1e9))
         return answer
 
+    @cached_property
+    def _handover(self) -> Handover:
+        return Handover()
+
     def _ask(self, request: Request, deadline_s: float) -> _Asked:
         loader = self._models.named(request.model, "model")[0]
         image = request.image()
@@ -117,86 +124,99 @@ class InferenceRpc:
 
 
 class _Stream:
-    """One InferStream: a thread of its own reads requests, while the call's thread gives answers as they come.
+    """One InferStream: a task of its own reads requests, while the call's gives answers as they come.
 
-    At most `window` requests are under way. Then reading pauses, and gRPC's flow control slows the sender.
+    At most `window` requests are under way. Then reading pauses, and gRPC's flow control slows the sender. When the
+    caller has gone gRPC cancels the call's task, and what the other reads has an end.
     """
 
-    def __init__(self, requests: Iterator[Request], context: grpc.ServicerContext, window: int) -> None:
+    def __init__(self, requests: Requests[Request], context: Any, handover: Handover, window: int) -> None:
         self._requests = requests
         self._context = context
-        self._places = threading.Semaphore(window)
-        # Bounded by the places. Its last entry is how many answers there are, why no more requests can be read, or None
-        # when the caller is gone.
-        self._answers: queue.SimpleQueue[InferStreamResponse | Exception | int | None] = queue.SimpleQueue()
+        self._handover = handover
+        self._places = asyncio.Semaphore(window)
+        # What could not be written at once, bounded by the places; and, once, that all may have been written, or why no
+        # more requests can be read.
+        self._left: asyncio.Queue[InferStreamResponse | Exception | None] = asyncio.Queue()
+        self._writing = False
+        self._given = 0
+        self._total: int | None = None
+        """Of answers, when all requests are there."""
         self._open: set[Future[Scored]] = set()
         self._over = False
 
-    def answers(self, ask: Callable[[Request], _Asked]) -> Iterator[InferStreamResponse]:
-        reader = threading.Thread(target=self._read, args=(ask,), name="inference-stream", daemon=True)
-        reader.start()
-        given, total = 0, None
+    async def answer(self, ask: Callable[[Request], _Asked]) -> None:
+        reading = asyncio.create_task(self._read(ask))
         try:
-            while given != total:
-                try:
-                    answer = self._answers.get(timeout=LOOK_S)
-                except queue.Empty:
-                    if not self._context.is_active():
-                        return
-                    continue
-                if answer is None:
-                    return
-                if isinstance(answer, Exception):
-                    raise answer
-                if isinstance(answer, int):
-                    total = answer
-                    continue
-                yield answer
-                given += 1
-                self._places.release()
+            await self._write()
         finally:
             self._over = True
-            for future in list(self._open):
-                future.cancel()
-            reader.join(timeout=2 * LOOK_S)
+            let_go(tuple(self._open))
+            self._places.release()  # it waits for one no more
+            await asyncio.wait((reading,), timeout=LEAVE_S)
+            reading.cancel()
 
-    def _read(self, ask: Callable[[Request], _Asked]) -> None:
+    async def _read(self, ask: Callable[[Request], _Asked]) -> None:
         position = 0
         try:
-            for request in self._requests:
-                while not self._places.acquire(timeout=LOOK_S):
-                    if self._over:
-                        return
+            async for request in self._requests:
+                await self._places.acquire()
+                if self._over:
+                    return
                 self._start(position, ask, request)
                 position += 1
-        except grpc.RpcError:
-            self._answers.put(None)  # the caller is gone, and its place is somebody else's at once
-            return
         except Exception as error:  # no request came, or a fault of ours: the call ends with its name, and hangs never
-            self._answers.put(error)
+            self._left.put_nowait(error)
             return
-        self._answers.put(position)
+        self._total = position
+        self._left.put_nowait(None)
+
+    async def _write(self) -> None:
+        while self._given != self._total:
+            self._writing = False
+            answer = await self._left.get()
+            self._writing = True
+            if isinstance(answer, Exception):
+                raise answer
+            if answer is not None:
+                await self._context.write(answer)
+                self._gave()
+
+    def _give(self, answer: InferStreamResponse) -> None:
+        if self._over:
+            return
+        if self._writing or not self._left.empty() or not self._context.say(answer):
+            self._left.put_nowait(answer)
+            return
+        self._gave()
+        if self._given == self._total:
+            self._left.put_nowait(None)
+
+    def _gave(self) -> None:
+        self._given += 1
+        self._places.release()
 
     def _start(self, position: int, ask: Callable[[Request], _Asked], request: Request) -> None:
         try:
             card, alias, scored = ask(request)
         except InspectBusError as error:
-            self._answers.put(InferStreamResponse(position=position, refusal=refusal(error)))
+            self._give(InferStreamResponse(position=position, refusal=refusal(error)))
             return
         self._open.add(scored)
         scored.add_done_callback(partial(self._answer, position, card, alias))
-        if self._over:
-            scored.cancel()
 
     def _answer(self, position: int, card: ModelCard, alias: str, scored: Future[Scored]) -> None:
+        """On the thread that has the answer."""
         self._open.discard(scored)
+        if self._over:
+            return
         try:
             answer = InferStreamResponse(position=position, judgement=_judgement(card, alias, scored.result()))
         except CancelledError:
             return
         except InspectBusError as error:
             answer = InferStreamResponse(position=position, refusal=refusal(error))
-        self._answers.put(answer)
+        self._handover.bring(self._give, answer)
 
 
 def _candidate(each: Candidate, choice: Choice) -> EngineCandidate:

@@ -13,20 +13,18 @@ from contextlib import ExitStack, contextmanager
 
 from prometheus_client import CollectorRegistry
 
-from inspectbus.api.oip import open_inference_pb2, open_inference_pb2_grpc
 from inspectbus.bus import Bus
 from inspectbus.inference.choice import check_engines
 from inspectbus.inference.events import aliases_followed, subscribed
 from inspectbus.inference.evidence import EvidenceKeeper
 from inspectbus.inference.models import Models
-from inspectbus.inference.oip.rpc import OpenInferenceRpc
+from inspectbus.inference.oip.rpc import STANDARD, OpenInferenceRpc
 from inspectbus.inference.rpc import CONTRACT, InferenceRpc
 from inspectbus.inference.settings import InferenceSettings
 from inspectbus.inference.shadow import Shadows
-from inspectbus.runtime.rpc_server import Door, rpc_server
+from inspectbus.runtime.loop_server import loop_server
+from inspectbus.runtime.rpc_server import Door
 from inspectbus.stores.frames import FrameStore, default_url
-
-_STANDARD = open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
 
 @contextmanager
@@ -46,13 +44,11 @@ def open_service(settings: InferenceSettings, bus: Bus) -> Iterator[Door]:
         models = house.enter_context(Models(settings, registry))
         house.enter_context(subscribed(bus, models, shadows, store, evidence, settings, registry))
         house.enter_context(aliases_followed(bus, models, settings))
-        rpc = InferenceRpc(models, settings)
-        oip = OpenInferenceRpc(models, settings)
         contracts = {
-            CONTRACT: rpc.add_to,
-            _STANDARD: lambda server: open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(oip, server),
+            CONTRACT: InferenceRpc(models, settings).add_to,
+            STANDARD: OpenInferenceRpc(models, settings).add_to,
         }
         # Not ready without a model, or a rolling upgrade would end the replicas that have one before this one has.
         yield house.enter_context(
-            rpc_server("inference", settings, registry, contracts, ready=lambda: models.default.serving is not None)
+            loop_server("inference", settings, registry, contracts, ready=lambda: models.default.serving is not None)
         )

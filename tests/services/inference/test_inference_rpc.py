@@ -276,7 +276,7 @@ def test_an_empty_stream_ends_and_one_that_is_left_gives_its_places_back(
 def test_a_stream_that_is_cancelled_gives_its_place_back_at_once(
     start: Open, version: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rpc, "LOOK_S", 10 * PATIENCE_S)
+    monkeypatch.setattr(rpc, "LEAVE_S", 10 * PATIENCE_S)
     line = start(model_dir=version, rpc_threads=4)
     line.wait_ready()
     requests: list[Queue[InferStreamRequest]] = [Queue() for _ in range(places_of(4))]

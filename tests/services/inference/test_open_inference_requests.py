@@ -30,6 +30,7 @@ from inspectbus.inference.oip.request import images_of, output_names
 from inspectbus.inference.oip.response import response_of
 from inspectbus.inference.oip.tensors import HEATMAP, IMAGES, SCORE, outputs_of
 from inspectbus.networks import scorer
+from inspectbus.runtime.loop_server import LARGE_BYTES
 from inspectbus.stores.models import read_card
 from tests.doubles.inference_service import PATIENCE_S, Running, TouchyEngine, field_of
 from tests.doubles.silent_client import SilentClient
@@ -296,6 +297,29 @@ def test_of_a_thousand_calls_at_once_those_beyond_the_limit_are_told_so(
         # Who asked whether it is ready may have held a place for a moment longer.
         assert late.count(grpc.StatusCode.OK) >= 11
         assert infer(raw(BRIGHT), timeout=PATIENCE_S).model_name == "tiny"
+
+
+def test_a_large_batch_whose_caller_hangs_up_gives_its_places_back(
+    start: Open, version: Path, touchy: Queue[TouchyEngine]
+) -> None:
+    line = start(model_dir=version, max_batch_size=1)
+    line.wait_ready()
+    engine = touchy.get(timeout=PATIENCE_S)
+    while engine.entered.acquire(blocking=False):
+        pass
+    engine.gate.clear()
+    request = raw(*[DARK] * 100)
+    assert request.ByteSize() > LARGE_BYTES  # so it is worked on beside the loop
+    with grpc.insecure_channel(line.door.address) as channel:
+        call = GRPCInferenceServiceStub(channel).ModelInfer.future(request, timeout=PATIENCE_S)
+        assert engine.entered.acquire(timeout=PATIENCE_S)
+        assert line.waits(99)
+
+        call.cancel()
+
+        assert line.waits(0), "images that nobody waits for kept their places"
+        engine.gate.set()
+        assert infer(line, raw(DARK)).model_name == "tiny"
 
 
 def test_of_calls_whose_answers_are_never_read_no_pixels_are_kept(line: Running) -> None:

@@ -6,7 +6,7 @@ parameters, outputs, the input's name, datatype and shape ─> contents, raw or 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -15,11 +15,30 @@ from inspectbus.domain.model_version import ModelCard
 from inspectbus.errors import BadField
 from inspectbus.imaging import Image
 from inspectbus.inference.oip.tensors import IMAGES, UINT8, input_of, outputs_of
+from inspectbus.runtime.loop_server import LARGE_BYTES
 
 InputTensor: TypeAlias = ModelInferRequest.InferInputTensor
 
 PREPARATION_HASH = "preparation_hash"
 """The one parameter a request may have."""
+
+
+class Asked(NamedTuple):
+    """A ModelInferRequest, and what it took on its way."""
+
+    message: ModelInferRequest
+    size: int
+
+    @property
+    def small(self) -> bool:
+        """Whether its images are made in less than a millisecond, whatever stands in it: of hundreds, or of pixels that
+        are numbers, they take many."""
+        return self.size <= LARGE_BYTES and len(self.message.raw_input_contents) > 0
+
+
+def read(data: bytes) -> Asked:
+    """Raises DecodeError when it is no such message."""
+    return Asked(ModelInferRequest.FromString(data), len(data))
 
 
 def preparation_hash_of(request: ModelInferRequest) -> str:
