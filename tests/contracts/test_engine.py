@@ -7,9 +7,13 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from queue import Queue
 from typing import get_args
 
 import numpy as np
@@ -21,7 +25,8 @@ from onnx import numpy_helper
 from inspectbus.domain.model_version import EXPORT_FILE, Calibration, ModelCard
 from inspectbus.domain.preparation import Preparation
 from inspectbus.errors import BadField, CorruptModel, NotPossibleNow
-from inspectbus.inference.engine import FORMS, Engine, Images, Output, Place, check_engine, open_engine
+from inspectbus.inference.blocking import OnThreads
+from inspectbus.inference.engine import FORMS, Engine, Images, Output, Place, Starting, check_engine, open_engine
 from inspectbus.inference.pinned import check_pinned
 from inspectbus.inference.settings import InferenceSettings
 from inspectbus.stores.models import read_card
@@ -153,6 +158,69 @@ def test_as_many_threads_as_there_are_streams_get_each_its_own_answer(form: str,
     for number in range(3):
         for answer in answers[number]:
             assert_same(form, answer, alone[number])
+
+
+@pytest.fixture
+def starting(opened: Open) -> Iterator[Callable[[], Starting]]:
+    """Opens engines of two streams as the batcher has them: what blocks is on threads."""
+    with ExitStack() as house:
+
+        def open_here() -> Starting:
+            engine = opened(streams=2)
+            if isinstance(engine, Starting):
+                return engine
+            on_threads = OnThreads(engine, 3)
+            on_threads.open()
+            house.callback(lambda: on_threads.close(time.monotonic() + PATIENCE_S))
+            return on_threads
+
+        yield open_here
+
+
+def told_of(answer: Output | Exception) -> Output:
+    assert isinstance(answer, Output), answer
+    return answer
+
+
+def test_what_is_started_is_told_once_each_with_its_own_answer(
+    form: str, starting: Callable[[], Starting], expected: Callable[[Images], Output]
+) -> None:
+    engine = starting()
+    batches = [pictures(1 + number % 3, seed=number) for number in range(12)]
+    told: Queue[tuple[int, Output | Exception]] = Queue()
+    for number, batch in enumerate(batches):
+        engine.start(batch, lambda answer, number=number: told.put((number, answer)))  # type: ignore[misc]
+    answers = [told.get(timeout=PATIENCE_S) for _ in batches]
+    engine.look()
+    assert sorted(number for number, _ in answers) == list(range(12))
+    assert told.empty()
+    for number, answer in answers:
+        assert_same(form, told_of(answer), expected(batches[number]))
+
+
+def test_whoever_is_told_may_start_the_next_at_once(form: str, starting: Callable[[], Starting]) -> None:
+    # given images that are written anew for each pass as soon as the one before is told
+    engine, together, of_each, before_s = starting(), 3, 60, sys.getswitchinterval()
+    over: Queue[object] = Queue()
+
+    def chain(bright: bool, images: Images, left: int, answer: Output | Exception) -> None:
+        if isinstance(answer, Exception) or (answer.scores > 0.5).tolist() != [bright] * len(images):
+            over.put(answer)
+        elif not left:
+            over.put(None)
+        else:
+            images[:] = DARK if bright else BRIGHT
+            engine.start(images, partial(chain, not bright, images, left - 1))
+
+    sys.setswitchinterval(1e-6)
+    try:
+        for number in range(together):
+            images = np.full((1 + number, HEIGHT, WIDTH, 3), BRIGHT, np.uint8)
+            engine.start(images, partial(chain, True, images, of_each))
+        # then each hears of what it last wrote, every time
+        assert [over.get(timeout=2 * PATIENCE_S) for _ in range(together)] == [None] * together
+    finally:
+        sys.setswitchinterval(before_s)
 
 
 def test_what_was_given_and_what_was_got_are_the_callers_own(opened: Open) -> None:

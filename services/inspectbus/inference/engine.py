@@ -2,6 +2,8 @@
 
 verified version folder ─> open_engine("onnxruntime", ...) ─> Engine ── uint8 images ─> scores and heatmaps
 
+An engine blocks, and may also call back (`Starting`); one that does not is given threads to block (`blocking`).
+
 Only the chosen form's library is imported, so none of the others need be installed.
 """
 
@@ -13,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,8 +49,8 @@ class Output(NamedTuple):
 
 
 class Engine(Protocol):
-    """Runs one model version. Stateless between calls, and called by several threads: by `streams` at once, and as many
-    more as `runs_ahead`.
+    """Runs one model version. Stateless between calls, and computes for several callers: for `streams` at once, and
+    has as many more as `runs_ahead` in hand.
     """
 
     @property
@@ -71,6 +73,26 @@ class Engine(Protocol):
         """One score and heatmap per image, in order. The images are the caller's again, to write into, once it returns;
         the output is, too. Any N from 1. May raise anything.
         """
+
+
+Done = Callable[[Output | Exception], object]
+"""Told what became of a pass, on any thread. It raises nothing, and returns soon: the engine may wait for it."""
+
+
+@runtime_checkable
+class Starting(Protocol):
+    """What an engine may be besides: one that calls back. Whoever has images starts it and goes on, and no thread of
+    ours waits for it.
+    """
+
+    def start(self, images: Images, done: Done) -> None:
+        """As `infer`, begun; returns at once. `done` is called exactly once, perhaps before this returns, and nothing
+        is raised: whatever goes wrong is told to `done`. Until then the engine reads the images, also after a failure.
+        """
+
+    def look(self) -> None:
+        """To be called every second or so while something is under way, and when nothing is any more: tells of passes
+        that ended without a word, and tidies up."""
 
 
 @dataclass(frozen=True)
