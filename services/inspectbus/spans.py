@@ -22,7 +22,7 @@ from __future__ import annotations
 import contextvars
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -163,16 +163,16 @@ def end(span: Span, error: BaseException | None = None) -> None:
         span.end()
 
 
-def batch(name: str, images: Iterable[contextvars.Context]) -> AbstractContextManager[object]:
+def begin_batch(name: str, images: Iterable[contextvars.Context]) -> Span:
     """One pass over several images, each given by the context in which it came: a span that links what was current
-    there. Recorded when one of these is."""
+    there, for `end`. Recorded when one of these is."""
     if not are_recorded():
-        return nullcontext()
+        return trace.INVALID_SPAN
     came = [context.run(trace.get_current_span).get_span_context() for context in images]
     links = [Link(each) for each in came if each.trace_flags.sampled]
     if not links:
-        return nullcontext()
-    return _tracer.start_as_current_span(name, Context(), links=links, attributes={"inspectbus.images": len(came)})
+        return trace.INVALID_SPAN
+    return _tracer.start_span(name, Context(), links=links, attributes={"inspectbus.images": len(came)})
 
 
 def on_log_line(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

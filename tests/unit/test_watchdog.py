@@ -29,6 +29,20 @@ def test_calls_within_the_limit_are_left_alone() -> None:
         assert not told.wait(0.05)
 
 
+def test_a_step_that_began_on_a_thread_which_is_gone_is_watched_until_another_ends_it() -> None:
+    told = threading.Event()
+    with Watchdog(0.1, told.set) as watchdog:
+        began: list[int] = []
+        beginning = threading.Thread(target=lambda: began.append(watchdog.began("a pass")))
+        beginning.start()
+        beginning.join(5)
+        assert told.wait(5)
+    told.clear()
+    with Watchdog(30.0, told.set) as watchdog:
+        watchdog.ended(watchdog.began("a pass"))
+        assert not told.wait(0.05)
+
+
 @pytest.mark.parametrize(
     "hang",
     [

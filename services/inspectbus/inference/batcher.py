@@ -4,14 +4,17 @@
     bus  ── never refused ──────> └ backlog ┘ slots ─> batch, split over the streams ─┤  ...   ├─> each frame's future
                                       └── cancelled, or its deadline passes: dropped  └ stream ┘
 
+No thread waits for any of it. Whoever brings an image starts the engine, where a stream is idle; else the engine's own
+thread, which tells of a batch, starts the next one first, and then hands out the answers.
+
 Work-conserving: while all streams compute, frames gather; when one is idle, nothing waits for company, unless
 `max_batch_wait_s` allows it, and then each frame counts from its own arrival. Pixels are copied once, when they arrive,
 into the memory that the engine will read (`slots`). A call whose deadline cannot be met, by what the engine's last runs
 took (`admission`), is refused at once, for it would cost others theirs; frames from the bus are all judged. Every frame
 taken is answered exactly once: with its score, with the error that concerns it, or by its own cancellation.
 
-Where several batchers share the machine, one with images waits for its turn at a stream (`streams`), and only then
-takes the batch, which has grown meanwhile.
+A batcher with images wishes for its turn at a stream, which others may share (`streams`), and only then takes the
+batch, which has grown meanwhile. What becomes of it in the engine is `passes`' matter.
 """
 
 from __future__ import annotations
@@ -27,24 +30,23 @@ from functools import partial
 from types import TracebackType
 
 import numpy as np
-import structlog
 
-from inspectbus import spans
 from inspectbus.bus import Lane
 from inspectbus.bus.contract import BACKLOG_SHARE
 from inspectbus.errors import BadField, Internal, ModelNotReady, QueueFull, TooLate
 from inspectbus.imaging import Image
 from inspectbus.inference.admission import MARGIN, Ahead, Pace, answered_in_s
-from inspectbus.inference.engine import Engine, Heatmap, Images, Output
+from inspectbus.inference.afterwards import follow
+from inspectbus.inference.blocking import OnThreads
+from inspectbus.inference.engine import Engine, Heatmap, Images, Starting
 from inspectbus.inference.metrics import BatcherMetrics
+from inspectbus.inference.passes import Pass, Passage
 from inspectbus.inference.slots import Run, Slot, SlotQueue, batch_sizes, memory_for
-from inspectbus.inference.streams import Flow, Streams
+from inspectbus.inference.streams import Flow, Streams, Turn
 from inspectbus.runtime.watchdog import Watchdog
 
-log = structlog.get_logger(__name__)
-
 LOOK_S = 1.0
-"""How long an idle thread sleeps between looks: nothing depends on it, a lost wake-up would cost a second."""
+"""How long the timer sleeps at most: an engine is asked so often whether it has failed without a word."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,8 @@ class _Item(Future[Scored]):
 
 
 class Batcher:
-    """One engine, one bounded queue, and a worker for each run there may be at once, but one more than streams: while
-    it hands out answers, the others compute. Use as a context; leaving computes what waits.
+    """One engine, one bounded queue, and a thread that keeps deadlines; an engine that does not call back is given
+    threads to block (`blocking`). Use as a context; leaving computes what waits.
 
     Its memory is that of its slots (`SlotQueue`): with n images that may wait at most, some n plus four batches for the
     lanes' ends and one for each stream. `queue_limit` bounds n for calls, the bus's prefetch what comes beside.
@@ -104,18 +106,23 @@ class Batcher:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`flow` leads to the streams that it shares with other batchers; None: it has its engine's for itself."""
-        self._engine = engine
         self._flow = flow or Streams(engine.streams).flow()
         self._runs = self._flow.limited_to(engine.streams)
         self._metrics = metrics
-        self._watchdog = watchdog
         self._max_batch_size = max_batch_size = min(max_batch_size, engine.best_batch or max_batch_size)
         self._max_batch_wait_s = max_batch_wait_s
         self._queue_limit = queue_limit
         self._drain_s = drain_s
         self._clock = clock
         self._shape = (height, width, 3)
-        self._sizes = batch_sizes(engine.device, max_batch_size)
+        self._threads: OnThreads | None = None
+        if isinstance(engine, Starting):
+            starting: Starting = engine
+        else:
+            # One for each run at once, but one more than streams: while it hands out answers, the others compute.
+            starting = self._threads = OnThreads(engine, max(self._runs, engine.streams + 1))
+        sizes = batch_sizes(engine.device, max_batch_size)
+        self._passage = Passage(starting, watchdog, metrics, clock, sizes)
         self._slot_bytes = max_batch_size * math.prod(self._shape)
         make = memory_for(engine.device, (max_batch_size, *self._shape))
         # One for each run at once, and one for each lane to fill meanwhile. The queue knows nothing of us: an
@@ -123,27 +130,29 @@ class Batcher:
         self._queue: SlotQueue[_Item] = SlotQueue(
             partial(_counted, make, metrics, self._slot_bytes), ready=self._runs + len(Lane)
         )
-        self._flow.is_for(self._queue)
+        self._flow.is_for(self._queue, self._begin)
+        self._wished = False
+        """For a turn, which has not begun yet."""
         self._pace = Pace()
-        self._under_way: dict[int, tuple[float, int]] = {}
-        """Of each worker that computes: since when, and how many images."""
-        self._next_deadline_s = math.inf
+        self._under_way: dict[Turn, tuple[float, int]] = {}
+        """Of each turn in which something is computed: since when, and how many images."""
+        self._handing_out = 0
+        """Batches whose images are being answered."""
+        self._looks_s = math.inf
+        """When the timer looks next."""
         self._closing = False
-        self._ended = False
+        self._over = False
         self._lock = threading.Lock()
-        self._arrived = threading.Condition(self._lock)
         self._sooner = threading.Condition(self._lock)
-        """A deadline came that is before all others."""
-        self._threads = [
-            threading.Thread(target=self._work, args=(worker,), name=f"inference-batcher-{worker}", daemon=True)
-            for worker in range(max(self._runs, engine.streams + 1))
-        ]
-        self._timer = threading.Thread(target=self._keep_deadlines, name="inference-batcher-timer", daemon=True)
+        """The timer must look sooner."""
+        self._quiet = threading.Condition(self._lock)
+        """Whoever closes us may go on."""
+        self._timer = threading.Thread(target=self._keep_time, name="inference-batcher-timer", daemon=True)
 
     def __enter__(self) -> Batcher:
         self._timer.start()
-        for thread in self._threads:
-            thread.start()
+        if self._threads is not None:
+            self._threads.open()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -155,15 +164,19 @@ class Batcher:
         with self._lock:
             first = not self._closing
             self._closing = True
-            self._arrived.notify_all()
-        for thread in self._threads:
-            thread.join(max(0.0, until_s - time.monotonic()))
+            wish = self._wants_turn(self._clock())
+        if wish:
+            self._flow.wish()
         with self._lock:
+            self._quiet.wait_for(self._is_quiet, max(0.0, until_s - time.monotonic()))
             waiting = self._queue.clear()
-            self._ended = True
-            self._sooner.notify_all()
+            self._over = True
+            self._sooner.notify()
         self._flow.close()
+        if self._threads is not None:
+            self._threads.close(until_s)
         self._timer.join(LOOK_S)
+        self._passage.engine.look()
         for item in waiting:
             self._metrics.went(item.lane, 1)
         if first:
@@ -223,8 +236,12 @@ class Batcher:
             with self._lock:
                 for item in items[chunk]:
                     self._queue.filled(item)
-                self._arrived.notify(len(items[chunk]))
-                if deadline_s < self._next_deadline_s:
+                wish = self._wants_turn(now)
+            if wish:
+                self._flow.wish()
+        if deadline_s < self._looks_s:
+            with self._lock:
+                if len(self._queue):  # where a stream was idle it has begun, and the timer need not know
                     self._sooner.notify()
         return [*items]
 
@@ -294,18 +311,25 @@ class Batcher:
             self._metrics.went(item.lane, 1)
             self._metrics.dropped("cancelled", item.lane)
             item.set_running_or_notify_cancel()
+            self._gone()
 
-    def _keep_deadlines(self) -> None:
+    def _keep_time(self) -> None:
         while True:
             with self._lock:
-                if self._ended:
+                if self._over:
                     return
                 now = self._clock()
                 late, cancelled = self._overdue(now)
-                self._next_deadline_s = min((item.deadline_s for item in self._queue.ready()), default=math.inf)
-                if not (late or cancelled):
-                    self._sooner.wait(min(self._next_deadline_s - now, LOOK_S))
+                wish = self._wants_turn(now)
+                if not (late or cancelled or wish):
+                    deadlines_s = (item.deadline_s for item in self._queue.ready())
+                    due_s = math.inf if self._wished else self._due_s()
+                    self._looks_s = min(due_s, now + LOOK_S, *deadlines_s)
+                    self._sooner.wait(self._looks_s - now)
+            if wish:
+                self._flow.wish()
             self._drop(late, cancelled)
+            self._passage.engine.look()
 
     def _overdue(self, now: float) -> tuple[list[_Item], list[_Item]]:
         """Whose deadline has passed while they waited leaves: the late, and those who have just been cancelled."""
@@ -323,42 +347,46 @@ class Batcher:
                 self._metrics.dropped(reason, item.lane)
         if late:
             _fail(late, TooLate("the call's deadline passed before its turn"))
+        if late or cancelled:
+            self._gone()
+
+    def _gone(self) -> None:
+        """Images have left without a turn, for which others may have waited."""
+        self._flow.emptied()
+        if self._closing:
+            with self._lock:
+                self._quiet.notify_all()
 
     # --- who is computed
 
-    def _work(self, worker: int) -> None:
-        while self._is_due():
-            turn = self._flow.begin()
-            if turn is None:
-                return
-            batch = None
-            try:
-                batch = self._next(worker)
-                answers = [] if batch is None else self._judged(worker, batch)
-            finally:
-                turn.end(used=batch is not None)
-            if batch is not None:
-                _hand_out(batch.items, answers)
-
-    def _next(self, worker: int) -> Run[_Item] | None:
-        """The next batch; None when it has gone, to another stream or unanswered, before it was this one's turn."""
+    def _begin(self, turn: Turn) -> None:
+        """A stream is ours. There may be nothing left for it: the batch is taken only now."""
+        batch, late, cancelled = None, list[_Item](), list[_Item]()
         with self._lock:
-            batch, late, cancelled = self._taken() if self._queue.heads() else (None, [], [])
+            self._wished = False
+            now = self._clock()
+            if self._due_s() <= now:
+                batch = self._taken(now, late, cancelled)
             if batch is not None:
-                self._under_way[worker] = (self._clock(), len(batch.items))
-        self._drop(late, cancelled)
+                self._under_way[turn] = (now, len(batch.items))
+            wish = self._wants_turn(now)
         if batch is None:
-            return None
-        lane, now = batch.slot.lane, self._clock()
-        self._metrics.went(lane, len(batch.items))
-        self._metrics.begun(lane, [now - item.arrived_s for item in batch.items])
-        return batch
+            turn.end(used=False)
+        else:
+            self._metrics.went(batch.slot.lane, len(batch.items))
+            batch.closed_up()
+            contexts = [item.context for item in batch.items]
+            ended = partial(self._ended, turn, batch, now)
+            Pass(self._passage, batch.slot.images, batch.start, contexts, ended).begin()
+        # The one stream computes already: now the next, where there is more, or others who waited for our images.
+        if wish:
+            self._flow.wish()
+        else:
+            self._flow.emptied()
+        self._drop(late, cancelled)
 
-    def _taken(self) -> tuple[Run[_Item] | None, list[_Item], list[_Item]]:
-        """A batch, and of those before it whose deadline has passed, and who have just been cancelled."""
-        late: list[_Item] = []
-        cancelled: list[_Item] = []
-        now = self._clock()
+    def _taken(self, now: float, late: list[_Item], cancelled: list[_Item]) -> Run[_Item] | None:
+        """A batch. Of those before it: to the lists, whose deadline has passed, and who have just been cancelled."""
 
         def wanted(item: _Item) -> bool:
             if not item.set_running_or_notify_cancel():
@@ -369,30 +397,56 @@ class Batcher:
                 return True
             return False
 
-        batch = self._queue.take(self._share(), wanted)
-        # Whoever was woken for a part of this batch may have looked already, and sleep again.
-        if len(self._queue):
-            self._arrived.notify()
-        return batch, late, cancelled
+        return self._queue.take(self._share(), wanted)
 
-    def _is_due(self) -> bool:
-        """Waits until a batch is due. False when we are closing and nothing waits."""
+    def _ended(self, turn: Turn, batch: Run[_Item], begun_s: float, one: Pass) -> None:
+        """On the engine's thread."""
         with self._lock:
-            while len(self._queue) or not self._closing:
-                left_s = self._due_in_s()
-                if left_s <= 0:
-                    return True
-                self._arrived.wait(left_s)
-            return False
+            # Before anybody is answered, who may call again at once: this stream is idle, and the memory free.
+            del self._under_way[turn]
+            self._queue.done(batch)
+            for count, compute_s in one.ran:
+                self._pace.observe(count, compute_s)
+            self._handing_out += 1
+        # Whoever has the stream now starts the engine before we go on: it never waits for us to tell our callers.
+        turn.end()
+        follow(partial(self._hand_out, batch, begun_s), one)
 
-    def _due_in_s(self) -> float:
-        """When to look for a batch again: 0 where one is due, LOOK_S where nobody waits."""
-        patience_s = LOOK_S
+    def _hand_out(self, batch: Run[_Item], begun_s: float, one: Pass) -> None:
+        self._metrics.begun(batch.slot.lane, [begun_s - item.arrived_s for item in batch.items])
+        for count, compute_s in one.ran:
+            self._metrics.ran(count, compute_s)
+        for item, found in zip(batch.items, one.found, strict=True):
+            if isinstance(found, Internal):
+                item.set_exception(found)
+            else:
+                item.set_result(Scored(found.score, item.queued_at_s, found.at_s, found.heatmap))
+        with self._lock:
+            self._handing_out -= 1
+            if self._closing:
+                self._quiet.notify_all()
+
+    def _is_quiet(self) -> bool:
+        return not (len(self._queue) or self._under_way or self._handing_out)
+
+    def _wants_turn(self, now: float) -> bool:
+        """Whether to wish for one; whoever hears so does it, without the lock. What is due later is the timer's."""
+        if self._wished or (due_s := self._due_s()) == math.inf:
+            return False
+        if due_s <= now:
+            self._wished = True
+        elif due_s < self._looks_s:
+            self._sooner.notify()
+        return self._wished
+
+    def _due_s(self) -> float:
+        """When a batch is due, on our clock: long ago where it is, and never where nobody waits."""
+        due_s = math.inf
         for slot in self._queue.heads():
             if self._closing or slot.full or not self._max_batch_wait_s:
-                return 0.0
-            patience_s = min(patience_s, self._company_until_s(slot) - self._clock())
-        return patience_s
+                return -math.inf
+            due_s = min(due_s, self._company_until_s(slot))
+        return due_s
 
     def _company_until_s(self, slot: Slot[_Item]) -> float:
         """When the first of them has waited long enough, or must go to be in time."""
@@ -411,75 +465,13 @@ class Batcher:
         """
         computed = sum(count for _, count in self._under_way.values())
         share = math.ceil((len(self._queue) + computed) / self._runs)
-        return self._padded(min(share, self._max_batch_size))
-
-    def _padded(self, count: int) -> int:
-        return next((size for size in self._sizes if size >= count), count)
-
-    def _judged(self, worker: int, batch: Run[_Item]) -> list[Scored | Internal]:
-        batch.closed_up()
-        try:
-            return self._computed(batch, 0, len(batch.items))
-        finally:
-            # Before anybody is answered, who may call again at once: this stream is idle, and the memory free.
-            with self._lock:
-                del self._under_way[worker]
-                self._queue.done(batch)
-
-    def _computed(self, batch: Run[_Item], first: int, count: int) -> list[Scored | Internal]:
-        """What the engine says of the batch's images from `first` on."""
-        # Whatever lies beside them makes up a size that the engine likes. At a slot's end that is before them.
-        size = self._padded(count)
-        start = min(batch.start + first, self._max_batch_size - size)
-        begun_s = self._clock()
-        try:
-            with (
-                self._watchdog.watching(f"a pass of {count} images through the network"),
-                spans.batch("infer", [item.context for item in batch.items[first : first + count]]),
-            ):
-                output = self._engine.infer(batch.slot.images[start : start + size])
-            heatmaps = _checked(output, size)
-        except Exception as error:  # an engine may raise anything; it concerns these images and never the next
-            self._metrics.engine_errors.inc()
-            if count > 1:
-                log.warning("the engine failed on a batch, trying its images one by one", error=repr(error))
-                return [self._computed(batch, place, 1)[0] for place in range(first, first + count)]
-            batch.items[first].context.run(log.error, "the engine failed on an image", error=repr(error))
-            return [Internal(f"the engine failed on this image: {type(error).__name__}: {error}"[:500])]
-        compute_s = self._clock() - begun_s
-        with self._lock:
-            self._pace.observe(count, compute_s)
-        self._metrics.ran(count, compute_s)
-        now = time.time()
-        ours = slice(batch.start + first - start, batch.start + first - start + count)
-        rows = zip(batch.items[first : first + count], output.scores[ours].tolist(), heatmaps[ours], strict=True)
-        return [Scored(score, item.queued_at_s, now, heatmap) for item, score, heatmap in rows]
-
-
-def _checked(output: Output, count: int) -> Sequence[Heatmap | None]:
-    """The heatmap of each image. Raises Internal when there are not as many scores, or heatmaps, as images."""
-    scores, heatmaps = output
-    if scores.shape != (count,):
-        raise Internal(f"the engine gave scores of shape {scores.shape} for {count} images")
-    if heatmaps is None:
-        return [None] * count
-    if heatmaps.ndim != 3 or len(heatmaps) != count:
-        raise Internal(f"the engine gave heatmaps of shape {heatmaps.shape} for {count} images")
-    return list(heatmaps)
+        return self._passage.padded(min(share, self._max_batch_size))
 
 
 def _counted(make: Callable[[], Images], metrics: BatcherMetrics, size: int) -> Images:
     images = make()
     metrics.slot_bytes.inc(size)
     return images
-
-
-def _hand_out(items: list[_Item], answers: list[Scored | Internal]) -> None:
-    for item, answer in zip(items, answers, strict=True):
-        if isinstance(answer, Scored):
-            item.set_result(answer)
-        else:
-            item.set_exception(answer)
 
 
 def _fail(items: list[_Item], error: Exception) -> None:

@@ -1,7 +1,9 @@
 """The engines' streams, which several batchers share: whose turn it is when more of them have images than there are.
 
-batchers with images ─> least computed so far, by time ─> at most `count` runs at once, on all engines together
-shadows with images ──> only when none of those waits, and never on every stream
+batchers with images ── wish ─> least computed so far, by time ─> turn: at most `count` runs at once, on all engines
+shadows with images ─── wish ─> only when none of those waits, and never on every stream
+
+No thread waits: a wish is answered with a turn, at once where there is room, else by the thread that makes some.
 
 Start-time fair queueing (Goyal, Vin and Cheng, 1997) over seconds of computing: each run begins at its flow's own time,
 the least goes first, and time that a flow did not use while it had no images is not saved up. What a run lasts is known
@@ -16,9 +18,7 @@ import time
 from collections.abc import Callable, Sized
 from dataclasses import dataclass
 
-LOOK_S = 1.0
-"""How long a flow that waits sleeps between looks: a shadow is told of the end of others' runs, and not of images that
-were cancelled."""
+from inspectbus.inference.afterwards import follow
 
 
 class Streams:
@@ -35,7 +35,7 @@ class Streams:
         self._lock = threading.Lock()
         self._running = 0
         self._shadows_running = 0
-        self._waiting: list[_Wait] = []
+        self._wishing: list[Flow] = []
         self._now_s = {False: 0.0, True: 0.0}
         """Of the flows' own time, and of the shadows': where the run that was the last to begin did."""
         self._flows: tuple[Flow, ...] = ()
@@ -51,31 +51,25 @@ class Streams:
     @property
     def crowd(self) -> int:
         """Flows that have images now; shadows have no turn that costs anybody else one."""
-        return sum(1 for flow in self._flows if not flow.shadow and (flow.running or flow.waiting))
+        return sum(1 for flow in self._flows if not flow.shadow and (flow.running or flow.wishes))
 
-    def _begin(self, flow: Flow) -> Turn | None:
+    def _wish(self, flow: Flow) -> None:
         with self._lock:
-            if flow.idle and not (flow.running or flow.waiting):
+            if flow.closed or flow.wishes:
+                return
+            if flow.idle and not flow.running:
                 flow.at_s = max(flow.at_s, self._now_s[flow.shadow])
-            if flow.closed:
-                return None
-            if not self._waiting and self._has_room(flow):
-                return self._granted(flow)
-            wait = _Wait(flow, threading.Condition(self._lock))
-            flow.waiting += 1
-            self._waiting.append(wait)
-            self._grant()
-            while wait.turn is None and not flow.closed:
-                if not wait.told.wait(LOOK_S):
-                    self._grant()
-            flow.waiting -= 1
-            if wait.turn is None:
-                self._waiting.remove(wait)
+            if not (self._wishing or flow.shadow) and self._has_room(flow):
+                turns = [self._granted(flow)]
             else:
-                wait.turn.begun_s = self._clock()
-            return wait.turn
+                flow.wishes = True
+                # First among those who wish, and only then looked at: see `_look`.
+                self._wishing.append(flow)
+                turns = self._grants()
+        _hand_out(turns)
 
     def _end(self, turn: Turn, *, used: bool) -> None:
+        turns: list[Turn] = []
         with self._lock:
             seconds = self._clock() - turn.begun_s if used else 0.0
             flow = turn.flow
@@ -87,37 +81,50 @@ class Streams:
             if used:
                 flow.last_s = seconds
                 flow.computed_s += seconds
-            if self._waiting:
-                self._grant()
+            if self._wishing:
+                turns = self._grants()
+        _hand_out(turns)
+
+    def _look(self) -> None:
+        """Some flow has no images any more, which shadows may have waited for."""
+        # Without the lock, for each batch: whoever came to wish and saw the images is seen here.
+        if self._wishing:
+            with self._lock:
+                turns = self._grants()
+            _hand_out(turns)
 
     def _close(self, flow: Flow) -> None:
         with self._lock:
             flow.closed = True
             self._flows = tuple(each for each in self._flows if each is not flow)
-            for wait in self._waiting:
-                if wait.flow is flow:
-                    wait.told.notify()
+            if flow.wishes:
+                flow.wishes = False
+                self._wishing.remove(flow)
+            turns = self._grants()
+        flow._begin = _nobody  # who has closed it must not wait, with it, for the garbage collector
+        _hand_out(turns)
 
     def _has_room(self, flow: Flow) -> bool:
         if flow.running >= flow.most:
             return False
         if not flow.shadow:
             return self._running < self._most
-        # An image that has just come goes first, though the thread that will ask for it may still be on its way here.
+        # An image that has just come goes first, though it is still being written and nobody wishes for it yet.
         expected = any(not each.shadow and each.has_images for each in self._flows)
         return self._running < self._most and self._shadows_running < self._most_shadows and not expected
 
-    def _grant(self) -> None:
-        """To those who wait, as many as there is room for."""
+    def _grants(self) -> list[Turn]:
+        """To those who wish, as many as there is room for. To be handed out without the lock."""
+        turns: list[Turn] = []
         while True:
-            first = [wait for wait in self._waiting if not wait.flow.shadow] or self._waiting
-            able = [wait for wait in first if self._has_room(wait.flow)]
+            first = [flow for flow in self._wishing if not flow.shadow] or self._wishing
+            able = [flow for flow in first if self._has_room(flow)]
             if not able:
-                return
-            wait = min(able, key=lambda each: each.flow.at_s)
-            self._waiting.remove(wait)
-            wait.turn = self._granted(wait.flow)
-            wait.told.notify()
+                return turns
+            flow = min(able, key=lambda each: each.at_s)
+            self._wishing.remove(flow)
+            flow.wishes = False
+            turns.append(self._granted(flow))
 
     def _granted(self, flow: Flow) -> Turn:
         self._running += 1
@@ -136,9 +143,9 @@ class Flow:
         self.shadow = shadow
         self.closed = False
         self.running = 0
-        self.waiting = 0
+        self.wishes = False
         self.idle = True
-        """It had no images when its last run ended. One that had, and has not asked yet, catches nothing up."""
+        """It had no images when its last run ended. One that had, and has no wish yet, catches nothing up."""
         self.at_s = 0.0
         """Its own time: it rises with what the flow is given, and catches up when it comes back."""
         self.last_s = 0.0
@@ -147,10 +154,13 @@ class Flow:
         self.most = streams._most_shadows if shadow else streams._most
         """Runs that it may have at once."""
         self._images: Sized = ()
+        self._begin: Callable[[Turn], object] = _nobody
 
-    def is_for(self, images: Sized) -> None:
-        """Those that wait for its turns. Looked at without a lock."""
-        self._images = images
+    def is_for(self, images: Sized, begin: Callable[[Turn], object]) -> None:
+        """`images` wait for its turns, and are looked at without a lock. `begin` is called with each turn, without a
+        lock and never inside of another `begin`; it returns soon, for it may be on another flow's thread.
+        """
+        self._images, self._begin = images, begin
 
     def limited_to(self, streams: int) -> int:
         """Runs that it may have at once, from now on: its engine has so many streams."""
@@ -166,22 +176,26 @@ class Flow:
         """How many share the streams now, this one among them."""
         return max(1, self.streams.crowd)
 
-    def begin(self) -> Turn | None:
-        """Waits for this flow's turn. None once the flow is closed.
+    def wish(self) -> None:
+        """For one turn. Nothing while such a wish is open, or once the flow is closed.
 
-        Whoever has many images asks before its last run is over, or another flow would be the only one that waits, and
-        have the stream whosever turn it is.
+        Whoever has more images wishes again as soon as it has a turn: another flow would be the only one that wishes,
+        and have the stream whosever turn it is.
         """
-        return self.streams._begin(self)
+        self.streams._wish(self)
+
+    def emptied(self) -> None:
+        """Its images have gone, and perhaps without a turn."""
+        self.streams._look()
 
     def close(self) -> None:
-        """Whoever waits for a turn gets none any more."""
+        """It has no turn any more, but those that it has."""
         self.streams._close(self)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Turn:
-    """A stream, from `begin` until it ends. Whoever has it ends it, once."""
+    """A stream, from `begin` until it ends. Whoever has it ends it, once, on any thread."""
 
     flow: Flow
     begun_s: float
@@ -193,8 +207,15 @@ class Turn:
         self.flow.streams._end(self, used=used)
 
 
-@dataclass(eq=False, slots=True)
-class _Wait:
-    flow: Flow
-    told: threading.Condition
-    turn: Turn | None = None
+def _hand_out(turns: list[Turn]) -> None:
+    for turn in turns:
+        follow(_handed, turn)
+
+
+def _handed(turn: Turn) -> None:
+    turn.flow._begin(turn)
+
+
+def _nobody(turn: Turn) -> None:
+    """A turn that came too late: its flow is closed."""
+    turn.end(used=False)

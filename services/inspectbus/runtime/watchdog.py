@@ -1,6 +1,7 @@
 """The watchdog: ends the process when a call hangs, because nothing less ends a call.
 
     with watchdog.watching("preparing frame ..."): ...      longer than the limit ─> every thread's stack, exit code 70
+    watchdog.began("a pass ...") ─> watchdog.ended(...)     the same, where another thread may see the end
 
 Whoever runs the process starts it again, and the message that hung comes back counted. A call that hangs inside a
 library while it holds the interpreter's lock stops our thread too: then the C timer of `faulthandler`, which our thread
@@ -61,13 +62,14 @@ class Watchdog:
         """For calls of one step that ends by itself within milliseconds, never for a wait."""
         return _Watched(self, what)
 
-    def _began(self, what: str) -> int:
+    def began(self, what: str) -> int:
+        """As `watching`, for a step that may end on another thread: its number, for `ended`, to be told once."""
         number = next(self._numbers)
         with self._lock:
             self._calls[number] = (time.monotonic(), what)
         return number
 
-    def _ended(self, number: int) -> None:
+    def ended(self, number: int) -> None:
         with self._lock:
             del self._calls[number]
 
@@ -100,7 +102,7 @@ class _Watched:
         self._watchdog, self._what = watchdog, what
 
     def __enter__(self) -> None:
-        self._number = self._watchdog._began(self._what)
+        self._number = self._watchdog.began(self._what)
 
     def __exit__(self, *_: object) -> None:
-        self._watchdog._ended(self._number)
+        self._watchdog.ended(self._number)

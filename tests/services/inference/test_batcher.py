@@ -26,7 +26,7 @@ from inspectbus.inference.batcher import Batcher, Scored
 from inspectbus.inference.engine import Engine, Images, Output
 from inspectbus.inference.metrics import BatcherMetrics
 from inspectbus.runtime.watchdog import Watchdog
-from tests.doubles.engines import PATIENCE_S, BrightnessEngine
+from tests.doubles.engines import PATIENCE_S, BrightnessEngine, PoolEngine
 
 SIDE = 4
 
@@ -589,11 +589,14 @@ def test_what_was_done_is_counted(engine: BrightnessEngine) -> None:
     limit=st.integers(1, 12),
     poison=st.sets(st.integers(0, 39), max_size=3),
     streams=st.integers(1, 3),
+    calls_back=st.booleans(),
 )
 def test_however_they_arrive_every_frame_is_answered_exactly_once(
-    seed: int, size: int, wait_s: float, limit: int, poison: set[int], streams: int
+    seed: int, size: int, wait_s: float, limit: int, poison: set[int], streams: int, calls_back: bool
 ) -> None:
-    engine = BrightnessEngine(streams)
+    # some images fail while they are computed, and of an engine that calls back some before they are begun
+    calling = PoolEngine(streams, frozenset(level for level in poison if level % 2))
+    engine: BrightnessEngine = calling if calls_back else BrightnessEngine(streams)
     engine.poison = poison
     answers: dict[int, list[str]] = {level: [] for level in range(40)}
     futures: list[Future[Scored]] = []
@@ -634,6 +637,7 @@ def test_however_they_arrive_every_frame_is_answered_exactly_once(
             sender.start()
         for sender in senders:
             sender.join(PATIENCE_S)
+    calling.close()
     assert wait(futures, PATIENCE_S).not_done == set()
     assert all(len(heard) == 1 and "somebody" not in heard[0] for heard in answers.values()), answers
     assert max((len(batch) for batch in engine.batches), default=0) <= size

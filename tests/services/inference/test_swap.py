@@ -176,7 +176,7 @@ def test_what_was_admitted_before_is_judged_by_the_old_version_which_then_is_gon
     assert {(each.model_version, each.score) for each in decided} == {(old, loads.score(old))}
     assert (answered.model_version, answered.score) == (old, loads.score(old))
     assert comes_true(lambda: loads.alive(old) is None)
-    assert [thread.name for thread in threading.enumerate()].count("inference-batcher-0") == 1
+    assert [thread.name for thread in threading.enumerate()].count("inference-batcher-timer") == 1
 
 
 def test_fifty_swaps_under_load_lose_no_frame_fail_no_call_and_misname_nothing(
