@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import time
 import weakref
 from pathlib import Path
@@ -122,6 +123,19 @@ def test_whoever_is_told_and_raises_brings_nothing_down(engine: OpenVinoEngine) 
         engine.start(images(SOUND), raises)
         reached.get(timeout=PATIENCE_S)
     assert engine.infer(images(SOUND)).scores.tolist() == [SOUND]
+
+
+def test_the_thread_that_calls_back_is_no_stranger_each_time(engine: OpenVinoEngine) -> None:
+    here, met = threading.local(), Queue[bool]()
+
+    def done(_: Output | Exception) -> None:
+        met.put(hasattr(here, "met"))
+        here.met = True
+
+    for _ in range(2):
+        engine.start(images(SOUND), done)
+        last = met.get(timeout=PATIENCE_S)
+    assert last
 
 
 def test_it_lets_go_of_its_memory_when_nobody_refers_to_it_any_more(export: Path, engine: OpenVinoEngine) -> None:
