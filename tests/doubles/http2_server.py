@@ -93,8 +93,11 @@ class Scripted:
         raise BadField(request.decode(), field="name")
 
     async def count(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
-        """So many answers of so many bytes, as the request says."""
-        count, size = map(int, request.split())
+        """So many answers of so many bytes, as the request says. Raises BadField."""
+        try:
+            count, size = map(int, request.split())
+        except ValueError:
+            raise BadField("a request says how many answers, and of how many bytes") from None
         for _ in range(count):
             yield bytes(size)
             self.given += 1
@@ -184,7 +187,7 @@ class Http2Server:
 
     @property
     def connections(self) -> int:
-        return self.ask(lambda: len(self.server._host.open))
+        return self.ask(lambda: len(self._connections))
 
     def wait_until(self, fact: Callable[[], bool]) -> None:
         """Of the server. Raises TimeoutError."""
@@ -201,8 +204,8 @@ class Http2Server:
         self.wait_until(
             lambda: (
                 not self.server._tasks
-                and len(self.server._host.open) <= connections
-                and not any(each._calls for each in self.server._host.open)
+                and len(self._connections) <= connections
+                and not any(each._calls for each in self._connections)
             )
         )
 

@@ -267,6 +267,18 @@ SMALL_WINDOW = 1000
 """Of the random conversations, so that a few messages fill it."""
 
 
+def test_a_sender_of_very_many_messages_that_are_read_is_never_stuck() -> None:
+    async def body() -> None:
+        sender = Sender(window=SMALL_WINDOW)
+        for at in range(2000):
+            assert sender.window >= PREFIX_BYTES + at % 3, f"after {at} messages"
+            sender.send(framed(bytes(at % 3)))
+            assert await sender.inbox.read() is not None
+
+    with patch.object(inbox, "WINDOW_BYTES", SMALL_WINDOW):
+        run(body())
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     sizes=st.lists(st.one_of(st.integers(0, 9), st.integers(0, 5 * SMALL_WINDOW)), max_size=12),

@@ -460,6 +460,21 @@ def test_a_method_that_ends_while_its_client_still_sends_ends_the_call(client: H
     assert client.answer(client.call("Echo", b"next")).messages == [b"next"]
 
 
+def test_what_still_comes_of_calls_that_are_over_is_no_flood(
+    client: Http2Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client whose large message is refused has sent a whole window of it before it hears so."""
+    monkeypatch.setattr(connection_module, "BURST_FRAMES", 100)
+    monkeypatch.setattr(connection_module, "FRAMES_PER_S", 1)
+    for _ in range(10):
+        stream = client.begin("Early")
+        client.send(stream, framed(b"first"))
+        assert client.answer(stream).status == OK
+        client.raw(frame(DATA, stream, bytes(16_384)) * 63)
+
+    assert client.answer(client.call("Echo", b"next")).messages == [b"next"]
+
+
 @pytest.mark.parametrize("count", [1000, pytest.param(10_000, marks=pytest.mark.soak)])
 def test_a_connection_is_as_large_after_thousands_of_calls_as_before(
     server: Http2Server, client: Http2Client, count: int
@@ -510,6 +525,20 @@ def test_leaving_tells_its_clients_and_finishes_the_calls_in_hand(server: Http2S
     assert client.answer(stream).messages == [b"2 6"]
     client.wait_gone()
     left.result(PATIENCE_S)
+
+
+def test_leaving_waits_until_the_last_answer_is_read(server: Http2Server) -> None:
+    windows = {SettingCodes.INITIAL_WINDOW_SIZE: 32 * MB}
+    with Http2Client(server.address, windows, receive_bytes=4096) as client:
+        client.give(32 * MB)
+        stream = client.call("Count", b"1 12000000")
+        client.wait(lambda: len(client.answers[stream].data) > 0)
+
+        left = server.leave(PATIENCE_S)
+
+        assert client.answer(stream).messages == [bytes(12_000_000)]
+        assert client.answers[stream].status == OK
+        left.result(PATIENCE_S)
 
 
 def test_leaving_cancels_what_does_not_end(server: Http2Server, client: Http2Client) -> None:
@@ -609,6 +638,13 @@ BROKEN: dict[str, tuple[Callable[[int], bytes], ErrorCodes]] = {
         lambda _: frame(WINDOW_UPDATE, 99, (1).to_bytes(4)),
         ErrorCodes.PROTOCOL_ERROR,
     ),
+    "room for a call that becomes more than there may be": (
+        lambda at: (
+            frame(WINDOW_UPDATE, at, (LARGEST_WINDOW - 65_535).to_bytes(4))
+            + frame(SETTINGS, 0, (4).to_bytes(2) + (65_536).to_bytes(4))
+        ),
+        ErrorCodes.FLOW_CONTROL_ERROR,
+    ),
 }
 
 
@@ -691,7 +727,7 @@ def test_who_speaks_something_else_is_let_go(server: Http2Server, said: bytes) -
     assert serves(server)
 
 
-@pytest.mark.parametrize("said", [b"", PREFACE[:10]], ids=["nothing", "half a greeting"])
+@pytest.mark.parametrize("said", [b"", PREFACE[:10], PREFACE], ids=["nothing", "half a greeting", "a greeting"])
 def test_who_does_not_begin_to_speak_is_let_go(
     server: Http2Server, said: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -933,6 +969,31 @@ def test_who_does_not_agree_on_http2_in_tls_is_let_go(
             assert _all_of(speaker) == b""
         server.wait_quiet()
         assert not server.faults
+
+
+def test_who_is_still_agreeing_on_tls_when_a_server_leaves_is_told_so(
+    secured: tuple[ServiceSettings, Authority],
+) -> None:
+    settings, authority = secured
+    context = ssl.create_default_context(cafile=str(authority.file))
+    context.set_alpn_protocols(["h2"])
+    credentials = grpc.ssl_channel_credentials(authority.file.read_bytes())
+    with (
+        Http2Server(settings, tls=server_context(settings)) as server,
+        socket.create_connection(("127.0.0.1", int(server.address.rpartition(":")[2])), PATIENCE_S) as plain,
+        grpc.secure_channel(server.address, credentials) as channel,
+    ):
+        call = method(channel, "Wait").future(b"", timeout=PATIENCE_S)
+        # Who came before has been accepted, too.
+        assert server.scripted.waiting.acquire(timeout=PATIENCE_S)
+        server.leave(PATIENCE_S / 2)
+        server.wait_until(lambda: all(each._draining for each in server.server._host.open))
+
+        with context.wrap_socket(plain, server_hostname="localhost") as speaker:
+            speaker.sendall(PREFACE + frame(SETTINGS))
+            speaker.settimeout(PATIENCE_S / 4)
+            assert frame(GOAWAY, 0, bytes(8)) in _all_of(speaker)
+        assert not call.done()
 
 
 def test_a_server_on_ipv6_is_served() -> None:
