@@ -2,6 +2,7 @@
 
 socket ─> receiving.py: frames ─> connection.py ─┬─ DATA ────> inbox.py: messages, where their bytes arrived
                                                  └─ HEADERS ─> call.py ─> server.py: its method, a coroutine
+socket <─ sending.py: frames <───────────────────────────────────┘
 
 gRPC's own library wakes six threads for an image, and copies it three times. Here it wakes the loop, and is copied once
 between the kernel and where it is read. Measured on two cores with EfficientNet-Lite0 in bf16, by turns with grpc.aio:

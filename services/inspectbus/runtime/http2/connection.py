@@ -12,10 +12,7 @@ is not read either: so what waits to be sent is bounded too.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import socket
-import sys
-import termios
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -34,11 +31,11 @@ from inspectbus.runtime.http2.frames import (
     Violation,
     settings_of,
     without_padding,
-    written,
 )
 from inspectbus.runtime.http2.headers import is_request
 from inspectbus.runtime.http2.inbox import WINDOW_BYTES, Inbox
 from inspectbus.runtime.http2.receiving import BUFFER_BYTES, Receiver
+from inspectbus.runtime.http2.sending import Sender
 
 log = structlog.get_logger(__name__)
 
@@ -63,8 +60,6 @@ FRAMES_OF_A_CALL, FRAMES_OF_AN_ANSWER = 8, 2
 """That a client may say for what was answered: some ask for the time of a round trip with each answer."""
 FRAMES_AT_ONCE = 64
 """Then others have their turn: some thousand small ones that came at once would keep them waiting for 40 ms."""
-LOOK_S = 0.02
-"""Between looks whether what was said last has been received."""
 FIRST_WORD_S = 20.0
 """Until a connection has said that it speaks HTTP/2."""
 
@@ -115,9 +110,6 @@ class Connection(asyncio.BufferedProtocol):
         self._owed = 0
         self._window = CONNECTION_WINDOW_BYTES
 
-        self._outgoing: list[bytes] = []
-        self._flushing = False
-        self._jammed = False
         self._behind = False
         self.room = FIRST_WINDOW_BYTES
         """What all calls together may send now."""
@@ -129,7 +121,6 @@ class Connection(asyncio.BufferedProtocol):
         self._frames_left: float = BURST_FRAMES
         self._frames_counted_s = self._loop.time()
         self._draining = False
-        self._closing = False
         self.lost: asyncio.Future[None] = self._loop.create_future()
         """Done when it is closed."""
         self._heard_s = self._loop.time()
@@ -147,6 +138,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
+        self._sender = Sender(transport)
         self._host.open.add(self)
         # Or a small answer would wait for 40 ms until the one before is acknowledged.
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -161,9 +153,11 @@ class Connection(asyncio.BufferedProtocol):
             (Setting.MAX_FRAME_SIZE, MOST_FRAME_BYTES),
             (Setting.MAX_HEADER_LIST_SIZE, MOST_HEADERS_BYTES),
         )
-        self._say(Kind.SETTINGS, b"".join(setting.to_bytes(2) + value.to_bytes(4) for setting, value in settings))
+        self._sender.say(
+            Kind.SETTINGS, b"".join(setting.to_bytes(2) + value.to_bytes(4) for setting, value in settings)
+        )
         self._give(0, CONNECTION_WINDOW_BYTES - FIRST_WINDOW_BYTES)
-        self.flush()
+        self._sender.flush()
         if self._host.leaving:
             self.drain()
 
@@ -172,15 +166,16 @@ class Connection(asyncio.BufferedProtocol):
         self.lost.set_result(None)
         if self._watch is not None:
             self._watch.cancel()
+        self._sender.lost()
         self._receiver.forget()
         self._hang_up()
 
     def pause_writing(self) -> None:
-        self._jammed = True
+        self._sender.jammed = True
         self._steer()
 
     def resume_writing(self) -> None:
-        self._jammed = False
+        self._sender.jammed = False
         self._steer()
         self._tell_room()
 
@@ -189,7 +184,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, count: int) -> None:
         self._heard_s = self._loop.time()
-        if not self._closing:
+        if not self._sender.over:
             self._go_on(count)
 
     # --- what comes
@@ -202,16 +197,16 @@ class Connection(asyncio.BufferedProtocol):
         except Violation as error:
             self._behind = False
             self._give_up(error)
-        self.flush()
+        self._sender.flush()
         self._steer()
         if self._behind:
             self._loop.call_soon(self._go_on)
 
     def _steer(self) -> None:
         """Reads no more while its client does not, or says more than we can follow."""
-        if self._closing:
+        if self._sender.over:
             pass
-        elif self._jammed or self._behind:
+        elif self._sender.jammed or self._behind:
             self._transport.pause_reading()
         elif not self._transport.is_reading() and not self._transport.is_closing():
             self._transport.resume_reading()
@@ -330,11 +325,11 @@ class Connection(asyncio.BufferedProtocol):
     def _call_begins(self, stream_id: int, headers: list[tuple[bytes, bytes]], *, last: bool) -> None:
         if self._draining or len(self._calls) >= self._terms.most_calls:
             self._count_frame()
-            self._say(Kind.RST_STREAM, Code.REFUSED_STREAM.to_bytes(4), stream_id)
+            self._sender.say(Kind.RST_STREAM, Code.REFUSED_STREAM.to_bytes(4), stream_id)
             return
         if not is_request(headers):
             self._count_frame()
-            self._say(Kind.RST_STREAM, Code.PROTOCOL_ERROR.to_bytes(4), stream_id)
+            self._sender.say(Kind.RST_STREAM, Code.PROTOCOL_ERROR.to_bytes(4), stream_id)
             return
         call = Call(self, stream_id, headers, self._terms.most_message_bytes)
         self._calls[stream_id] = call
@@ -359,13 +354,13 @@ class Connection(asyncio.BufferedProtocol):
             elif setting == Setting.MAX_FRAME_SIZE:
                 self._most_payload = min(value, MOST_FRAME_BYTES)
         if not flags & Flag.ACK:
-            self._say(Kind.SETTINGS, flags=Flag.ACK)
+            self._sender.say(Kind.SETTINGS, flags=Flag.ACK)
 
     def _hear_ping(self, stream_id: int, payload: bytes, flags: int) -> None:
         if stream_id or len(payload) != 8:
             raise Violation(Code.FRAME_SIZE_ERROR, "a PING has eight bytes, and is no call's")
         if not flags & Flag.ACK:
-            self._say(Kind.PING, payload, flags=Flag.ACK)
+            self._sender.say(Kind.PING, payload, flags=Flag.ACK)
 
     def _hear_leaving(self, stream_id: int, payload: bytes, flags: int) -> None:
         """Its calls may still be answered (6.8)."""
@@ -392,34 +387,8 @@ class Connection(asyncio.BufferedProtocol):
             self._close()
 
     def _close(self) -> None:
-        """Says no more. What was said shall be heard: a socket that is closed while something lies in it unread throws
-        away what it has not sent. So until all is there it is read, and heard no more.
-        """
-        if self._closing or self._transport.is_closing():
-            return
-        self.flush()
-        self._closing = True
         self._receiver.forget()
-        try:
-            if not self._transport.can_write_eof():  # TLS ends in words of its own
-                self._transport.close()
-                return
-            self._transport.resume_reading()
-            self._transport.write_eof()
-        except OSError:  # its client was quicker
-            self._transport.abort()
-            return
-        self._leave(self._loop.time() + self._terms.keepalive_s)
-
-    def _leave(self, until_s: float) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
-        if self._loop.time() >= until_s:
-            self._transport.abort()
-        elif self._transport.get_write_buffer_size() or _not_acknowledged(self._transport.get_extra_info("socket")):
-            self._watch = self._loop.call_later(LOOK_S, self._leave, until_s)
-        else:
-            self._transport.close()
+        self._sender.close(self._terms.keepalive_s)
 
     def _earn(self, frames: int) -> None:
         self._frames_left = min(self._frames_left + frames, BURST_FRAMES)
@@ -436,7 +405,7 @@ class Connection(asyncio.BufferedProtocol):
         """The connection ends, and every call on it."""
         # Nobody need be known for it, so at a level that fills no disk.
         log.debug("a connection does not keep to HTTP/2", peer=self.peer, error=str(error))
-        self._say(Kind.GOAWAY, self._highest.to_bytes(4) + error.code.to_bytes(4))
+        self._sender.say(Kind.GOAWAY, self._highest.to_bytes(4) + error.code.to_bytes(4))
         self._hang_up()
         self._close()
 
@@ -460,61 +429,47 @@ class Connection(asyncio.BufferedProtocol):
     def give(self, call: Call, count: int) -> None:
         if self._calls.get(call.stream_id) is call:
             self._give(call.stream_id, count)
-            self._flush_soon()
+            self._sender.flush_soon()
 
     def send_headers(self, call: Call, block: bytes, *, last: bool) -> None:
         """As they are `encoded`. The `last` end the call, whatever more its client would send. Nothing where it has
         gone."""
         if self._calls.get(call.stream_id) is not call:
             return
-        self._say(Kind.HEADERS, block, call.stream_id, Flag.END_HEADERS | (Flag.END_STREAM if last else 0))
+        self._sender.say(Kind.HEADERS, block, call.stream_id, Flag.END_HEADERS | (Flag.END_STREAM if last else 0))
         if not last:
             return
         if not call.inbox.ended:
-            self._say(Kind.RST_STREAM, Code.NO_ERROR.to_bytes(4), call.stream_id)
+            self._sender.say(Kind.RST_STREAM, Code.NO_ERROR.to_bytes(4), call.stream_id)
         self._earn(FRAMES_OF_A_CALL)
         self._call_ends(call)
 
     def has_room(self, call: Call, count: int) -> bool:
         """Whether so much could be sent at once."""
         room = min(self.room, call.room, self._most_payload)
-        return count <= room and not self._jammed and self._calls.get(call.stream_id) is call
+        return count <= room and not self._sender.jammed and self._calls.get(call.stream_id) is call
 
     def send_data(self, call: Call, data: memoryview | bytes) -> int:
         """As much of it as there is room for now; gives how much that was."""
         count = max(0, min(len(data), self.room, call.room, self._most_payload))
-        if count and not self._jammed:
+        if count and not self._sender.jammed:
             self.room -= count
             call.room -= count
             self._earn(FRAMES_OF_AN_ANSWER)
-            self._say(Kind.DATA, bytes(data[:count]), call.stream_id)
+            self._sender.say(Kind.DATA, bytes(data[:count]), call.stream_id)
             return count
         return 0
 
     def flush(self) -> None:
         """What was said goes out."""
-        self._flushing = False
-        if not self._outgoing:
-            return
-        outgoing = b"".join(self._outgoing)
-        self._outgoing.clear()
-        if not (self._closing or self._transport.is_closing()):
-            self._transport.write(outgoing)
-
-    def _say(self, kind: Kind, payload: bytes = b"", stream_id: int = 0, flags: int = 0) -> None:
-        self._outgoing.append(written(kind, payload, stream_id, flags))
-
-    def _flush_soon(self) -> None:
-        if not self._flushing:
-            self._flushing = True
-            self._loop.call_soon(self.flush)
+        self._sender.flush()
 
     def _give(self, stream_id: int, count: int) -> None:
-        self._say(Kind.WINDOW_UPDATE, count.to_bytes(4), stream_id)
+        self._sender.say(Kind.WINDOW_UPDATE, count.to_bytes(4), stream_id)
 
     def _reset(self, call: Call, code: Code) -> None:
         self._count_frame()
-        self._say(Kind.RST_STREAM, code.to_bytes(4), call.stream_id)
+        self._sender.say(Kind.RST_STREAM, code.to_bytes(4), call.stream_id)
         self._call_ends(call)
         call.hung_up()
 
@@ -533,8 +488,8 @@ class Connection(asyncio.BufferedProtocol):
         if self._draining:
             return
         self._draining = True
-        self._say(Kind.GOAWAY, self._highest.to_bytes(4) + Code.NO_ERROR.to_bytes(4))
-        self.flush()
+        self._sender.say(Kind.GOAWAY, self._highest.to_bytes(4) + Code.NO_ERROR.to_bytes(4))
+        self._sender.flush()
         self._close_if_done()
 
     def abort(self) -> None:
@@ -544,22 +499,17 @@ class Connection(asyncio.BufferedProtocol):
         """Whether its client is there still."""
         silent_s = self._loop.time() - self._heard_s
         patience_s = self._terms.keepalive_s + self._terms.keepalive_patience_s
-        if not self._settled or (self._calls and silent_s >= patience_s):
-            log.info("a connection is silent, and ends", peer=self.peer, seconds=round(silent_s, 1))
+        if not self._settled:
+            self._transport.abort()
+            return
+        if self._calls and silent_s >= patience_s:
+            log.info("a client with calls is silent, and its connection ends", peer=self.peer, seconds=round(silent_s))
             self._transport.abort()
             return
         if self._calls and silent_s >= self._terms.keepalive_s:
-            self._say(Kind.PING, bytes(8))
-            self.flush()
+            self._sender.say(Kind.PING, bytes(8))
+            self._sender.flush()
             next_s = self._terms.keepalive_patience_s
         else:
             next_s = self._terms.keepalive_s - (silent_s if self._calls else 0.0)
         self._watch = self._loop.call_later(next_s, self._look)
-
-
-def _not_acknowledged(connection: socket.socket) -> int:
-    """Bytes that the kernel has sent or will send; 0 where it does not tell."""
-    try:
-        return int.from_bytes(fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
-    except OSError:
-        return 0
