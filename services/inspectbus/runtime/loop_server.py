@@ -22,11 +22,13 @@ import grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
+from inspectbus.errors import QueueFull
 from inspectbus.runtime.guard import Guard, GuardedCall, Received
 from inspectbus.runtime.health import LoopHealth
-from inspectbus.runtime.http2.call import Call, Status
+from inspectbus.runtime.http2.call import Call
 from inspectbus.runtime.http2.connection import Terms
 from inspectbus.runtime.http2.server import Server
+from inspectbus.runtime.refusals import status_of
 from inspectbus.runtime.rpc_server import KEEPALIVE_PATIENCE_S, KEEPALIVE_S, LEAVE_S, Behind, Door, open_door
 from inspectbus.runtime.settings import ServiceSettings
 from inspectbus.runtime.tls import server_context
@@ -138,11 +140,12 @@ class Answers:
         self._turns = asyncio.Semaphore(settings.rpc_threads)
         self._most = settings.rpc_threads + settings.rpc_waiting
         self._in_hand = 0
+        full = f"{self._most} calls are in hand, and no more may be (rpc_threads and rpc_waiting): try again soon"
+        self._full = status_of(QueueFull(full))
 
     async def answer(self, handler: Any, call: Call) -> grpc.Status | None:
         if self._in_hand >= self._most:
-            # As gRPC itself says of a server on threads.
-            return Status(grpc.StatusCode.RESOURCE_EXHAUSTED, "Concurrent RPC limit exceeded!")
+            return self._full
         self._in_hand += 1
         try:
             async with self._turns:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
 
+from inspectbus.runtime.http2.call import Call
+from inspectbus.runtime.http2.inbox import Inbox
 from inspectbus.runtime.http2.server import Server
 from inspectbus.runtime.loop_server import LARGE_BYTES, loop_server
 from inspectbus.runtime.rpc_server import Door
@@ -111,3 +116,36 @@ def test_leaving_cancels_what_does_not_end_in_time_and_leaves_no_thread(scripted
     assert scripted.cancelled.is_set()
     assert call.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
     assert not [each.name for each in threading.enumerate() if each.name.startswith("leaving")]
+
+
+def test_a_call_for_which_no_place_is_free_is_told_when_to_come_again(scripted: Scripted) -> None:
+    settings = ServiceSettings(drain_s=0.1, rpc_threads=1)
+    with (
+        loop_server("full", settings, CollectorRegistry(), {SERVICE: scripted.add_to}) as door,
+        grpc.insecure_channel(door.address) as channel,
+    ):
+        first = method(channel, "Wait").future(b"", timeout=PATIENCE_S)
+        assert scripted.waiting.wait(PATIENCE_S)
+
+        with pytest.raises(grpc.RpcError) as caught:
+            method(channel, "Echo")(b"one more", timeout=PATIENCE_S)
+        first.cancel()
+
+    call = cast(grpc.Call, caught.value)
+    assert call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "1 calls are in hand" in str(call.details())
+    status = rpc_status.from_call(call)
+    assert status is not None
+    assert any(detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR) for detail in status.details)
+
+
+def test_calls_that_are_over_leave_nothing_for_the_garbage_collector(channel: grpc.Channel) -> None:
+    gc.collect()
+    gc.disable()  # it holds up everybody for as long as it looks
+    try:
+        for _ in range(100):
+            assert method(channel, "Echo")(b"small", timeout=PATIENCE_S) == b"small"
+        # the last one's answer was perhaps quicker than its end
+        assert sum(isinstance(each, Call | Inbox) for each in gc.get_objects()) <= 2
+    finally:
+        gc.enable()

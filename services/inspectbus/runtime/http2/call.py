@@ -14,6 +14,7 @@ import binascii
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import quote
 
@@ -79,7 +80,8 @@ class Call:
         self.stream_id = stream_id
         self.room = connection.first_room
         """What may be sent of it now."""
-        self.inbox = Inbox(most_message_bytes, lambda count: connection.give(self, count))
+        # Not told of the call itself: the two would wait, pixels and all, for the garbage collector.
+        self.inbox = Inbox(most_message_bytes, partial(connection.give, stream_id))
         self.task: asyncio.Task[None] | None = None
         """Who answers it."""
         self.serialize: Callable[[Any], bytes] = bytes

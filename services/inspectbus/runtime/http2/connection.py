@@ -426,9 +426,10 @@ class Connection(asyncio.BufferedProtocol):
         tls = self._transport.get_extra_info("ssl_object")
         return (tls.getpeercert() or {}) if tls is not None else {}
 
-    def give(self, call: Call, count: int) -> None:
-        if self._calls.get(call.stream_id) is call:
-            self._give(call.stream_id, count)
+    def give(self, stream_id: int, count: int) -> None:
+        """Lets the call's sender send so much more."""
+        if stream_id in self._calls:
+            self._give(stream_id, count)
             self._sender.flush_soon()
 
     def send_headers(self, call: Call, block: bytes, *, last: bool) -> None:
