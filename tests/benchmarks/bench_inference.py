@@ -10,16 +10,20 @@ with random weights, which cost what trained ones do, at 224 px. The last line i
 
     {"service_over_raw": {"8": ..., "32": ..., "64": ...}, "calls_over_raw": {"8": ..., "32": ..., "64": ...},
      "over_mosec": {"throughput": {"8": ..., "32": ..., "64": ...}, "p50": {"1": ..., "8": ...}, "p99": {"1": ...}},
+     "by_grpc_over_mosec": the same,
      "single_p50_over_raw": ..., "overload_goodput": ..., "figures": ...}
 
 A caller of ours has a stream (`InferStream`) open, as one of Mosec has a connection, and as plant software has that
-sends image after image: those are `service_over_raw`, `over_mosec` and `single_p50_over_raw`. Beside them stand callers
+sends image after image: those are `service_over_raw` and `single_p50_over_raw`, and gRPC's own library is their client.
+Beside them stand callers
 that make a call for each image (`calls_over_raw`), of a second service that has as many threads as a plant's by
 default; the overload goes there too.
 
 Over Mosec (PyPI `mosec`): above 1 we are better, and throughput is compared by each server's share of its own corrected
-raw. It has the same engine, a worker process for each stream, and the same pixels as bytes. Its callers, as ours, send
-what was made once: ours by gRPC, its over connections that stay open, with no more Python than sending and receiving.
+raw. It has the same engine, a worker process for each stream, and the same pixels as bytes. Its callers send what was
+made once, over connections that stay open, with no more Python than sending and receiving: a third of the processor
+that gRPC's library takes for the same, and where callers and server share two cores, a caller of ours would wait for
+that. So in `over_mosec` ours send their stream's frames just as barely; `by_grpc_over_mosec` is by gRPC's library.
 It gets the settings that serve it best, which are looked for before the first turn: batches of 1, a quarter, half and
 all of `--batch` with the shortest wait that it takes, 1 ms, and whole batches with its own default, 10 ms; each serves
 all counts of callers for two seconds, and the largest product of images/s over p99 wins. A quick turn takes whole
@@ -110,10 +114,11 @@ CORES = len(os.sched_getaffinity(0))
 LOAD_S = 120.0
 """For a service to load its model on a machine that does other things."""
 END_S = 10.0
-STREAMS, CALLS = "streams", "calls"
+STREAMS, CALLS, FRAMES = "streams", "calls", "frames"
 """How our service is asked."""
-RPC_THREADS = {STREAMS: 96, CALLS: 32}
-"""A stream holds a thread while it is open, and streams have three quarters of them. 32 is a plant's default."""
+RPC_THREADS = {STREAMS: 192, CALLS: 32}
+"""A stream holds a turn while it is open, and streams have three quarters of them; two forms of callers leave theirs
+open. 32 is a plant's default."""
 MOSEC_P50_CALLERS = (1, 8)
 """With more, p50 says what throughput says."""
 MOSEC_WAIT_MS = 10
@@ -165,6 +170,8 @@ class Turn:
     """By callers, who have a stream each."""
     calls: dict[int, Load]
     """By callers, who make single calls."""
+    frames: dict[int, Load]
+    """By callers, who have a stream each and no more of a client than Mosec's."""
     mosec: dict[int, Load]
     """By callers; empty without Mosec."""
     overload: Overload
@@ -310,6 +317,7 @@ def measure(
         servers = [InspectBus(engine, form) for form in (STREAMS, CALLS)]
         flooded = servers[-1]
         clients = {server.form: callers_of(server, engine.side, house) for server in servers}
+        clients[FRAMES] = [opened(house, "clients", FRAMES, servers[0].address, engine.side) for _ in range(CLIENTS)]
         if mosec is not None:
             clients[Mosec.form] = callers_of(Mosec(engine, mosec), engine.side, house)
         raw = opened(house, "raw", engine.version, engine.name, engine.streams, engine.threads)
@@ -326,7 +334,8 @@ def measure(
             rate = OVERLOAD * loads[CALLS][CAPACITY_CALLERS].images_per_s
             overload = flood(source, rate, seconds, flooded.end)
             theirs = loads.get(Mosec.form, {})
-            done.append(Turn(whole["images_per_s"], single["p50_s"], loads[STREAMS], loads[CALLS], theirs, overload))
+            ours = loads[STREAMS], loads[CALLS], loads[FRAMES]
+            done.append(Turn(whole["images_per_s"], single["p50_s"], *ours, theirs, overload))
     return done
 
 
@@ -403,7 +412,7 @@ def flood(source: End, rate: float, seconds: float, service: End) -> Overload:
     )
 
 
-def over_mosec(turns: Sequence[Turn]) -> dict[str, dict[str, float]]:
+def over_mosec(turns: Sequence[Turn], ours: Callable[[Turn], dict[int, Load]]) -> dict[str, dict[str, float]]:
     """Above 1, we are better: by images/s, each over the same corrected raw, and by the time that calls took."""
 
     def ratios(counts: Sequence[int], of: Callable[[Turn, int], float]) -> dict[str, float]:
@@ -411,12 +420,12 @@ def over_mosec(turns: Sequence[Turn]) -> dict[str, dict[str, float]]:
 
     def throughput(turn: Turn, count: int) -> float:
         raw = turn.raw_images_per_s
-        return turn.loads[count].over(raw) / turn.mosec[count].over(raw)
+        return ours(turn)[count].over(raw) / turn.mosec[count].over(raw)
 
     return {
         "throughput": ratios([count for count in CALLERS if count > 1], throughput),
-        "p50": ratios(MOSEC_P50_CALLERS, lambda turn, count: turn.mosec[count].p50_s / turn.loads[count].p50_s),
-        "p99": ratios(CALLERS, lambda turn, count: turn.mosec[count].p99_s / turn.loads[count].p99_s),
+        "p50": ratios(MOSEC_P50_CALLERS, lambda turn, count: turn.mosec[count].p50_s / ours(turn)[count].p50_s),
+        "p99": ratios(CALLERS, lambda turn, count: turn.mosec[count].p99_s / ours(turn)[count].p99_s),
     }
 
 
@@ -432,7 +441,8 @@ def summary(engine: Engine, turns: Sequence[Turn], mosec: MosecSettings | None) 
             str(count): round(median(turn.calls[count].over(turn.raw_images_per_s) for turn in turns), 3)
             for count in many
         },
-        "over_mosec": None if mosec is None else over_mosec(turns),
+        "over_mosec": None if mosec is None else over_mosec(turns, lambda turn: turn.frames),
+        "by_grpc_over_mosec": None if mosec is None else over_mosec(turns, lambda turn: turn.loads),
         "single_p50_over_raw": round(median(turn.loads[1].p50_s / turn.raw_single_s for turn in turns), 3),
         "overload_goodput": round(median(turn.overload.over(turn.calls[CAPACITY_CALLERS]) for turn in turns), 3),
         "figures": {
@@ -442,6 +452,7 @@ def summary(engine: Engine, turns: Sequence[Turn], mosec: MosecSettings | None) 
             "raw_single_ms": round(1000 * median(turn.raw_single_s for turn in turns), 2),
             "callers": columns([turn.loads for turn in turns]),
             "calls": columns([turn.calls for turn in turns]),
+            "frames": columns([turn.frames for turn in turns]),
             "mosec": None
             if mosec is None
             else {
@@ -490,12 +501,17 @@ def show(told: dict[str, Any]) -> None:
     print("by single calls:")
     for count, row in figures["calls"].items():
         print("".join(f"{cell:>12}" for cell in (count, *row.values(), told["calls_over_raw"].get(count, ""))))
+    print("by streams of bare frames:")
+    for count, row in figures["frames"].items():
+        print("".join(f"{cell:>12}" for cell in (count, *row.values())))
     if figures["mosec"]:
         print("Mosec, {max_batch_size} images at most, {max_wait_ms} ms:".format(**figures["mosec"]))
         for count, row in figures["mosec"]["callers"].items():
             print("".join(f"{cell:>12}" for cell in (count, *row.values())))
-        for measured, ratios in told["over_mosec"].items():
-            print(f"ours over Mosec's {measured}: " + ", ".join(f"{count}: {ratio}" for count, ratio in ratios.items()))
+        for key, by in (("over_mosec", "bare frames"), ("by_grpc_over_mosec", "gRPC's own client")):
+            for measured, ratios in told[key].items():
+                words = ", ".join(f"{count}: {ratio}" for count, ratio in ratios.items())
+                print(f"ours, by {by}, over Mosec's {measured}: {words}")
     print("overload: " + ", ".join(f"{name} {value}" for name, value in figures["overload"].items()))
 
 

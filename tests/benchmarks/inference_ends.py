@@ -26,8 +26,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import hpack
 import numpy as np
 from numpy.typing import NDArray
+
+from inspectbus.api.v1.inference_pb2 import DESCRIPTOR, InferRequest, InferStreamRequest, InferStreamResponse
+from inspectbus.imaging.pixels import to_pixels
+from inspectbus.runtime.http2 import frames
 
 RAMP_S = 0.4
 """Before anything is counted: until all callers have their first answer, and threads their caches."""
@@ -165,9 +170,6 @@ Asker = Callable[[float, Callable[[str], None]], None]
 def _ask_by_call(address: str, side: int) -> Asker:
     import grpc
 
-    from inspectbus.api.v1.inference_pb2 import DESCRIPTOR, InferRequest
-    from inspectbus.imaging.pixels import to_pixels
-
     # Bytes that were made once, as over HTTP: no message is made or parsed here for each call.
     infer: grpc.UnaryUnaryMultiCallable[bytes, bytes] = grpc.insecure_channel(address).unary_unary(
         f"/{DESCRIPTOR.services_by_name['InferenceService'].full_name}/Infer",
@@ -199,9 +201,6 @@ def _ask_by_call(address: str, side: int) -> Asker:
 def _ask_by_stream(address: str, side: int) -> Asker:
     """As many streams as callers, each open until this process ends, and one thread for all of them."""
     import grpc
-
-    from inspectbus.api.v1.inference_pb2 import DESCRIPTOR, InferStreamRequest, InferStreamResponse
-    from inspectbus.imaging.pixels import to_pixels
 
     method = f"/{DESCRIPTOR.services_by_name['InferenceService'].full_name}/InferStream"
     request = InferStreamRequest(pixels=to_pixels(_image(side))).SerializeToString()
@@ -241,6 +240,123 @@ def _ask_by_stream(address: str, side: int) -> Asker:
             loop.call_soon_threadsafe(begin, answered)
 
     return ask
+
+
+class _Frames:
+    """What a stream of gRPC costs its caller at least: a message whose frames were made once, a connection for each
+    call under way, and one thread that reads the answers. As `_Http`, for our service.
+
+    Of HTTP/2 (RFC 9113) it does what a server may rely on: it keeps to the windows, and answers settings and pings.
+    """
+
+    def __init__(self, address: str, method: str, message: bytes) -> None:
+        host, _, port = address.rpartition(":")
+        self._at = (host, int(port))
+        self._message = b"\0" + len(message).to_bytes(4) + message
+        headers = [(":method", "POST"), (":scheme", "http"), (":path", method), (":authority", address)]
+        headers += [("content-type", "application/grpc"), ("te", "trailers")]
+        self._greeting = (
+            frames.PREFACE
+            + frames.written(frames.Kind.SETTINGS, frames.Setting.INITIAL_WINDOW_SIZE.to_bytes(2) + _ROOM.to_bytes(4))
+            + frames.written(frames.Kind.WINDOW_UPDATE, (_ROOM - _FIRST_ROOM).to_bytes(4))
+            + frames.written(frames.Kind.HEADERS, hpack.Encoder().encode(headers), 1, frames.Flag.END_HEADERS)
+        )
+        self._idle: deque[_Connection] = deque()
+        self._connections: dict[int, _Connection] = {}
+        """By their numbers."""
+        self._epoll = select.epoll()
+        threading.Thread(target=self._read, name="frames", daemon=True).start()
+
+    def ask(self, patience_s: float, answered: Callable[[str], None]) -> None:
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection = _Connection(self._at, self._greeting, self._message, patience_s)
+            self._connections[connection.socket.fileno()] = connection
+            self._epoll.register(connection.socket, select.EPOLLIN)
+        connection.answered = answered
+        connection.send()
+
+    def _read(self) -> None:
+        while True:
+            for number, _ in self._epoll.poll():
+                connection = self._connections[number]
+                if (outcome := connection.heard()) is not None:
+                    self._idle.append(connection)
+                    connection.answered(outcome)
+
+
+class _Connection:
+    """With one stream."""
+
+    answered: Callable[[str], None]
+    """Is told what became of the call under way."""
+
+    def __init__(self, at: tuple[str, int], greeting: bytes, message: bytes, patience_s: float) -> None:
+        self.socket = socket.create_connection(at, patience_s)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket.sendall(greeting)
+        self._size = len(message)
+        self._received = b""
+        self._rooms = {0: _FIRST_ROOM, 1: _FIRST_ROOM}
+        """Of the connection, and of its stream."""
+        self._most = 16 << 10
+        while not self._request_fits():
+            assert self.heard() is None
+        parts = [message[at : at + self._most] for at in range(0, self._size, self._most)]
+        self._request = b"".join(frames.written(frames.Kind.DATA, part, 1) for part in parts)
+
+    def _request_fits(self) -> bool:
+        return min(self._rooms.values()) >= self._size
+
+    def send(self) -> None:
+        assert self._request_fits(), "the server gives no room for a message when it has answered the one before"
+        for each in self._rooms:
+            self._rooms[each] -= self._size
+        self.socket.sendall(self._request)
+
+    def heard(self) -> str | None:
+        """What became of the call, where that was told."""
+        received = self._received + self.socket.recv(1 << 16)
+        outcome, at = None, 0
+        while len(received) >= at + frames.HEAD_BYTES:
+            end = at + frames.HEAD_BYTES + int.from_bytes(received[at : at + 3])
+            if len(received) < end:
+                break
+            kind, flags, number = received[at + 3], received[at + 4], int.from_bytes(received[at + 5 : at + 9])
+            outcome = self._hear(kind, flags, number, received[at + frames.HEAD_BYTES : end]) or outcome
+            at = end
+        self._received = received[at:]
+        return outcome
+
+    def _hear(self, kind: int, flags: int, number: int, payload: bytes) -> str | None:
+        if kind == frames.Kind.DATA:
+            answer = InferStreamResponse.FromString(payload[5:])
+            return ANSWER if answer.HasField("judgement") else str(answer)
+        if kind == frames.Kind.WINDOW_UPDATE:
+            self._rooms[number] += int.from_bytes(payload)
+        elif kind == frames.Kind.SETTINGS and not flags & frames.Flag.ACK:
+            told = dict(frames.settings_of(number, payload, flags))
+            self._rooms[1] += told.get(frames.Setting.INITIAL_WINDOW_SIZE, _FIRST_ROOM) - _FIRST_ROOM
+            self._most = told.get(frames.Setting.MAX_FRAME_SIZE, self._most)
+            self.socket.sendall(frames.written(frames.Kind.SETTINGS, flags=frames.Flag.ACK))
+        elif kind == frames.Kind.PING and not flags & frames.Flag.ACK:
+            self.socket.sendall(frames.written(frames.Kind.PING, payload, flags=frames.Flag.ACK))
+        ends = kind == frames.Kind.HEADERS and flags & frames.Flag.END_STREAM
+        if ends or kind in (frames.Kind.GOAWAY, frames.Kind.RST_STREAM):
+            return f"the stream was ended: {payload!r}"
+        return None
+
+
+_ROOM = (1 << 31) - 1
+"""For more answers than anybody measures."""
+_FIRST_ROOM = (1 << 16) - 1
+"""Of every connection and stream until more is told."""
+
+
+def _ask_by_frames(address: str, side: int) -> Asker:
+    request = InferStreamRequest(pixels=to_pixels(_image(side))).SerializeToString()
+    return _Frames(address, f"/{DESCRIPTOR.services_by_name['InferenceService'].full_name}/InferStream", request).ask
 
 
 class _Http:
@@ -290,6 +406,7 @@ def _image(side: int) -> NDArray[np.uint8]:
 ASKERS: dict[str, Callable[[str, int], Asker]] = {
     "calls": _ask_by_call,
     "streams": _ask_by_stream,
+    "frames": _ask_by_frames,
     "mosec": _ask_mosec,
 }
 
