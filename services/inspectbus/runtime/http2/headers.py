@@ -6,6 +6,7 @@ words are always the same bytes: those of nearly every call are made once.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 
 from hpack import Encoder, NeverIndexedHeaderTuple
@@ -16,6 +17,9 @@ _NEEDED = {b":method", b":scheme", b":path"}
 _PSEUDO = _NEEDED | {b":authority"}
 _OF_CONNECTIONS = {b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"}
 _encoder = Encoder()
+
+# It would tell of every header, and callers' tokens are headers.
+logging.getLogger("hpack").setLevel(logging.WARNING)
 
 
 def is_request(headers: Headers) -> bool:
