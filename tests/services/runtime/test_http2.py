@@ -387,7 +387,7 @@ def test_a_deadline_ends_the_call_on_both_sides(server: Http2Server, channel: gr
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert server.scripted.cancelled.acquire(timeout=PATIENCE_S)
     assert server.scripted.remaining_s is not None
-    assert 0 < server.scripted.remaining_s <= 0.3
+    assert 0 < server.scripted.remaining_s <= 0.31  # its library rounds up to whole milliseconds
     server.wait_quiet(connections=1)
 
 
