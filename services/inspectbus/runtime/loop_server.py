@@ -22,7 +22,7 @@ import grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
-from inspectbus.errors import QueueFull
+from inspectbus.errors import QueueFull, TooLate
 from inspectbus.runtime.guard import Guard, GuardedCall, Received
 from inspectbus.runtime.health import LoopHealth
 from inspectbus.runtime.http2.call import Call
@@ -41,6 +41,10 @@ THREADS_BESIDE = 4
 LARGE_BYTES = 256 << 10
 """A message of more is worked on beside the loop. A MB of raw bytes is parsed in 0.02 ms, and one of names and values,
 which anybody may send, in 60: what is smaller keeps other calls waiting for 15 ms at worst."""
+REQUEST_S = 30.0
+"""Until the one message of a call is there: who sends it by the byte would have its turn for ever."""
+HEALTH = "/grpc.health.v1.Health/Check"
+"""Answered beside all turns: a service is not to be ended for being busy."""
 OPEN_S = 30.0
 """Until the loop serves. It takes milliseconds, or on a machine that is busy a second."""
 
@@ -144,6 +148,8 @@ class Answers:
         self._full = status_of(QueueFull(full))
 
     async def answer(self, handler: Any, call: Call) -> grpc.Status | None:
+        if call.method == HEALTH:
+            return await self._told(call, *await self._answered(handler, call))
         if self._in_hand >= self._most:
             return self._full
         self._in_hand += 1
@@ -153,6 +159,9 @@ class Answers:
         finally:
             self._in_hand -= 1
         # Its turn is over: who reads neither answers nor refusals keeps nobody waiting.
+        return await self._told(call, answer, status)
+
+    async def _told(self, call: Call, answer: Any, status: grpc.Status | None) -> grpc.Status | None:
         if answer is not None:
             await call.write(answer, last=True)
         return status
@@ -165,7 +174,7 @@ class Answers:
                 if handler.request_streaming:
                     request: Any = Requests(call, handler.request_deserializer, guarded)
                 else:
-                    data = await call.read()
+                    data = await _one_message(call)
                     if data is None:
                         await call.abort(
                             grpc.StatusCode.UNIMPLEMENTED, f'"{call.method}" requires exactly one request message.'
@@ -180,6 +189,14 @@ class Answers:
             if guarded.refusal is not None:
                 call.set_code(guarded.refusal.code)
         return None, guarded.refusal
+
+
+async def _one_message(call: Call) -> bytes | memoryview | None:
+    try:
+        async with asyncio.timeout(REQUEST_S):
+            return await call.read()
+    except TimeoutError:
+        raise TooLate(f"the call's message did not come within {REQUEST_S:.0f} s") from None
 
 
 async def _parsed(received: Received) -> Any:

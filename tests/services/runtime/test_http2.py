@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import socket
 import ssl
@@ -27,6 +28,7 @@ from h2.settings import SettingCodes
 from structlog.testing import capture_logs
 
 from inspectbus.runtime.http2 import connection as connection_module
+from inspectbus.runtime.http2 import server as server_module
 from inspectbus.runtime.http2.call import Status
 from inspectbus.runtime.settings import ServiceSettings
 from inspectbus.runtime.tls import server_context
@@ -924,6 +926,74 @@ def test_a_client_that_answers_when_it_is_asked_keeps_its_call(monkeypatch: pyte
 
         assert not client.answers[stream].ended
         assert server.calls == 1
+
+
+def test_a_connection_without_calls_is_let_go_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_module, "FIRST_WORD_S", 0.05)
+    monkeypatch.setattr(connection_module, "IDLE_S", 0.3)
+    with (
+        opened(keepalive_s=0.05, keepalive_patience_s=5.0) as server,
+        Http2Client(server.address) as idle,
+        Http2Client(server.address) as busy,
+    ):
+        stream = busy.call("Wait")
+        idle.wait_gone()
+
+        assert idle.told_to_go == (ErrorCodes.NO_ERROR, 0)
+        server.wait_until(lambda: len(server.server._host.open) == 1)
+        busy.ping()
+        assert not busy.answers[stream].ended
+
+
+def test_a_client_without_calls_that_does_not_read_is_let_go_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_module, "FIRST_WORD_S", 0.05)
+    monkeypatch.setattr(connection_module, "IDLE_S", 0.3)
+    with (
+        opened(keepalive_s=0.05, keepalive_patience_s=5.0) as server,
+        Http2Client(server.address, {SettingCodes.INITIAL_WINDOW_SIZE: LARGEST_WINDOW}, receive_bytes=4096) as silent,
+    ):
+        silent.give(LARGEST_WINDOW - 65_535)
+        silent.call("Count", b"100 400000", headers=[("grpc-timeout", "100m")])
+
+        server.wait_quiet()
+
+
+# --- who is one too many
+
+
+def test_who_is_one_too_many_is_let_go_until_there_is_room(server: Http2Server, client: Http2Client) -> None:
+    client.ping()
+    server.ask(lambda: setattr(server.server._host, "most_open", 1))
+
+    with Http2Client(server.address) as other:
+        other.wait_gone()
+        assert other.frames == []
+
+    assert client.answer(client.call("Echo", b"still here")).messages == [b"still here"]
+    server.ask(lambda: setattr(server.server._host, "most_open", 2))
+    assert serves(server)
+
+
+def test_a_process_that_may_open_no_more_says_so_a_few_times_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, client: Http2Client, server: Http2Server
+) -> None:
+    client.ping()
+    asked = threading.Semaphore(0)
+
+    def refuse(_: socket.socket) -> None:
+        asked.release()
+        raise OSError(errno.EMFILE, "too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(socket.socket, "accept", refuse)
+        with Http2Client(server.address) as other:
+            assert asked.acquire(timeout=PATIENCE_S)
+            client.ping()
+            assert len(server.faults) <= server_module.AT_ONCE
+            assert all("out of system resource" in each for each in server.faults)
+            patched.undo()
+            assert other.answer(other.call("Echo", b"well")).messages == [b"well"]
+    server.faults.clear()
 
 
 # --- other ways to a server

@@ -11,18 +11,22 @@ from typing import Any, cast
 import grpc
 import pytest
 from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
 
+from inspectbus.runtime import loop_server as loop_server_module
 from inspectbus.runtime.http2.call import Call
 from inspectbus.runtime.http2.inbox import Inbox
 from inspectbus.runtime.http2.server import Server
 from inspectbus.runtime.loop_server import LARGE_BYTES, loop_server
 from inspectbus.runtime.rpc_server import Door
 from inspectbus.runtime.settings import ServiceSettings
+from tests.doubles.http2_client import SERVICE, Http2Client, framed
 
-SERVICE = "test.Service"
 PATIENCE_S = 10.0
+HEALTHY = health_pb2.HealthCheckResponse.SERVING
+DEADLINE_EXCEEDED = 4
 
 
 class Scripted:
@@ -137,6 +141,31 @@ def test_a_call_for_which_no_place_is_free_is_told_when_to_come_again(scripted: 
     status = rpc_status.from_call(call)
     assert status is not None
     assert any(detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR) for detail in status.details)
+
+
+def test_calls_whose_messages_do_not_come_end_in_time_and_keep_nobody_from_asking_for_health(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop_server_module, "REQUEST_S", 1.0)
+    settings = ServiceSettings(drain_s=0.1, rpc_threads=1)
+    with (
+        loop_server("waiting", settings, CollectorRegistry(), {SERVICE: scripted.add_to}) as door,
+        grpc.insecure_channel(door.address) as channel,
+        Http2Client(door.address) as slow,
+    ):
+        half = slow.begin("Echo")
+        slow.send(half, framed(b"message")[:8])
+        slow.ping()
+
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        assert health.Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S).status == HEALTHY
+        with pytest.raises(grpc.RpcError, match="1 calls are in hand"):
+            method(channel, "Echo")(b"one more", timeout=PATIENCE_S)
+        answer = slow.answer(half)
+
+        assert answer.status == DEADLINE_EXCEEDED
+        assert "did not come within 1 s" in answer.headers["grpc-message"]
+        assert method(channel, "Echo")(b"well", timeout=PATIENCE_S) == b"well"
 
 
 def test_calls_that_are_over_leave_nothing_for_the_garbage_collector(channel: grpc.Channel) -> None:

@@ -12,6 +12,7 @@ is not read either: so what waits to be sent is bounded too.
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -60,6 +61,8 @@ FRAMES_OF_A_CALL, FRAMES_OF_AN_ANSWER = 8, 2
 """That a client may say for what was answered: some ask for the time of a round trip with each answer."""
 FRAMES_AT_ONCE = 64
 """Then others have their turn: some thousand small ones that came at once would keep them waiting for 40 ms."""
+IDLE_S = 1800.0
+"""How long a connection may be open without a call; its client opens another when it has one."""
 FIRST_WORD_S = 20.0
 """Until a connection has said that it speaks HTTP/2."""
 
@@ -86,6 +89,8 @@ class Host:
     buffer: memoryview = field(default_factory=lambda: memoryview(bytearray(BUFFER_BYTES)))
     """See `Receiver`."""
     open: set[Connection] = field(default_factory=set)
+    most_open: int = field(default_factory=lambda: max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
+    """Half of what the process may have open."""
     leaving: bool = False
     """Whoever comes now is sent away."""
 
@@ -139,6 +144,9 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
         self._sender = Sender(transport)
+        if len(self._host.open) >= self._host.most_open:
+            transport.abort()  # whoever is here already is served, and files and the bus find room
+            return
         self._host.open.add(self)
         # Or a small answer would wait for 40 ms until the one before is acknowledged.
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -506,6 +514,9 @@ class Connection(asyncio.BufferedProtocol):
         if self._calls and silent_s >= patience_s:
             log.info("a client with calls is silent, and its connection ends", peer=self.peer, seconds=round(silent_s))
             self._transport.abort()
+            return
+        if not self._calls and silent_s >= IDLE_S:
+            self.drain()
             return
         if self._calls and silent_s >= self._terms.keepalive_s:
             self._sender.say(Kind.PING, bytes(8))

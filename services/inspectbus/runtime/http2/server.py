@@ -23,6 +23,8 @@ log = structlog.get_logger(__name__)
 HANDSHAKE_S = 20.0
 BACKLOG = 256
 """Connections that wait to be accepted."""
+AT_ONCE = 4
+"""Connections accepted before others have their turn; so many times asyncio tells each second that none can be."""
 
 Answer = Callable[[Any, Call], Awaitable[grpc.Status | None]]
 """Answers a call by its handler, and gives the status that it ends with; None where the call has one, or did well."""
@@ -54,8 +56,9 @@ class Server:
             sock=listening,
             ssl=tls,
             ssl_handshake_timeout=HANDSHAKE_S if tls is not None else None,
-            backlog=BACKLOG,
+            backlog=AT_ONCE,
         )
+        listening.listen(BACKLOG)
 
     async def stop(self, drain_s: float) -> None:
         """Takes no more calls; those that are open have `drain_s`, and are cancelled then."""
