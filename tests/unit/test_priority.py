@@ -1,25 +1,33 @@
-"""A load gives way to those who judge, and what it leaves behind does not."""
+"""Who computes gives way to those who answer, and who loads beside others to those who compute."""
 
 from __future__ import annotations
 
 import os
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from typing import TypeVar
 
 import pytest
 
 from inspectbus.inference import priority
-from inspectbus.inference.priority import LOWEST, giving_way
+from inspectbus.inference.priority import COMPUTES, LOADS, LOWEST, computes, loading
 
+T = TypeVar("T")
 PATIENCE_S = 10.0
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priority of their own")
 
 
-def niceness(thread: int) -> int:
-    return os.getpriority(os.PRIO_PROCESS, thread)
+def niceness(thread: int | None = None) -> int:
+    """Of the calling thread, or another."""
+    return os.getpriority(os.PRIO_PROCESS, threading.get_native_id() if thread is None else thread)
+
+
+def level(step: int) -> int:
+    return min(LOWEST, niceness(os.getpid()) + step)
 
 
 @contextmanager
@@ -36,40 +44,81 @@ def idle_thread() -> Iterator[int]:
         thread.join(PATIENCE_S)
 
 
-def test_the_thread_and_those_it_starts_are_lowered_within_and_raised_after() -> None:
-    own = threading.get_native_id()
-    usual = niceness(own)
+def on_a_thread(does: Callable[[], T]) -> T:
+    """A thread that may stay lowered."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(does).result(PATIENCE_S)
+
+
+@pytest.fixture
+def undone() -> None:
     if not priority._can_be_undone():
-        pytest.skip("this process may not raise a thread's priority, so none is lowered")
-    with idle_thread() as engine:
-        with giving_way(), idle_thread() as started:
-            # then it and its own are behind, and whoever was there before is not
-            lowered = min(LOWEST, usual + priority.STEP)
-            assert (niceness(own), niceness(started)) == (lowered, lowered)
-            assert niceness(engine) == usual
-        with giving_way():
-            later = idle_thread()
-            kept = later.__enter__()
-        assert (niceness(own), niceness(kept), niceness(engine)) == (usual, usual, usual)
-        later.__exit__(None, None, None)
+        pytest.skip("this process may not raise a thread's priority")
 
 
-def test_a_load_that_fails_is_raised_too() -> None:
-    usual = niceness(threading.get_native_id())
-    with pytest.raises(RuntimeError), giving_way():
-        raise RuntimeError
-    assert niceness(threading.get_native_id()) == usual
-
-
-def test_where_it_could_not_be_undone_nothing_is_lowered(monkeypatch: pytest.MonkeyPatch) -> None:
-    usual = niceness(threading.get_native_id())
+@pytest.fixture
+def unprivileged(monkeypatch: pytest.MonkeyPatch) -> None:
     lower = os.setpriority
 
     def refuse_to_raise(which: int, who: int, wanted: int) -> None:
-        if wanted <= niceness(who):
+        if wanted < niceness(who):
             raise PermissionError
         lower(which, who, wanted)
 
     monkeypatch.setattr(os, "setpriority", refuse_to_raise)
-    with giving_way():
-        assert niceness(threading.get_native_id()) == usual
+
+
+@pytest.mark.usefixtures("undone")
+@pytest.mark.parametrize(("beside", "meanwhile"), [(False, COMPUTES), (True, LOADS)])
+def test_what_a_load_starts_computes_from_then_on_and_beside_others_is_behind_them_meanwhile(
+    beside: bool, meanwhile: int
+) -> None:
+    usual, lowered, computing = niceness(), level(meanwhile), level(COMPUTES)
+    with ExitStack() as house:
+        other = house.enter_context(idle_thread())
+        with loading(beside=beside):
+            started = house.enter_context(idle_thread())
+            assert [niceness(each) for each in (None, started, other)] == [lowered, lowered, usual]
+        assert [niceness(each) for each in (None, started, other)] == [usual, computing, usual]
+
+
+@pytest.mark.usefixtures("undone")
+def test_a_load_that_fails_is_raised_too() -> None:
+    usual = niceness()
+    with pytest.raises(RuntimeError), loading(beside=True):
+        raise RuntimeError
+    assert niceness() == usual
+
+
+@pytest.mark.usefixtures("unprivileged")
+def test_where_it_could_not_be_undone_who_loads_is_level_with_who_computes_however_often() -> None:
+    def loads() -> list[int]:
+        found = []
+        for _ in range(2):
+            with ExitStack() as house:
+                with loading(beside=True):
+                    started = house.enter_context(idle_thread())
+                found.append(niceness(started))
+        return [*found, niceness()]
+
+    assert on_a_thread(loads) == [level(COMPUTES)] * 3
+
+
+@pytest.mark.usefixtures("unprivileged")
+def test_a_thread_that_computes_is_behind_the_others_and_says_so_as_often_as_it_likes() -> None:
+    def does() -> int:
+        computes()
+        computes()
+        return niceness()
+
+    assert on_a_thread(does) == level(COMPUTES)
+    assert niceness() == level(0)
+
+
+def test_elsewhere_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    usual = niceness()
+    computes()
+    with loading(beside=True):
+        assert niceness() == usual
+    assert niceness() == usual

@@ -10,6 +10,7 @@ import time
 from queue import SimpleQueue
 
 from inspectbus.inference.engine import Done, Engine, Images, Output
+from inspectbus.inference.priority import computes
 
 
 class OnThreads:
@@ -44,6 +45,7 @@ class OnThreads:
         pass  # a thread always comes back with a word
 
     def _work(self) -> None:
+        computes()
         while self._one():
             pass
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from inspectbus.errors import InspectBusError, ModelNotReady, NotPossibleNow
 from inspectbus.inference.batcher import Batcher
 from inspectbus.inference.choice import Choice, chosen_engine
 from inspectbus.inference.metrics import BatcherMetrics
-from inspectbus.inference.priority import giving_way
+from inspectbus.inference.priority import loading
 from inspectbus.inference.serving import InService, Serving
 from inspectbus.inference.settings import InferenceSettings
 from inspectbus.inference.streams import Streams
@@ -388,8 +388,7 @@ class Loader:
             if self._closing:
                 raise ModelNotReady("the service ends")
             others = common.judging()
-            # While nobody judges, nobody need be given way to.
-            with giving_way() if others else nullcontext():
+            with loading(beside=bool(others)):
                 engine, choice = chosen_engine(settings, wish.fetch(), card, alike=_alike(card, others))
         batcher = Batcher(
             engine,

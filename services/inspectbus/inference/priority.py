@@ -1,9 +1,12 @@
-"""Work that gives way: a version is loaded beside one that judges, on the same processor.
+"""Who goes first on a processor: those who answer callers, then those who compute, and last who loads beside them.
 
-thread that loads ─ lowered ─> the threads that libraries start from it inherit that ─ done ─> all are raised again
+thread that loads ─ lowered ─> the threads that libraries start from it inherit that ─ done ─> they compute
+thread of ours that computes ─ `computes` ─> behind those who answer
 
-A lowered thread can only be raised by a process that may (CAP_SYS_NICE, or a high enough `ulimit -e`), and an engine
-whose threads stayed behind everybody else's would be slow for good. So where it cannot be undone, nothing is lowered.
+An image is computed in milliseconds and answered in microseconds, and whoever refuses a call does it at once: where
+they waited for a time slice of those who compute, that would be most of what their callers wait for. A lowered thread
+can only be raised by a process that may (CAP_SYS_NICE, or a high enough `ulimit -e`), and an engine whose threads
+stayed behind another's would be slow for good. So where it cannot be undone, who loads is level with who computes.
 """
 
 from __future__ import annotations
@@ -17,32 +20,51 @@ from pathlib import Path
 
 TASKS = Path("/proc/self/task")
 """The threads of this process."""
-STEP = 10
-"""Niceness: a tenth of the processor where somebody else wants all of it. Not less, because a thread that holds
-Python's lock and is given no processor holds up everybody."""
+COMPUTES, LOADS = 5, 15
+"""Niceness, beyond that of the process: each has a third, and a tenth, of what those before it have where they want all
+of a processor. Not less, because a thread that holds Python's lock and is given no processor holds up everybody."""
 LOWEST = 19
 
 
-@contextmanager
-def giving_way() -> Iterator[None]:
-    """The calling thread, and all that are started from it within, have a lower priority until it is left.
+def computes() -> None:
+    """The calling thread does nothing else from now on.
 
-    Does nothing where priorities are not the threads' own (elsewhere than on Linux), or could not be raised again.
+    Nothing happens where priorities are not the threads' own (elsewhere than on Linux).
     """
-    if not _can_be_undone():
+    if _are_of_threads():
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _level(COMPUTES))
+
+
+@contextmanager
+def loading(*, beside: bool) -> Iterator[None]:
+    """What is started from the calling thread within computes from then on; `beside` others that do, it and they are
+    behind those until it is left. Nothing happens where priorities are not the threads' own.
+    """
+    if not _are_of_threads():
         yield
         return
-    thread = threading.get_native_id()
-    usual = os.getpriority(os.PRIO_PROCESS, thread)
-    lowered = min(LOWEST, usual + STEP)
-    os.setpriority(os.PRIO_PROCESS, thread, lowered)
+    own, undone = threading.get_native_id(), _can_be_undone()
+    usual, computing = _level(0), _level(COMPUTES)
+    lowered = _level(LOADS) if beside and undone else computing
+    os.setpriority(os.PRIO_PROCESS, own, lowered)
     try:
         yield
     finally:
-        for task in TASKS.iterdir():
-            with suppress(ProcessLookupError):  # it has ended meanwhile
-                if os.getpriority(os.PRIO_PROCESS, int(task.name)) == lowered:
-                    os.setpriority(os.PRIO_PROCESS, int(task.name), usual)
+        if undone:
+            os.setpriority(os.PRIO_PROCESS, own, usual)
+            for task in TASKS.iterdir():
+                with suppress(ProcessLookupError):  # it has ended meanwhile
+                    if os.getpriority(os.PRIO_PROCESS, int(task.name)) == lowered:
+                        os.setpriority(os.PRIO_PROCESS, int(task.name), computing)
+
+
+def _are_of_threads() -> bool:
+    return sys.platform == "linux" and TASKS.is_dir()
+
+
+def _level(step: int) -> int:
+    """Beyond the first thread's niceness, which is the process's."""
+    return min(LOWEST, os.getpriority(os.PRIO_PROCESS, os.getpid()) + step)
 
 
 def _can_be_undone() -> bool:
@@ -60,8 +82,7 @@ def _can_be_undone() -> bool:
             os.setpriority(os.PRIO_PROCESS, own, usual)
             undone = True
 
-    if sys.platform == "linux" and TASKS.is_dir():
-        thread = threading.Thread(target=attempt, name="priority-attempt", daemon=True)
-        thread.start()
-        thread.join(timeout=1.0)
+    thread = threading.Thread(target=attempt, name="priority-attempt", daemon=True)
+    thread.start()
+    thread.join(timeout=1.0)
     return undone

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -228,16 +227,14 @@ def test_fifty_swaps_under_load_lose_no_frame_fail_no_call_and_misname_nothing(
     assert swaps(line, "done") == 50
 
 
-def test_only_a_load_beside_a_version_that_judges_gives_way(
+def test_a_load_gives_way_to_those_who_answer_and_beside_a_version_that_judges_to_those_who_compute(
     serve: Start, owner: Production, cards: list[ModelCard], loads: SignedLoads
 ) -> None:
-    if not priority._can_be_undone():
-        pytest.skip("this process may not raise a thread's priority, so none is lowered")
     line = serve()
     owner.name(cards[1], news_to=line.bus)
     assert line.comes_to_judge(cards[1].version)
-    usual = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-    assert loads.niceness == [usual, min(priority.LOWEST, usual + priority.STEP)]
+    beside = priority.LOADS if priority._can_be_undone() else priority.COMPUTES
+    assert loads.niceness == [priority._level(priority.COMPUTES), priority._level(beside)]
 
 
 def damaged(owner: Production, version: Path, tmp_path: Path) -> ModelCard:
