@@ -12,6 +12,7 @@ is not read either: so what waits to be sent is bounded too.
 from __future__ import annotations
 
 import asyncio
+import math
 import resource
 import socket
 from collections.abc import Callable
@@ -63,6 +64,8 @@ FRAMES_AT_ONCE = 64
 """Then others have their turn: some thousand small ones that came at once would keep them waiting for 40 ms."""
 IDLE_S = 1800.0
 """How long a connection may be open without a call; its client opens another when it has one."""
+FULL_TOLD_S = 60.0
+"""Between log lines of who is one too many."""
 FIRST_WORD_S = 20.0
 """Until a connection has said that it speaks HTTP/2."""
 
@@ -90,9 +93,22 @@ class Host:
     """See `Receiver`."""
     open: set[Connection] = field(default_factory=set)
     most_open: int = field(default_factory=lambda: max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
-    """Half of what the process may have open."""
+    """Half of what the process may have open: then files and the bus find room."""
     leaving: bool = False
     """Whoever comes now is sent away."""
+    _told_s: float = -math.inf
+
+    def is_full(self, now_s: float) -> bool:
+        """Whether one more connection would be too many; said in the log at times."""
+        if len(self.open) < self.most_open:
+            return False
+        if now_s - self._told_s >= FULL_TOLD_S:
+            self._told_s = now_s
+            log.warning(
+                "no more connections are taken: half of what the process may open (`ulimit -n`) is in use",
+                connections=len(self.open),
+            )
+        return True
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -144,8 +160,8 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
         self._sender = Sender(transport)
-        if len(self._host.open) >= self._host.most_open:
-            transport.abort()  # whoever is here already is served, and files and the bus find room
+        if self._host.is_full(self._loop.time()):
+            transport.abort()
             return
         self._host.open.add(self)
         # Or a small answer would wait for 40 ms until the one before is acknowledged.
