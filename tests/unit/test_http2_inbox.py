@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inspectbus.errors import BadField, TooLarge
+from inspectbus.errors import BadField, BusClosed, TooLarge
 from inspectbus.runtime.http2 import inbox
 from inspectbus.runtime.http2.inbox import PREFIX_BYTES, WINDOW_BYTES, HungUp, Inbox, Message
 from tests.doubles.http2_client import framed
@@ -326,3 +326,38 @@ def test_a_sender_that_keeps_to_its_window_is_never_refused_and_never_stuck(
 
     with patch.object(inbox, "WINDOW_BYTES", SMALL_WINDOW):
         run(body())
+
+
+def test_what_comes_after_an_inbox_is_closed_is_neither_kept_nor_given_room_for() -> None:
+    async def conversation() -> None:
+        sender = Sender()
+        sender.send(framed(b"wanted") + framed(b"x" * 50)[:20])
+        assert (await sender.inbox.read()) == Message(b"wanted", compressed=False)
+
+        sender.inbox.close()
+
+        given = sender.given
+        tracemalloc.start()
+        try:
+            for _ in range(7):
+                sender.send(bytes(100_000))
+            kept, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert kept < 50_000
+        assert sender.inbox.room is None
+        assert sender.given == given
+
+    run(conversation())
+
+
+def test_who_waits_for_a_message_hears_that_none_is_taken_any_more() -> None:
+    async def conversation() -> None:
+        sender = Sender()
+        reading = asyncio.ensure_future(sender.inbox.read())
+        await asyncio.sleep(0)
+        sender.inbox.fail(BusClosed("stopping"))
+        with pytest.raises(BusClosed):
+            await reading
+
+    run(conversation())

@@ -115,6 +115,18 @@ def test_a_thread_that_computes_is_behind_the_others_and_says_so_as_often_as_it_
     assert niceness() == level(0)
 
 
+def test_where_no_priority_may_be_changed_everybody_goes_on_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "setpriority", refuse)
+    usual = niceness()
+    computes()
+    with loading(beside=True), idle_thread() as started:
+        assert (niceness(), niceness(started)) == (usual, usual)
+    assert niceness() == usual
+
+
 def test_elsewhere_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     usual = niceness()

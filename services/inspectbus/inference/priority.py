@@ -6,7 +6,8 @@ thread of ours that computes ─ `computes` ─> behind those who answer
 An image is computed in milliseconds and answered in microseconds, and whoever refuses a call does it at once: where
 they waited for a time slice of those who compute, that would be most of what their callers wait for. A lowered thread
 can only be raised by a process that may (CAP_SYS_NICE, or a high enough `ulimit -e`), and an engine whose threads
-stayed behind another's would be slow for good. So where it cannot be undone, who loads is level with who computes.
+stayed behind another's would be slow for good. So where it cannot be undone, who loads is level with who computes; and
+where a machine allows no change at all, everybody is.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def computes() -> None:
     Nothing happens where priorities are not the threads' own (elsewhere than on Linux).
     """
     if _are_of_threads():
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _level(COMPUTES))
+        _set(threading.get_native_id(), _level(COMPUTES))
 
 
 @contextmanager
@@ -46,16 +47,16 @@ def loading(*, beside: bool) -> Iterator[None]:
     own, undone = threading.get_native_id(), _can_be_undone()
     usual, computing = _level(0), _level(COMPUTES)
     lowered = _level(LOADS) if beside and undone else computing
-    os.setpriority(os.PRIO_PROCESS, own, lowered)
+    _set(own, lowered)
     try:
         yield
     finally:
         if undone:
-            os.setpriority(os.PRIO_PROCESS, own, usual)
-            for task in TASKS.iterdir():
+            _set(own, usual)
+            for thread in (int(task.name) for task in TASKS.iterdir()):
                 with suppress(ProcessLookupError):  # it has ended meanwhile
-                    if os.getpriority(os.PRIO_PROCESS, int(task.name)) == lowered:
-                        os.setpriority(os.PRIO_PROCESS, int(task.name), computing)
+                    if os.getpriority(os.PRIO_PROCESS, thread) == lowered:
+                        _set(thread, computing)
 
 
 def _are_of_threads() -> bool:
@@ -65,6 +66,12 @@ def _are_of_threads() -> bool:
 def _level(step: int) -> int:
     """Beyond the first thread's niceness, which is the process's."""
     return min(LOWEST, os.getpriority(os.PRIO_PROCESS, os.getpid()) + step)
+
+
+def _set(thread: int, niceness: int) -> None:
+    """Where that may be: who judges is not to fail for it."""
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, thread, niceness)
 
 
 def _can_be_undone() -> bool:
@@ -77,8 +84,8 @@ def _can_be_undone() -> bool:
         usual = os.getpriority(os.PRIO_PROCESS, own)
         if usual == LOWEST:
             return
-        os.setpriority(os.PRIO_PROCESS, own, usual + 1)
-        with suppress(PermissionError):
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, own, usual + 1)
             os.setpriority(os.PRIO_PROCESS, own, usual)
             undone = True
 

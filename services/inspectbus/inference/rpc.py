@@ -23,7 +23,7 @@ from inspectbus.api.v1.inference_pb2 import (
     ServedModel,
 )
 from inspectbus.domain.model_version import ModelCard
-from inspectbus.errors import InspectBusError, ModelNotReady
+from inspectbus.errors import BusClosed, InspectBusError, ModelNotReady
 from inspectbus.inference.batcher import Scored
 from inspectbus.inference.calls import answers, let_go, patience_of
 from inspectbus.inference.choice import Candidate, Choice
@@ -144,11 +144,14 @@ class _Stream:
         """Of answers, when all requests are there."""
         self._open: set[Future[Scored]] = set()
         self._over = False
+        self._stopping: BusClosed | None = None
 
     async def answer(self, ask: Callable[[Request], _Asked]) -> None:
         reading = asyncio.create_task(self._read(ask))
         try:
             await self._write()
+            if self._stopping is not None:
+                raise self._stopping
         finally:
             self._over = True
             let_go(tuple(self._open))
@@ -165,6 +168,8 @@ class _Stream:
                     return
                 self._start(position, ask, request)
                 position += 1
+        except BusClosed as error:  # the service stops: what was taken is answered first
+            self._stopping = error
         except Exception as error:  # no request came, or a fault of ours: the call ends with its name, and hangs never
             self._left.put_nowait(error)
             return

@@ -79,6 +79,11 @@ class Health(health.HealthServicer):
         status: int | None = self._server_status.get(service)  # type: ignore[attr-defined]
         return status
 
+    @property
+    def statuses(self) -> dict[str, int]:
+        """As they are at this moment, without a lock."""
+        return dict(self._server_status)  # type: ignore[attr-defined]
+
     @contextmanager
     def telling(self, told: Callable[[], object]) -> Iterator[None]:
         """Calls `told`, on any thread, whenever a status may have changed, until left."""
@@ -105,6 +110,16 @@ class LoopHealth(health_pb2_grpc.HealthServicer):
         if status is None:
             context.set_code(grpc.StatusCode.NOT_FOUND)
         return health_pb2.HealthCheckResponse(status=status)
+
+    async def List(self, request: Any, context: Any) -> Any:  # noqa: N802
+        if not self._health.was_ready:
+            await asyncio.to_thread(self._health.look)
+        # Its stub file knows Check and Watch only.
+        known: Any = health_pb2
+        statuses = self._health.statuses.items()
+        return known.HealthListResponse(
+            statuses={name: health_pb2.HealthCheckResponse(status=status) for name, status in statuses}
+        )
 
     async def Watch(  # noqa: N802
         self, request: health_pb2.HealthCheckRequest, context: Any

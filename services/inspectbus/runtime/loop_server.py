@@ -22,7 +22,7 @@ import grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
-from inspectbus.errors import QueueFull, TooLate
+from inspectbus.errors import BusClosed, QueueFull, TooLate
 from inspectbus.runtime.guard import Guard, GuardedCall, Received
 from inspectbus.runtime.health import LoopHealth
 from inspectbus.runtime.http2.call import Call
@@ -41,10 +41,12 @@ THREADS_BESIDE = 4
 LARGE_BYTES = 256 << 10
 """A message of more is worked on beside the loop. A MB of raw bytes is parsed in 0.02 ms, and one of names and values,
 which anybody may send, in 60: what is smaller keeps other calls waiting for 15 ms at worst."""
-REQUEST_S = 30.0
-"""Until the one message of a call is there: who sends it by the byte would have its turn for ever."""
+MESSAGE_S = 30.0
+"""Until the one message of a call is there, or its one answer has gone: who sends by the byte, or gives no room to
+answer in, would have what both take for ever."""
 HEALTH = "/grpc.health.v1.Health/Check"
 """Answered beside all turns: a service is not to be ended for being busy."""
+STOPPING = "the service is stopping; send again what was not answered"
 OPEN_S = 30.0
 """Until the loop serves. It takes milliseconds, or on a machine that is busy a second."""
 
@@ -93,13 +95,15 @@ async def _serve(behind: Behind[Server], opened: Future[tuple[int, Callable[[], 
     loop.set_default_executor(ThreadPoolExecutor(THREADS_BESIDE, thread_name_prefix=f"{behind.service}-beside"))
     settings = behind.settings
     terms = Terms(settings.max_message_bytes, behind.most_streams, KEEPALIVE_S, KEEPALIVE_PATIENCE_S)
-    server = Server(Answers(behind.guard, settings).answer, terms)
+    answers = Answers(behind.guard, settings)
+    server = Server(answers.answer, terms)
     behind.furnish(server, LoopHealth(behind.health), reflection.aio.ReflectionServicer)
     tls = server_context(settings)
     with _listening(behind) as listening:
         await server.listen(listening, tls)
         opened.set_result((listening.getsockname()[1], lambda: loop.call_soon_threadsafe(left.set)))
         await left.wait()
+        answers.leave()
         with suppress(TimeoutError):
             await asyncio.wait_for(server.stop(settings.drain_s), settings.drain_s + LEAVE_S / 2)
 
@@ -116,12 +120,18 @@ def _listening(behind: Behind[Server]) -> socket.socket:
 
 
 class Requests(Generic[Request]):
-    """The requests of a stream, read no faster than its sender may send."""
+    """The requests of a stream, read no faster than its sender may send. Raises BusClosed when the service stops."""
 
     def __init__(self, call: Call, parse: Callable[[bytes], Request], guarded: GuardedCall) -> None:
         self._call = call
         self._parse = parse
         self._guarded = guarded
+        self._leaving = False
+
+    def leave(self) -> None:
+        """No more of them are taken."""
+        self._leaving = True
+        self._call.inbox.fail(BusClosed(STOPPING))
 
     def __aiter__(self) -> Self:
         return self
@@ -130,6 +140,8 @@ class Requests(Generic[Request]):
         data = await self._call.read()
         if data is None:
             raise StopAsyncIteration
+        if self._leaving:  # it came before, and nobody has begun it
+            raise BusClosed(STOPPING)
         while wait_s := self._guarded.take(len(data)):
             await asyncio.sleep(wait_s)
         request: Request = await _parsed(Received(self._parse, data))
@@ -144,8 +156,15 @@ class Answers:
         self._turns = asyncio.Semaphore(settings.rpc_threads)
         self._most = settings.rpc_threads + settings.rpc_waiting
         self._in_hand = 0
+        self._reading: set[Requests[Any]] = set()
+        """Of streams that are open."""
         full = f"{self._most} calls are in hand, and no more may be (rpc_threads and rpc_waiting): try again soon"
         self._full = status_of(QueueFull(full))
+
+    def leave(self) -> None:
+        """Open streams end when what was taken is answered."""
+        for requests in self._reading:
+            requests.leave()
 
     async def answer(self, handler: Any, call: Call) -> grpc.Status | None:
         if call.method == HEALTH:
@@ -163,7 +182,8 @@ class Answers:
 
     async def _told(self, call: Call, answer: Any, status: grpc.Status | None) -> grpc.Status | None:
         if answer is not None:
-            await call.write(answer, last=True)
+            async with asyncio.timeout(MESSAGE_S):
+                await call.write(answer, last=True)
         return status
 
     async def _answered(self, handler: Any, call: Call) -> tuple[Any, grpc.Status | None]:
@@ -183,20 +203,33 @@ class Answers:
                     request = await _parsed(Received(handler.request_deserializer, data))
                 if not handler.response_streaming:
                     return await (handler.stream_unary or handler.unary_unary)(request, call), None
-                with guarded.place():
+                with guarded.place(), self._open(request):
                     await _written(handler.stream_stream or handler.unary_stream, request, call)
                     return None, None
             if guarded.refusal is not None:
                 call.set_code(guarded.refusal.code)
         return None, guarded.refusal
 
+    @contextmanager
+    def _open(self, request: Any) -> Iterator[None]:
+        if not isinstance(request, Requests):
+            yield
+            return
+        self._reading.add(request)
+        try:
+            yield
+        finally:
+            self._reading.discard(request)
+
 
 async def _one_message(call: Call) -> bytes | memoryview | None:
     try:
-        async with asyncio.timeout(REQUEST_S):
-            return await call.read()
+        async with asyncio.timeout(MESSAGE_S):
+            data = await call.read()
+            call.inbox.close()
+            return data
     except TimeoutError:
-        raise TooLate(f"the call's message did not come within {REQUEST_S:.0f} s") from None
+        raise TooLate(f"the call's message did not come within {MESSAGE_S:.0f} s") from None
 
 
 async def _parsed(received: Received) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from queue import Queue
 
@@ -15,6 +17,7 @@ from grpc_status import rpc_status
 
 from inspectbus.api.v1.decision_pb2 import VERDICT_DEFECTIVE, VERDICT_HOLD, VERDICT_QUALIFIED
 from inspectbus.api.v1.inference_pb2 import InferRequest, InferResponse, InferStreamRequest, Judgement
+from inspectbus.api.v1.inference_pb2_grpc import InferenceServiceStub
 from inspectbus.api.v1.prepared_frame_pb2 import Pixels
 from inspectbus.bus import Lane, connect, topics
 from inspectbus.bus.messages import prepared_message
@@ -28,7 +31,7 @@ from inspectbus.inference.settings import InferenceSettings
 from inspectbus.inference.slots import SlotQueue
 from inspectbus.runtime.open_streams import places_of
 from inspectbus.stores.models import ModelStore, read_card
-from tests.doubles.inference_service import PATIENCE_S, Running, TouchyEngine, field_of
+from tests.doubles.inference_service import PATIENCE_S, Running, TouchyEngine, field_of, running
 from tests.doubles.model_owner import model_owner
 from tests.doubles.prepared_frames import prepared_frame
 from tests.doubles.tiny_model import BRIGHT, DARK, SIDE, flat_image, tiny_version
@@ -292,6 +295,40 @@ def test_a_stream_that_is_cancelled_gives_its_place_back_at_once(
     while (refusal := refused(line)) is not None:  # the service has to hear of it
         assert refusal is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert time.monotonic() < until_s, "a place was kept for nobody"
+
+
+def test_a_stream_of_a_service_that_stops_is_answered_what_was_taken_and_told_to_send_the_rest_again(
+    tmp_path: Path, version: Path, touchy: Queue[TouchyEngine]
+) -> None:
+    settings = InferenceSettings(
+        port=0, metrics_port=0, state_dir=tmp_path, model_dir=version, threads=1, drain_s=PATIENCE_S, max_batch_size=1
+    )
+    with ExitStack() as service, ThreadPoolExecutor(1) as closer:
+        line = service.enter_context(running(settings))
+        line.wait_ready()
+        engine = touchy.get(timeout=PATIENCE_S)
+        while engine.entered.acquire(blocking=False):
+            pass
+        engine.gate.clear()
+        with grpc.insecure_channel(line.door.address) as channel:
+            stub = InferenceServiceStub(channel)
+            requests: list[Queue[InferStreamRequest]] = [Queue(), Queue()]
+            idle, busy = (stub.InferStream(iter(each.get, None), timeout=PATIENCE_S) for each in requests)
+            requests[1].put(InferStreamRequest(pixels=pixels(DARK)))
+            assert engine.entered.acquire(timeout=PATIENCE_S)
+
+            closing = closer.submit(service.close)
+
+            with pytest.raises(grpc.RpcError) as ended:
+                next(idle)
+            engine.gate.set()
+            assert next(busy).judgement.verdict == VERDICT_QUALIFIED
+            with pytest.raises(grpc.RpcError) as left:
+                next(busy)
+            closing.result(PATIENCE_S)
+    for each in (ended, left):
+        assert each.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert "send again what was not answered" in str(each.value.details())
 
 
 def refused(line: Running) -> grpc.StatusCode | None:

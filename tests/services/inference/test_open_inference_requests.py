@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -24,15 +25,15 @@ from inspectbus.api.oip.open_inference_pb2 import (
 )
 from inspectbus.api.oip.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from inspectbus.domain.model_version import Export
-from inspectbus.errors import BadField
+from inspectbus.errors import BadField, TooLarge
 from inspectbus.inference.batcher import Scored
-from inspectbus.inference.oip.request import images_of, output_names
+from inspectbus.inference.oip.request import Asked, images_of, output_names, read
 from inspectbus.inference.oip.response import response_of
 from inspectbus.inference.oip.tensors import HEATMAP, IMAGES, SCORE, outputs_of
 from inspectbus.networks import scorer
 from inspectbus.runtime.loop_server import LARGE_BYTES
 from inspectbus.stores.models import read_card
-from tests.doubles.inference_service import PATIENCE_S, Running, TouchyEngine, field_of
+from tests.doubles.inference_service import PATIENCE_S, Running, TouchyEngine, comes_true, field_of
 from tests.doubles.silent_client import SilentClient
 from tests.doubles.tiny_model import BRIGHT, DARK, SIDE, flat_image
 
@@ -320,6 +321,66 @@ def test_a_large_batch_whose_caller_hangs_up_gives_its_places_back(
         assert line.waits(0), "images that nobody waits for kept their places"
         engine.gate.set()
         assert infer(line, raw(DARK)).model_name == "tiny"
+
+
+def test_a_large_request_that_is_refused_leaves_nothing_for_the_garbage_collector(line: Running) -> None:
+    request = raw(*[DARK] * 100, model_name="unknown")
+    assert request.ByteSize() > LARGE_BYTES  # so it is worked on beside the loop
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            assert "unknown" in str(refused(line, request))
+        # the last one's refusal was perhaps quicker than its end
+        assert comes_true(lambda: not [each for each in gc.get_objects() if type(each) is Asked])
+    finally:
+        gc.enable()
+
+
+BEYOND = 20 << 20
+INPUTS, CONTENTS, PARAMETERS, INT64S, BYTES = b"\x2a", b"\x2a", b"\x22", b"\x1a", b"\x42"
+
+
+def field(number: bytes, data: bytes) -> bytes:
+    """As protobuf writes one of bytes."""
+    size, told = len(data), b""
+    while size > 0x7F:
+        told, size = told + bytes([size & 0x7F | 0x80]), size >> 7
+    return number + told + bytes([size]) + data
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        (INPUTS + b"\0") * (BEYOND // 2),
+        (PARAMETERS + b"\0") * (BEYOND // 2),
+        field(INPUTS, (PARAMETERS + b"\0") * (BEYOND // 2)),
+        field(INPUTS, field(CONTENTS, (BYTES + b"\0") * (BEYOND // 2))),
+        field(INPUTS, field(CONTENTS, field(INT64S, b"\1" * BEYOND))),
+        b"\x3a\0" * (BEYOND // 2),
+        b"\x08\1" * (BEYOND // 2),
+        field(b"\x0a", b"n" * BEYOND),
+    ],
+    ids=["inputs", "parameters", "of an input", "texts", "numbers", "pixels of nothing", "unknown fields", "a name"],
+)
+def test_a_request_of_words_is_refused_before_it_is_made_of_them(message: bytes) -> None:
+    with pytest.raises(TooLarge, match="beside its pixels"):
+        read(message)
+
+
+@pytest.mark.parametrize(
+    "message", [b"\x0b" * BEYOND, b"\xff" * BEYOND, b"\x2a" + b"\xff" * BEYOND], ids=["group", "tag", "size"]
+)
+def test_a_large_request_that_is_none_is_told_so(message: bytes) -> None:
+    with pytest.raises(DecodeError):
+        read(message)
+
+
+def test_pixels_are_no_words_however_many_and_in_whatever_way_they_are_written() -> None:
+    for request in (raw(*[DARK] * 100), typed(*[DARK] * 100)):
+        data = request.SerializeToString()
+        assert len(data) > LARGE_BYTES
+        assert read(data).message == request
 
 
 def test_of_calls_whose_answers_are_never_read_no_pixels_are_kept(line: Running) -> None:

@@ -27,6 +27,7 @@ from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 from structlog.testing import capture_logs
 
+from inspectbus.runtime import loop_server as loop_server_module
 from inspectbus.runtime.http2 import connection as connection_module
 from inspectbus.runtime.http2 import server as server_module
 from inspectbus.runtime.http2.call import Status
@@ -779,6 +780,13 @@ FLOODS: dict[str, Callable[[int, bytes], bytes]] = {
     "calls that are none": lambda at, _: frame(HEADERS, at, b"\x83", END_HEADERS),
     "calls beyond the limit": lambda at, words: frame(HEADERS, at, words, END_HEADERS),
     "headers that never end": lambda at, _: frame(HEADERS, 3, b"") if at == 3 else frame(CONTINUATION, 3),
+    "headers that take long to read": lambda at, words: frame(
+        HEADERS, at, b"\x20" * (16_000 - len(words)) + words, END_HEADERS | END_STREAM
+    ),
+    "headers that fill the table": lambda at, words: frame(
+        HEADERS, at, words + b"\x40\x01x\x1f" + b"v" * 31 + b"\x40\x01y\x01v" * 3000, END_HEADERS | END_STREAM
+    ),
+    "settings beyond number": lambda _, __: frame(SETTINGS, 0, (b"\0\4" + bytes(4)) * 2700),
     "bytes of calls that are over": lambda at, words: (
         frame(HEADERS, at, words, END_HEADERS) + frame(RST_STREAM, at, bytes(4)) + frame(DATA, at, b"x") * 3
     ),
@@ -959,6 +967,15 @@ def test_a_client_without_calls_that_does_not_read_is_let_go_too(monkeypatch: py
 
 
 # --- who is one too many
+
+
+def test_a_client_that_gives_no_room_to_be_answered_loses_its_call_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop_server_module, "MESSAGE_S", 0.2)
+    with opened() as server, Http2Client(server.address, {SettingCodes.INITIAL_WINDOW_SIZE: 0}) as silent:
+        stream = silent.call("Echo", b"too much")
+
+        assert silent.answer(stream).status == DEADLINE_EXCEEDED
+        server.wait_quiet(connections=1)
 
 
 def test_who_is_one_too_many_is_let_go_until_there_is_room(server: Http2Server, client: Http2Client) -> None:

@@ -6,7 +6,10 @@ import asyncio
 import gc
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from queue import SimpleQueue
 from typing import Any, cast
 
 import grpc
@@ -18,7 +21,6 @@ from prometheus_client import CollectorRegistry
 
 from inspectbus.runtime import loop_server as loop_server_module
 from inspectbus.runtime.http2.call import Call
-from inspectbus.runtime.http2.inbox import Inbox
 from inspectbus.runtime.http2.server import Server
 from inspectbus.runtime.loop_server import LARGE_BYTES, loop_server
 from inspectbus.runtime.rpc_server import Door
@@ -26,6 +28,7 @@ from inspectbus.runtime.settings import ServiceSettings
 from tests.doubles.http2_client import SERVICE, Http2Client, framed
 
 PATIENCE_S = 10.0
+health_all: Any = health_pb2  # its stub file knows Check and Watch only
 HEALTHY = health_pb2.HealthCheckResponse.SERVING
 DEADLINE_EXCEEDED = 4
 
@@ -57,10 +60,15 @@ class Scripted:
             raise
         raise AssertionError("nobody sets it")
 
+    async def relay(self, requests: Any, context: Any) -> AsyncIterator[bytes]:
+        async for request in requests:
+            yield request
+
     def add_to(self, server: Server) -> None:
         handlers: dict[str, Any] = {
             "Echo": grpc.unary_unary_rpc_method_handler(self.echo, self.parse, bytes),
             "Wait": grpc.unary_unary_rpc_method_handler(self.wait, self.parse, bytes),
+            "Relay": grpc.stream_stream_rpc_method_handler(self.relay, self.parse, bytes),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
 
@@ -123,6 +131,38 @@ def test_leaving_cancels_what_does_not_end_in_time_and_leaves_no_thread(scripted
     assert not [each.name for each in threading.enumerate() if each.name.startswith("leaving")]
 
 
+def test_a_stream_that_waits_for_its_sender_ends_when_the_service_stops(scripted: Scripted) -> None:
+    settings = ServiceSettings(drain_s=PATIENCE_S)
+    requests: SimpleQueue[bytes | None] = SimpleQueue()
+    with ExitStack() as service, ThreadPoolExecutor(1) as closer:
+        door = service.enter_context(loop_server("told", settings, CollectorRegistry(), {SERVICE: scripted.add_to}))
+        with grpc.insecure_channel(door.address) as channel:
+            relay: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(f"/{SERVICE}/Relay", None, None)
+            answers = relay(iter(requests.get, None), timeout=PATIENCE_S)
+            requests.put(b"first")
+            assert next(answers) == b"first"
+            begun_s = time.monotonic()
+            closing = closer.submit(service.close)
+            with pytest.raises(grpc.RpcError) as caught:
+                next(answers)
+            requests.put(None)
+            closing.result(PATIENCE_S)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert "the service is stopping" in str(caught.value.details())
+    assert time.monotonic() - begun_s < PATIENCE_S / 2
+
+
+def test_all_of_health_is_listed_and_a_message_of_it_is_small(channel: grpc.Channel) -> None:
+    listed: Any = channel.unary_unary("/grpc.health.v1.Health/List", None, health_all.HealthListResponse.FromString)
+    statuses = {name: each.status for name, each in listed(b"", timeout=PATIENCE_S).statuses.items()}
+    assert statuses == {"": HEALTHY, SERVICE: HEALTHY}
+
+    check: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/grpc.health.v1.Health/Check", None, None)
+    with pytest.raises(grpc.RpcError) as caught:
+        check(bytes(5000), timeout=PATIENCE_S)
+    assert cast(grpc.Call, caught.value).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
 def test_a_call_for_which_no_place_is_free_is_told_when_to_come_again(scripted: Scripted) -> None:
     settings = ServiceSettings(drain_s=0.1, rpc_threads=1)
     with (
@@ -147,7 +187,7 @@ def test_a_call_for_which_no_place_is_free_is_told_when_to_come_again(scripted: 
 def test_calls_whose_messages_do_not_come_end_in_time_and_keep_nobody_from_asking_for_health(
     scripted: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop_server_module, "REQUEST_S", 1.0)
+    monkeypatch.setattr(loop_server_module, "MESSAGE_S", 1.0)
     settings = ServiceSettings(drain_s=0.1, rpc_threads=1)
     with (
         loop_server("waiting", settings, CollectorRegistry(), {SERVICE: scripted.add_to}) as door,
@@ -171,20 +211,20 @@ def test_calls_whose_messages_do_not_come_end_in_time_and_keep_nobody_from_askin
 
 def test_calls_that_are_over_leave_nothing_for_the_garbage_collector(channel: grpc.Channel) -> None:
     gc.collect()
-    before = calls_and_inboxes()  # of other tests
+    before = echoes()  # of other tests
     gc.disable()  # it holds up everybody for as long as it looks
     try:
         for _ in range(100):
             assert method(channel, "Echo")(b"small", timeout=PATIENCE_S) == b"small"
         # the last one's answer was perhaps quicker than its end
         pause, until_s = threading.Event(), time.monotonic() + PATIENCE_S
-        while (left := calls_and_inboxes() - before) and time.monotonic() < until_s:
+        while (left := echoes() - before) and time.monotonic() < until_s:
             pause.wait(0.01)
-        assert not left
+        assert not left, [repr(holder)[:200] for each in left for holder in gc.get_referrers(each)]
     finally:
         gc.enable()
 
 
-def calls_and_inboxes() -> set[Call | Inbox]:
+def echoes() -> set[Call]:
     # By type alone: to ask some objects of libraries for their class wakes them up.
-    return {each for each in gc.get_objects() if type(each) in (Call, Inbox)}
+    return {each for each in gc.get_objects() if type(each) is Call and each.method == f"/{SERVICE}/Echo"}

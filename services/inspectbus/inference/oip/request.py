@@ -1,23 +1,45 @@
 """A ModelInferRequest becomes images, or is refused by the field at fault before its pixels are touched.
 
-parameters, outputs, the input's name, datatype and shape ─> contents, raw or typed ─> one image each
+bytes ─ few words beside the pixels? ─> protobuf ─> parameters, outputs, the input's name, datatype and shape
+                                                        └─> contents, raw or typed ─> one image each
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
+from google.protobuf.message import DecodeError, Message
 
 from inspectbus.api.oip.open_inference_pb2 import InferTensorContents, ModelInferRequest
 from inspectbus.domain.model_version import ModelCard
-from inspectbus.errors import BadField
+from inspectbus.errors import BadField, TooLarge
 from inspectbus.imaging import Image
 from inspectbus.inference.oip.tensors import IMAGES, UINT8, input_of, outputs_of
 from inspectbus.runtime.loop_server import LARGE_BYTES
 
 InputTensor: TypeAlias = ModelInferRequest.InferInputTensor
+
+
+def _number(message: type[Message], field: str) -> int:
+    return message.DESCRIPTOR.fields_by_name[field].number
+
+
+WORDS_BYTES = LARGE_BYTES
+"""Of all that a request says beside its pixels. What protobuf makes of it may take fifty times as much memory, and
+nobody else runs in Python meanwhile."""
+
+_Pixels: TypeAlias = Mapping[int, "_Pixels | None"]
+_CONTENTS = ("bool_contents", "int_contents", "uint_contents", "fp32_contents", "fp64_contents")
+"""That take four times their bytes at most."""
+_PIXELS: _Pixels = {
+    _number(ModelInferRequest, "raw_input_contents"): None,
+    _number(ModelInferRequest, "inputs"): {
+        _number(InputTensor, "contents"): {_number(InferTensorContents, name): None for name in _CONTENTS}
+    },
+}
+"""Where they stand: by the numbers of fields, and of fields within those."""
 
 PREPARATION_HASH = "preparation_hash"
 """The one parameter a request may have."""
@@ -37,8 +59,56 @@ class Asked(NamedTuple):
 
 
 def read(data: bytes) -> Asked:
-    """Raises DecodeError when it is no such message."""
+    """Raises DecodeError when it is no such message, and TooLarge where it says too much beside its pixels."""
+    if len(data) > WORDS_BYTES and _words(memoryview(data), _PIXELS) > WORDS_BYTES:
+        raise TooLarge(
+            f"the request says more than {WORDS_BYTES} bytes beside its pixels, which stand in raw_input_contents "
+            "or in inputs[0].contents.uint_contents"
+        )
     return Asked(ModelInferRequest.FromString(data), len(data))
+
+
+def _words(data: memoryview, pixels: _Pixels) -> int:
+    """How many bytes stand elsewhere than where `pixels` do, or more than may. Raises DecodeError.
+
+    https://protobuf.dev/programming-guides/encoding: a field is its number and kind, and then a number, some bytes, or
+    a length and as many bytes.
+    """
+    words = at = 0
+    while at < len(data) and words <= WORDS_BYTES:
+        begins = at
+        tag, at = _varint(data, at)
+        field, kind = tag >> 3, tag & 7
+        if kind == 2:
+            size, at = _varint(data, at)
+            words += at - begins
+            if field not in pixels:
+                words += size
+            elif (within := pixels[field]) is not None:
+                words += _words(data[at : at + size], within)
+            at += size
+            continue
+        if kind == 0:
+            _, at = _varint(data, at)
+        elif kind in _FIXED_BYTES:
+            at += _FIXED_BYTES[kind]
+        else:
+            raise DecodeError("a kind of field that no message of this protocol has")
+        words += at - begins
+    return words
+
+
+_FIXED_BYTES = {1: 8, 5: 4}
+
+
+def _varint(data: memoryview, at: int) -> tuple[int, int]:
+    """The number there, and where it ends. Raises DecodeError."""
+    number = 0
+    for count, byte in enumerate(data[at : at + 10]):
+        number |= (byte & 0x7F) << 7 * count
+        if byte < 0x80:
+            return number, at + count + 1
+    raise DecodeError("a number that does not end")
 
 
 def preparation_hash_of(request: ModelInferRequest) -> str:

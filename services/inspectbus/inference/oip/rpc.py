@@ -103,6 +103,9 @@ class OpenInferenceRpc:
         except asyncio.CancelledError:
             asking.add_done_callback(_let_go)
             raise
+        finally:
+            # A refusal knows this frame: the two, pixels and all, would wait for the garbage collector.
+            del asking
 
     def _ask(self, request: oip.ModelInferRequest, deadline_s: float) -> _Waiting:
         preparation_hash = preparation_hash_of(request)

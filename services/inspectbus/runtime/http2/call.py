@@ -46,6 +46,8 @@ _ANSWER = encoded(
 _DONE = encoded([("grpc-status", "0")])
 
 
+GRPCS_OWN, SMALL_BYTES = "/grpc.", 4 << 10
+"""Health and reflection: everybody may ask them, and what a message of theirs has at most."""
 MOST_TRAILERS_BYTES = 8 << 10
 """More would be dropped by gRPC's clients, the status with them."""
 
@@ -80,8 +82,6 @@ class Call:
         self.stream_id = stream_id
         self.room = connection.first_room
         """What may be sent of it now."""
-        # Not told of the call itself: the two would wait, pixels and all, for the garbage collector.
-        self.inbox = Inbox(most_message_bytes, partial(connection.give, stream_id))
         self.task: asyncio.Task[None] | None = None
         """Who answers it."""
         self.serialize: Callable[[Any], bytes] = bytes
@@ -92,7 +92,9 @@ class Call:
         self._all_headers = headers
         self.method = self._headers.get(b":path", b"").decode("latin-1")
         """/package.Service/Method"""
-        self._most_bytes = most_message_bytes
+        self._most_bytes = SMALL_BYTES if self.method.startswith(GRPCS_OWN) else most_message_bytes
+        # Not told of the call itself: the two would wait, pixels and all, for the garbage collector.
+        self.inbox = Inbox(self._most_bytes, partial(connection.give, stream_id))
         self._peer = connection.peer
         self._until_s = self._deadline()
         self._answered = False

@@ -60,6 +60,9 @@ SMALL_BYTES = 1 << 10
 large frame costs its sender more than us."""
 FRAMES_OF_A_CALL, FRAMES_OF_AN_ANSWER = 8, 2
 """That a client may say for what was answered: some ask for the time of a round trip with each answer."""
+PLAIN_BYTES, BYTES_OF_A_FRAME = 1 << 10, 64
+"""Of headers or settings: what they have beyond the first costs as much as so many frames. 16 KB of either keep us for
+1 to 8 ms, and clients that mean well send a few hundred bytes."""
 FRAMES_AT_ONCE = 64
 """Then others have their turn: some thousand small ones that came at once would keep them waiting for 40 ms."""
 IDLE_S = 1800.0
@@ -249,7 +252,7 @@ class Connection(asyncio.BufferedProtocol):
         elif kind == Kind.HEADERS:
             self._headers_come(stream_id, payload, flags)
         else:
-            self._count_frame()
+            self._count_frame(payload)
             if (hear := self._by_kind.get(kind)) is not None:  # else it is of a kind that came later
                 hear(stream_id, bytes(payload), flags)
 
@@ -329,6 +332,8 @@ class Connection(asyncio.BufferedProtocol):
     def _headers_end(self) -> None:
         assert self._headers is not None
         (stream_id, block, last), self._headers = self._headers, None
+        if len(block) > PLAIN_BYTES:
+            self._count_frame(block)
         try:
             # Also where nobody wants them: what comes later may refer to them.
             headers: Any = self._decoder.decode(block, raw=True)
@@ -417,10 +422,11 @@ class Connection(asyncio.BufferedProtocol):
     def _earn(self, frames: int) -> None:
         self._frames_left = min(self._frames_left + frames, BURST_FRAMES)
 
-    def _count_frame(self) -> None:
+    def _count_frame(self, payload: bytes | memoryview = b"") -> None:
         now_s = self._loop.time()
         earned = (now_s - self._frames_counted_s) * FRAMES_PER_S
-        self._frames_left = min(self._frames_left + earned, BURST_FRAMES) - 1
+        cost = 1 + max(0, len(payload) - PLAIN_BYTES) / BYTES_OF_A_FRAME
+        self._frames_left = min(self._frames_left + earned, BURST_FRAMES) - cost
         self._frames_counted_s = now_s
         if self._frames_left < 0:
             raise Violation(Code.ENHANCE_YOUR_CALM, "too many frames that carry nothing")
@@ -504,7 +510,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def _tell_room(self) -> None:
         for call in tuple(self.starved):
-            call.tell_room()
+            if call.room > 0:
+                call.tell_room()
 
     # --- how it ends
 

@@ -61,6 +61,7 @@ class Inbox:
         self._have = 0
         self._reader: asyncio.Future[None] | None = None
         self._failure: InspectBusError | HungUp | None = None
+        self._closed = False
         self.ended = False
         """Nothing more will come."""
 
@@ -75,7 +76,7 @@ class Inbox:
     @property
     def room(self) -> memoryview | None:
         """Where the next bytes belong, where that is known: whoever writes them there himself says `filled`."""
-        return None if self._memory is None or self._unread else self._memory[self._have :]
+        return None if self._memory is None or self._unread or self._closed else self._memory[self._have :]
 
     def filled(self, count: int) -> None:
         self._have += count
@@ -85,6 +86,8 @@ class Inbox:
             self._whole(memory)
 
     def received(self, data: memoryview) -> None:
+        if self._closed:
+            return
         left = len(data) if self._unread else self._divided(data)
         if left:
             self._unread += data[len(data) - left :]
@@ -93,7 +96,7 @@ class Inbox:
     def settle(self) -> None:
         """Gives back the room of what was read, or is waited for, as soon as it is worth telling."""
         given = self._owed if self._reader is not None else self._owed - self._held
-        if given >= WINDOW_BYTES // 2 and not self.ended:
+        if given >= WINDOW_BYTES // 2 and not (self.ended or self._closed):
             self._owed -= given
             self._window += given
             self._give(given)
@@ -105,11 +108,19 @@ class Inbox:
     def hung_up(self) -> None:
         """Its sender has gone: who reads beside the call's own task hears of it too."""
         self.ended = True
-        self._ready.clear()
-        self._unread, self._unread_from = bytearray(), 0
+        self._forget()
         self._fail(HungUp())
 
     # --- what the call does
+
+    def close(self) -> None:
+        """Nothing more is wanted: what comes still is thrown away, and no room is given for it."""
+        self._closed = True
+        self._forget()
+
+    def fail(self, error: InspectBusError) -> None:
+        """Whoever reads on hears of it."""
+        self._fail(error)
 
     async def read(self) -> Message | None:
         """The next message; None after the last. Raises BadField and TooLarge for what cannot be one, and HungUp."""
@@ -135,6 +146,11 @@ class Inbox:
         return message
 
     # ---
+
+    def _forget(self) -> None:
+        self._ready.clear()
+        self._unread, self._unread_from = bytearray(), 0
+        self._prefix, self._memory = b"", None
 
     def _look_on(self) -> None:
         with memoryview(self._unread) as unread, unread[self._unread_from :] as data:
