@@ -107,12 +107,16 @@ def test_words_that_label_values_are_known_to_the_code() -> None:
     from inspectbus.api.v1.gate_pb2 import GateReason
     from inspectbus.bus import Lane
     from inspectbus.bus.rabbitmq.metrics import ENDS
+    from inspectbus.errors import kinds
 
     words = {
         "state": {StationState.Name(state).removeprefix("STATION_STATE_").lower() for state in STATES},
         "verdict": {name.removeprefix("VERDICT_").lower() for name in Verdict.DESCRIPTOR.values_by_name},
         "label": {name.removeprefix("LABEL_").lower() for name in Label.DESCRIPTOR.values_by_name},
-        "reason": {name.removeprefix("GATE_REASON_").lower() for name in GateReason.DESCRIPTOR.values_by_name},
+        "reason": {
+            *(name.removeprefix("GATE_REASON_").lower() for name in GateReason.DESCRIPTOR.values_by_name),
+            *kinds(),
+        },
         "lane": {lane.value for lane in Lane},
         "how": set(ENDS),
     }
