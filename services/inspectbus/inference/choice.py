@@ -250,6 +250,7 @@ def _gate(name: str, engine: Engine, folder: Path, card: ModelCard, settings: In
         card,
         largest_batch(engine, settings),
         verdicts=FORMS[name].reduced,
+        engine="the network" if settings.engine == AUTO else name,  # with `auto` its name stands before each reason
     )
     # An engine prepares itself for each size of batch when it first meets it, and no frame shall wait for that.
     largest = largest_batch(engine, settings)

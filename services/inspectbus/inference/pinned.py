@@ -18,12 +18,18 @@ from inspectbus.inference.verdict import verdict_of
 
 
 def check_pinned(
-    score: Callable[[Images], Scores], folder: Path, card: ModelCard, batch_size: int, *, verdicts: bool = False
+    score: Callable[[Images], Scores],
+    folder: Path,
+    card: ModelCard,
+    batch_size: int,
+    *,
+    verdicts: bool = False,
+    engine: str = "the network",
 ) -> float:
     """Each pinned image must get its recorded score from `score`, in batches of `batch_size`. Warms it up too.
 
     With `verdicts` it must get the recorded score's verdict too: within the tolerance there may be a threshold.
-    Gives the largest difference. Raises CorruptModel naming the image.
+    Gives the largest difference. Raises CorruptModel naming `engine` and the image.
     """
     images = pinned_images(folder, card)
     scores = np.concatenate([_scores(score, images[at : at + batch_size]) for at in range(0, len(images), batch_size)])
@@ -31,14 +37,14 @@ def check_pinned(
         # Written so that NaN fails: no comparison with it is true.
         if not abs(found - image.score) <= card.pinned_tolerance:
             raise CorruptModel(
-                f"pinned image {image.file} scores {found:.4f} here, and {image.score:.4f} when the version was made; "
-                f"{card.pinned_tolerance} apart is allowed",
+                f"{engine} gives pinned image {image.file} the score {found:.4f} here, and it had {image.score:.4f} "
+                f"when the version was made; {card.pinned_tolerance} apart is allowed",
                 field=image.file,
             )
         if verdicts and verdict_of(found, card.thresholds) != verdict_of(image.score, card.thresholds):
             raise CorruptModel(
-                f"pinned image {image.file} scores {found:.4f} here, and {image.score:.4f} when the version was made: "
-                "near, but another verdict",
+                f"{engine} gives pinned image {image.file} the score {found:.4f} here, and it had {image.score:.4f} "
+                "when the version was made: near, but another verdict",
                 field=image.file,
             )
     _scores(score, np.zeros((batch_size, *images.shape[1:]), np.uint8))

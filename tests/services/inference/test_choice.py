@@ -370,9 +370,9 @@ def test_one_that_is_asked_for_by_name_is_taken_unmeasured_or_refused(machine: M
     assert (choice.chosen, machine.opened, choice.measured_at_s) == ("openvino", ["openvino"], None)
     with pytest.raises(NotPossibleNow, match="not installed"):
         machine.choose("onnxruntime")
-    machine.has("openvino", 0.02, off=0.05)
-    with pytest.raises(CorruptModel):
-        machine.choose("openvino")
+    machine.has("openvino-bf16", 0.02, off=0.05)
+    with pytest.raises(CorruptModel, match=r"^openvino-bf16 gives pinned image pinned/0.png the score "):
+        machine.choose("openvino-bf16")
 
 
 def test_all_run_by_turns_and_the_slow_one_leaves_after_three() -> None:
