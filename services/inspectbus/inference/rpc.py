@@ -1,6 +1,6 @@
 """The gRPC door: prepared pixels in, a judgement out, through the same batcher as the bus. Makes no record.
 
-On the loop's one thread all is done that a call asks for; its answers come from the batcher's threads.
+On the loop's one thread all is done that a call asks for; its answers come from the threads that compute.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class _Stream:
     """One InferStream: a task of its own reads requests, while the call's gives answers as they come.
 
     At most `window` requests are under way. Then reading pauses, and gRPC's flow control slows the sender. When the
-    caller has gone gRPC cancels the call's task, and what the other reads has an end.
+    caller has gone the call's task is cancelled, and what the other reads has an end.
     """
 
     def __init__(self, requests: Requests[Request], context: Any, handover: Handover, window: int) -> None:
